@@ -1,0 +1,33 @@
+"""`python -m harness`: Hydra in, run out. Exit status 0 ok or skipped, 2 a user's mistake, 1 anything else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "WANDB_SILENT": "true"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Dispatch a command line; every user's mistake ends here as one sentence."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from harness.core.errors import UserError
+
+    try:
+        from harness import command
+
+        return command.dispatch(list(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""How much to remove where: one file per paper."""

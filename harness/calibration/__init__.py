@@ -1,0 +1,1 @@
+"""Walking the blocks of a model over calibration windows, and questions to the model."""

@@ -1,0 +1,55 @@
+"""Two self-checks before anything is pruned: the replay of the blocks is the model, and the model is causal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.calibration.stream import Stream, first
+from harness.core.errors import UserError
+from harness.models.anatomy import Anatomy
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}
+"""Largest difference of logits, relative to their largest magnitude (at least 1), that rounding explains."""
+
+
+@torch.no_grad()
+def self_check(model: nn.Module, anatomy: Anatomy, tokens: Tensor) -> None:
+    """Check one window of token ids (1, L).
+
+    Raises:
+        UserError: replaying the blocks does not give the model's logits, or a later token moves earlier logits.
+    """
+    dense = model(tokens, use_cache=False).logits
+    limit = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(dense.abs().max()))
+    moved = float((_replayed_logits(model, anatomy, tokens) - dense).abs().max())
+    if not moved <= limit:
+        raise UserError(
+            f"replaying the blocks of this model moves its logits by {moved:.3g} (limit {limit:.3g}); "
+            "its family or this version of transformers is not supported."
+        )
+    changed = tokens.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % model.config.vocab_size
+    moved = float((model(changed, use_cache=False).logits - dense)[:, :-1].abs().max())
+    if not moved <= limit:
+        raise UserError(f"changing the last token moves earlier logits by {moved:.3g}: this model is not causal here.")
+
+
+def _replayed_logits(model: nn.Module, anatomy: Anatomy, tokens: Tensor) -> Tensor:
+    """The model's own head on the replayed blocks: the last block's output is replaced on its way."""
+    state = Stream(model, anatomy, [tokens])
+    hidden = state.hidden[0]
+    for index in range(len(state.blocks)):
+        hidden = state.run_block(index, hidden)
+
+    def replace(_: nn.Module, positional: tuple[Any, ...], output: Any) -> Any:
+        first(output).copy_(hidden)
+        return output
+
+    handle = state.blocks[-1].register_forward_hook(replace)
+    try:
+        return model(tokens, use_cache=False).logits
+    finally:
+        handle.remove()

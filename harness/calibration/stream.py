@@ -1,0 +1,175 @@
+"""Walk a model block by block over calibration windows, each block seeing what was done to the ones before.
+
+The model itself makes the arguments of its blocks: they are caught by hooks in one forward per batch shape and
+replayed, so nothing here knows a mask, a rotary embedding or a family. Shapes: B windows, L tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.calibration.progress import progress
+from harness.core.statistic import Statistic
+from harness.models.anatomy import Anatomy
+
+TOKENS_PER_BATCH = 4096
+
+
+class _Stop(Exception):
+    """Ends a forward once the first block's input is caught."""
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of a block's output, which is a tensor or a tuple that opens with it."""
+    hidden = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+class Stream:
+    """The hidden states (B, L, D) of all batches in front of the current block, and how to run that block."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor]) -> None:
+        self.model, self.anatomy = model, anatomy
+        self.blocks = anatomy.block_list(model)
+        self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        self.hidden = [self._embed(batch) for batch in batches]
+        for batch in batches:
+            if tuple(batch.shape) not in self._arguments:
+                self._arguments[tuple(batch.shape)] = self._catch_arguments(batch)
+
+    def run_block(self, index: int, hidden: Tensor) -> Tensor:
+        """The block's output (B, L, D) with the arguments that the model itself would give it."""
+        arguments = self._arguments[tuple(hidden.shape[:2])][index]
+        return first(self.blocks[index](hidden, **arguments))
+
+    @torch.no_grad()
+    def _embed(self, batch: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+
+        def stop(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            caught.append(positional[0] if positional else named["hidden_states"])
+            raise _Stop
+
+        handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(batch, use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+    @torch.no_grad()
+    def _catch_arguments(self, batch: Tensor) -> list[dict[str, Any]]:
+        """What every block is called with beside the hidden states; blocks of one model may differ in it."""
+        caught: list[dict[str, Any]] = []
+
+        def catch(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            assert len(positional) <= 1, "blocks take the hidden states first and everything else by name"
+            caught.append({key: value for key, value in named.items() if key != "hidden_states"})
+
+        handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in self.blocks]
+        try:
+            self.model(batch, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return caught
+
+
+class StreamedBlock:
+    """One block of a stream: a `BlockView`."""
+
+    def __init__(self, stream: Stream, index: int, needs_outputs: bool) -> None:
+        self.index = index
+        self._stream = stream
+        self._linears = stream.anatomy.block_linears(stream.model, index)
+        self._outputs: list[Tensor] | None = None
+        self._needs_outputs = needs_outputs
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return {site: linear.weight.data for site, linear in self._linears.items()}
+
+    def write(self, site: str, weight: Tensor) -> None:
+        """Put a new weight (O, I) in place; what the block gave before no longer holds."""
+        self._linears[site].weight.data.copy_(weight)
+        self._outputs = None
+
+    @torch.no_grad()
+    def observe(self, statistic: Statistic) -> dict[str, Tensor]:
+        """The statistic of every linear's inputs, linears with a common input sharing one tensor."""
+        prefix = f"{self._stream.anatomy.blocks}.{self.index}."
+        states: dict[str, Tensor] = {}
+        handles = []
+        for group in self._stream.anatomy.inputs:
+            linear = self._linears[prefix + group[0]]
+            states[group[0]] = statistic.init(linear.in_features, linear.weight.device)
+            handles.append(linear.register_forward_pre_hook(_accumulate(states, group[0], statistic)))
+        try:
+            outputs = [self._stream.run_block(self.index, hidden) for hidden in self._stream.hidden]
+        finally:
+            for handle in handles:
+                handle.remove()
+        if self._needs_outputs:
+            self._outputs = outputs
+        return {prefix + name: states[group[0]] for group in self._stream.anatomy.inputs for name in group}
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Move the stream's hidden states behind this block, as its weights are now."""
+        if self._outputs is None:
+            for position, hidden in enumerate(self._stream.hidden):
+                self._stream.hidden[position] = self._stream.run_block(self.index, hidden)
+        else:
+            self._stream.hidden[:] = self._outputs
+
+
+def _accumulate(states: dict[str, Tensor], name: str, statistic: Statistic) -> Any:
+    def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
+        states[name] = statistic.update(states[name], positional[0].detach().flatten(0, -2))
+
+    return hook
+
+
+def batched(windows: Tensor) -> list[Tensor]:
+    """Windows (N, L) in batches of about 4096 tokens."""
+    return list(windows.split(max(1, TOKENS_PER_BATCH // windows.shape[1])))
+
+
+def stream(
+    model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str
+) -> Iterator[StreamedBlock]:
+    """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
+
+    Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
+    outputs of the observing pass are the next block's inputs and no second pass runs.
+    """
+    if not batches:
+        for index in progress(scope, label):
+            yield _Unseen(model, anatomy, index)
+        return
+    state = Stream(model, anatomy, batches)
+    for index in progress(range(scope.stop), label):
+        block = StreamedBlock(state, index, needs_outputs=not edited)
+        if index in scope:
+            yield block
+        if index + 1 < scope.stop:
+            block.advance()
+
+
+class _Unseen(StreamedBlock):
+    """A block without calibration: weights can be read and written, nothing can be observed."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, index: int) -> None:
+        self.index = index
+        self._linears = anatomy.block_linears(model, index)
+        self._outputs = None
+
+    def observe(self, statistic: Statistic) -> dict[str, Tensor]:
+        raise AssertionError("this method or allocator observes inputs but declares no statistic")

@@ -1,0 +1,183 @@
+"""`@component(kind, name)`: a dataclass announces itself, and configuration finds it here.
+
+A component's fields are its settings; their types and defaults are checked here, not in the component.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.core.errors import UserError, unknown
+
+KINDS = {
+    "method": "harness.methods",
+    "allocator": "harness.allocators",
+    "planner": "harness.planners",
+    "recovery": "harness.recovery",
+    "evaluator": "harness.evaluation",
+}
+T = TypeVar("T")
+_registry: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
+_plugin_sources: dict[str, str] = {}
+
+
+def component(kind: str, name: str) -> Callable[[type[T]], type[T]]:
+    """Register a frozen dataclass under a kind (method, allocator, planner, recovery, evaluator) and a name."""
+
+    def register(cls: type[T]) -> type[T]:
+        _registry[kind][name] = cls
+        return cls
+
+    return register
+
+
+def discover() -> None:
+    """Import every module that may hold components of the harness."""
+    for package in KINDS.values():
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+
+
+def load_plugin(where: str) -> None:
+    """Import a module or a `.py` file that registers components from outside the repository.
+
+    Raises:
+        UserError: there is no such module or file, or importing it fails.
+    """
+    try:
+        if where.endswith(".py"):
+            path = Path(where).expanduser()
+            if not path.is_file():
+                raise UserError(f"plugins={where}: there is no such file.")
+            name = "plugin_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+            if name not in sys.modules:
+                spec = importlib.util.spec_from_file_location(name, path)
+                assert spec and spec.loader
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[name] = module
+                try:
+                    spec.loader.exec_module(module)
+                except BaseException:
+                    del sys.modules[name]
+                    raise
+        else:
+            name = importlib.import_module(where).__name__
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"plugins={where} cannot be imported: {type(error).__name__}: {error}.") from error
+    source = getattr(sys.modules[name], "__file__", None)
+    if source:
+        _plugin_sources[name] = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of a kind."""
+    return sorted(_registry[kind])
+
+
+def lookup(kind: str, name: str) -> type:
+    """The dataclass behind a name.
+
+    Raises:
+        UserError: no such component; the sentence names the nearest ones.
+    """
+    if name not in _registry[kind]:
+        raise unknown(kind, name, _registry[kind])
+    return _registry[kind][name]
+
+
+def defaults(kind: str, name: str) -> dict[str, Any]:
+    """The settings of a component with their default values, nested components as dicts with a `name`."""
+    settings: dict[str, Any] = {"name": name}
+    for field in dataclasses.fields(lookup(kind, name)):
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        settings[field.name] = None if value is dataclasses.MISSING else _plain(field, value)
+    return settings
+
+
+def build(kind: str, settings: Mapping[str, Any]) -> Any:
+    """An instance of the component `settings['name']` with the other entries as its fields.
+
+    Raises:
+        UserError: unknown component or setting, a value of the wrong type, or one the component refuses.
+    """
+    cls = lookup(kind, settings["name"])
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in settings.items():
+        if key == "name":
+            continue
+        if key not in fields:
+            raise unknown(f"setting of {kind} '{settings['name']}'", key, fields)
+        if nested := fields[key].metadata.get("component"):
+            values[key] = build(nested, {"name": value} if isinstance(value, str) else value)
+        else:
+            values[key] = _coerce(f"{kind}.{key}", value, hints[key])
+    return cls(**values)
+
+
+def revision(instance: object) -> str:
+    """What identifies the code of a component: its `revision`, and the hash of its source where it is a plugin's."""
+    source = _plugin_sources.get(type(instance).__module__)
+    number = str(getattr(instance, "revision", 1))
+    return f"{number}+{source}" if source else number
+
+
+def name_of(instance: object) -> str:
+    """The registered name of a component instance."""
+    for registered in _registry.values():
+        for name, cls in registered.items():
+            if type(instance) is cls:
+                return name
+    return type(instance).__name__
+
+
+def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
+    if nested := field.metadata.get("component"):
+        return defaults(nested, name_of(value))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _coerce(where: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotated type of a field, or a sentence that says what was expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        errors = []
+        for option in (a for a in arguments if a is not type(None)):
+            try:
+                return _coerce(where, value, option)
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise unknown(f"value of {where}:", value, map(str, arguments))
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value} has to be a list such as [0,1,2].")
+        return tuple(_coerce(where, item, arguments[0]) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    if hint is Any:
+        return value
+    raise UserError(f"{where}={value} has to be of type {getattr(hint, '__name__', hint)}.")

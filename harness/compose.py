@@ -1,0 +1,241 @@
+"""From overrides to a frozen RunConfig: the one file that knows Hydra.
+
+Facts and combinations are YAML below `conf/`; the settings of components are the fields of their dataclasses, which
+are stored here as the choices of the groups `method`, `allocator`, `planner` and `recovery`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import catalogue
+from harness.config import RunConfig, Scope, Tracker
+from harness.core.errors import UserError, unknown
+from harness.core.pattern import parse_pattern
+from harness.data.corpora import assets
+from harness.data.windows import Calibration
+from harness.models.loading import ModelChoice
+
+CONF = Path(__file__).parent.parent / "conf"
+EMBEDDED_MODELS = Path(__file__).parent / "embedded" / "assets"
+COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
+FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
+
+
+def register(plugins: Sequence[str] = ()) -> None:
+    """Make every component, those of plugins included, a choice of its Hydra group."""
+    catalogue.discover()
+    for plugin in plugins:
+        catalogue.load_plugin(plugin)
+    store = ConfigStore.instance()
+    for group in COMPONENT_GROUPS:
+        for name in catalogue.names(group):
+            store.store(group=group, name=name, node=catalogue.defaults(group, name))
+    store.store(group="method", name="none", node={"name": "none"})
+
+
+def plugins_in(overrides: Sequence[str]) -> list[str]:
+    """The value of a `plugins=` override, which has to be known before anything is composed."""
+    for override in overrides:
+        if match := re.fullmatch(r"\+?plugins=(.*)", override):
+            return [item.strip(" '\"") for item in match[1].strip("[]").split(",") if item.strip(" '\"")]
+    return []
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield
+
+
+def points(overrides: Sequence[str]) -> list[list[str]]:
+    """The override lists of a sweep, one per point, in Hydra's own order.
+
+    Raises:
+        UserError: an override that cannot be parsed.
+    """
+    with _hydra():
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+            lists = []
+            for override in parsed:
+                key = override.get_key_element()
+                if override.is_sweep_override():
+                    lists.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+                else:
+                    lists.append([override.input_line or ""])
+        except HydraException as error:
+            raise _explained(error, overrides) from error
+    return [list(point) for point in itertools.product(*lists)]
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """Compose one point and turn it into typed values.
+
+    Raises:
+        UserError: anything that a user can get wrong in the overrides.
+    """
+    with _hydra():
+        try:
+            config = compose("config", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explained(error, overrides) from error
+    return run_config(config)
+
+
+def run_config(config: DictConfig) -> RunConfig:
+    """The typed form of a composed configuration.
+
+    Raises:
+        UserError: an unknown option, or a value that cannot be.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
+    assert isinstance(plain, dict)
+    resolved: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
+    extra = set(resolved) - set(_known_options())
+    if extra:
+        raise unknown("option", extra.pop(), _known_options())
+    pattern = parse_pattern(resolved["sparsity"])
+    method_name = resolved["method"]["name"]
+    return RunConfig(
+        model=_model_choice(resolved["model"]),
+        window=resolved["model"]["window"],
+        method=None if method_name == "none" else catalogue.build("method", resolved["method"]),
+        allocator=catalogue.build("allocator", resolved["allocator"]),
+        planner=catalogue.build("planner", resolved["planner"]),
+        recovery=catalogue.build("recovery", resolved["recovery"]),
+        pattern=pattern,
+        scope=Scope(str(resolved["scope"])),
+        calibration=_calibration(resolved),
+        evaluators=_evaluators(resolved["evaluation"]),
+        evaluation_window=_positive(resolved, "evaluation_window", 2),
+        evaluation_limit=_positive(resolved, "evaluation_limit", 1),
+        seed=_integer(resolved, "seed"),
+        device=str(resolved["device"]),
+        dtype=_one_of(resolved, "dtype", ("auto", "float32", "bfloat16", "float16")),
+        tracker=_tracker(resolved),
+        records=Path(str(resolved["records"])).expanduser(),
+        save=Path(str(resolved["save"])).expanduser() if resolved["save"] else None,
+        force=bool(resolved["force"]),
+        resolved=resolved,
+    )
+
+
+def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
+    path = str(model["path"] or "")
+    if path.startswith("embedded:"):
+        path = str(EMBEDDED_MODELS / path.removeprefix("embedded:"))
+    if path.startswith("assets:"):
+        folder = assets()
+        if folder is None:
+            raise UserError(f"model={model['name']} is a local model: set HARNESS_ASSETS to the folder that holds it.")
+        path = str(folder / path.removeprefix("assets:"))
+    return ModelChoice(model["name"], path, model.get("revision"), "auto", bool(model.get("trust_remote_code")))
+
+
+def _calibration(resolved: Mapping[str, Any]) -> Calibration:
+    settings = dict(resolved["calibration"])
+    settings.pop("name")
+    settings["seed"] = resolved["seed"] if settings.get("seed") is None else settings["seed"]
+    for key in ("windows", "length", "seed"):
+        if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
+            raise UserError(f"calibration.{key}={settings[key]} has to be a whole number.")
+    try:
+        return Calibration(**settings)
+    except TypeError:
+        raise unknown("calibration setting", next(iter(settings)), Calibration.__dataclass_fields__) from None
+
+
+def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+    return {name: catalogue.build("evaluator", settings) for name, settings in (chosen or {}).items()}
+
+
+def _tracker(resolved: Mapping[str, Any]) -> Tracker:
+    settings = dict(resolved["tracker"])
+    settings["group"] = settings.get("group") or resolved["study"]
+    return Tracker(**settings)
+
+
+def _integer(resolved: Mapping[str, Any], key: str) -> int:
+    value = resolved[key]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"{key}={value} has to be a whole number.")
+    return value
+
+
+def _positive(resolved: Mapping[str, Any], key: str, least: int) -> int | None:
+    if resolved[key] is None:
+        return None
+    value = _integer(resolved, key)
+    if value < least:
+        raise UserError(f"{key}={value} has to be at least {least}.")
+    return value
+
+
+def _one_of(resolved: Mapping[str, Any], key: str, options: tuple[str, ...]) -> str:
+    value = str(resolved[key])
+    if value not in options:
+        raise unknown(f"value of {key}:", value, options)
+    return value
+
+
+def _known_options() -> list[str]:
+    main = OmegaConf.load(CONF / "config.yaml")
+    assert isinstance(main, DictConfig)
+    plain = [str(key) for key in main if key not in ("defaults", "hydra")]
+    return plain + [*COMPONENT_GROUPS, "model", "calibration", "evaluation", "tracker"]
+
+
+def choices(group: str) -> list[str]:
+    """The names one can choose in a group, from files and from the catalogue."""
+    if group in COMPONENT_GROUPS:
+        return sorted({*catalogue.names(group), "none"} if group == "method" else catalogue.names(group))
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
+    """Hydra's exception as one sentence with the nearest names."""
+    text = str(error)
+    if match := re.search(r"Could not (?:find|load) '([\w-]+)/([^']+)'", text):
+        return unknown(match[1], match[2], choices(match[1]))
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
+        key = match[1].split("@")[0]
+        parent, _, leaf = key.rpartition(".")
+        return unknown(f"setting of {parent}:" if parent else "option", leaf, _settings_of(parent, overrides))
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return UserError(f"these overrides cannot be read: {first.rstrip('.')}.")
+
+
+def _settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
+    """The names that exist below `parent`, for the choice these overrides make."""
+    if not parent:
+        return [*_known_options(), "cluster"]
+    group = parent.split(".")[0]
+    chosen = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{group}=")), _default_choice(group))
+    if group in COMPONENT_GROUPS:
+        known = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}
+        return [key for key in known if key != "name"]
+    file = CONF / group / f"{chosen}.yaml"
+    return [str(key) for key in OmegaConf.load(file) if key != "name"] if file.is_file() else []
+
+
+def _default_choice(group: str) -> str:
+    main = OmegaConf.load(CONF / "config.yaml")
+    return next((str(entry[group]) for entry in main.defaults if isinstance(entry, DictConfig) and group in entry), "")

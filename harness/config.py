@@ -1,0 +1,75 @@
+"""The frozen configuration of one run: below `compose`, only these typed values exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import UserError
+from harness.core.pattern import Pattern
+from harness.data.windows import Calibration
+from harness.models.loading import ModelChoice
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which blocks are pruned at all: `all`, `first_half`, or `<first>-<last>`, counted from 0, both included."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.text not in ("all", "first_half") and not re.fullmatch(r"\d+-\d+", self.text):
+            raise UserError(f"scope={self.text} is none of all, first_half, <first>-<last> (for example 0-3).")
+
+    def blocks(self, count: int) -> range:
+        """The blocks of a model with `count` of them.
+
+        Raises:
+            UserError: the range is empty or reaches beyond the last block.
+        """
+        if self.text == "all":
+            return range(count)
+        if self.text == "first_half":
+            return range(count // 2)
+        first, last = map(int, self.text.split("-"))
+        if first > last or last >= count:
+            raise UserError(f"scope={self.text} does not fit: the model has the blocks 0-{count - 1}.")
+        return range(first, last + 1)
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """Who is told of a finished run beside the record: nobody (csv), or W&B online or offline."""
+
+    name: str
+    project: str = "pruning-harness"
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything one run needs, resolved and checked; `resolved` is the plain form that the record keeps."""
+
+    model: ModelChoice
+    window: int
+    method: Any | None
+    allocator: Any
+    planner: Any
+    recovery: Any
+    pattern: Pattern
+    scope: Scope
+    calibration: Calibration
+    evaluators: Mapping[str, Any]
+    evaluation_window: int | None
+    evaluation_limit: int | None
+    seed: int
+    device: str
+    dtype: str
+    tracker: Tracker
+    records: Path
+    save: Path | None
+    force: bool
+    resolved: Mapping[str, Any]

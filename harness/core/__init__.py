@@ -1,0 +1,1 @@
+"""Pure arithmetic and plain values: torch and the standard library only."""

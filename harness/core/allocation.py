@@ -1,0 +1,161 @@
+"""How much to remove where, fitted to one budget.
+
+An allocator proposes a sparsity per site; `fit` turns proposals into patterns whose parameter-weighted mean is the
+budget: by one common shift where any fraction is allowed, by an exact assignment of levels for mixed N:M.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.core.errors import Refusal, UserError
+from harness.core.pattern import NofM, Pattern, Unstructured
+
+Allocation = Mapping[str, Pattern]
+
+EXACT_STATES = 4_000_000
+"""Budgets in at most so many steps are met by an exact search; larger ones by the greedy rule."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The model-wide fraction of zeros; with `of` = M it is spent in levels n of M, n from `levels`."""
+
+    sparsity: float
+    of: int | None = None
+    levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.of is None and self.levels:
+            raise UserError("allocator.levels needs a pattern: use it with sparsity=NofM, for example sparsity=2of4.")
+        if self.of is not None and not set(self.levels) <= set(range(self.of + 1)):
+            raise UserError(f"allocator.levels={list(self.levels)} are not all within 0 to {self.of}.")
+
+    @classmethod
+    def of_pattern(cls, pattern: Pattern) -> Budget:
+        """The budget that a pattern stands for when an allocator may mix its levels: any n of M."""
+        if isinstance(pattern, Unstructured):
+            return cls(pattern.sparsity)
+        return cls(pattern.sparsity, pattern.of, tuple(range(pattern.of + 1)))
+
+    def narrowed(self, levels: Sequence[int]) -> Budget:
+        """The same budget with only these levels; none given leaves it as it is."""
+        return replace(self, levels=tuple(sorted(levels))) if levels else self
+
+
+def uniform(sites: Mapping[str, int], pattern: Pattern) -> Allocation:
+    """Every site the same pattern."""
+    return dict.fromkeys(sites, pattern)
+
+
+def mean_sparsity(allocation: Allocation, sizes: Mapping[str, int]) -> float:
+    """The parameter-weighted mean that the allocation asks for."""
+    total = sum(sizes[site] for site in allocation)
+    return sum(pattern.sparsity * sizes[site] for site, pattern in allocation.items()) / total
+
+
+def fit(proposal: Mapping[str, float], sizes: Mapping[str, int], budget: Budget) -> Allocation:
+    """Proposed sparsities → patterns with the budget as their mean.
+
+    Args:
+        proposal: a fraction per site; values outside 0…1 are clipped after the shift.
+        sizes: parameters per site.
+
+    Raises:
+        Refusal: no assembly of the levels comes within half a level of the budget.
+    """
+    shifted = _shift(proposal, sizes, budget.sparsity)
+    if budget.of is None:
+        return {site: Unstructured(value) for site, value in shifted.items()}
+    return _assign_levels(shifted, sizes, budget)
+
+
+def _shift(proposal: Mapping[str, float], sizes: Mapping[str, int], target: float) -> dict[str, float]:
+    """Add one constant to all proposals so that, clipped to 0…1, their weighted mean is the target (bisection)."""
+    total = sum(sizes[site] for site in proposal)
+
+    def mean(offset: float) -> float:
+        return sum(min(max(value + offset, 0.0), 1.0) * sizes[site] for site, value in proposal.items()) / total
+
+    low, high = target - max(proposal.values()), target + 1 - min(proposal.values())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean(middle) < target else (low, middle)
+    return {site: min(max(value + high, 0.0), 1.0) for site, value in proposal.items()}
+
+
+def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budget: Budget) -> Allocation:
+    """Levels nearest to the proposal (weighted least squares) whose kept weights add up to the budget."""
+    assert budget.of is not None
+    unit = math.gcd(*(sizes[site] for site in proposal))
+    widths = {site: sizes[site] // unit for site in proposal}
+    wanted = round(sum(widths.values()) * budget.of * (1 - budget.sparsity))
+    search = _exact_levels if wanted < EXACT_STATES else _greedy_levels
+    levels = search(proposal, widths, budget, wanted)
+    missed = abs(sum(widths[site] * level for site, level in levels.items()) - wanted)
+    if missed > sum(widths.values()) / 2:
+        raise Refusal(f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros.")
+    return {site: NofM(level, budget.of) for site, level in levels.items()}
+
+
+def _exact_levels(
+    proposal: Mapping[str, float], widths: Mapping[str, int], budget: Budget, wanted: int
+) -> dict[str, int]:
+    """Dynamic programme over the sum of kept weights; the nearest reachable sum wins, then the smallest distortion."""
+    assert budget.of is not None
+    limit = wanted + max(widths.values()) * budget.of
+    cost = torch.full((limit + 1,), math.inf, dtype=torch.float64)
+    cost[0] = 0
+    choices = []
+    for site, width in widths.items():
+        best = torch.full_like(cost, math.inf)
+        choice = torch.zeros(limit + 1, dtype=torch.int16)
+        for level in budget.levels:
+            step = width * level
+            if step > limit:
+                continue
+            distortion = width * (1 - level / budget.of - proposal[site]) ** 2
+            candidate = cost[: limit + 1 - step] + distortion
+            better = candidate < best[step:]
+            best[step:][better] = candidate[better]
+            choice[step:][better] = level
+        cost, choices = best, [*choices, choice]
+    reachable = torch.isfinite(cost).nonzero().flatten()
+    if not len(reachable):
+        raise Refusal(f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros.")
+    state = int(reachable[(reachable - wanted).abs().argmin()])
+    levels = {}
+    for (site, width), choice in zip(reversed(widths.items()), reversed(choices), strict=True):
+        levels[site] = int(choice[state])
+        state -= width * levels[site]
+    return {site: levels[site] for site in proposal}
+
+
+def _greedy_levels(
+    proposal: Mapping[str, float], widths: Mapping[str, int], budget: Budget, wanted: int
+) -> dict[str, int]:
+    """Nearest level each, then single steps, cheapest distortion first, while they bring the sum closer."""
+    assert budget.of is not None
+    of, ladder = budget.of, sorted(budget.levels)
+
+    def distortion(site: str, level: int) -> float:
+        return widths[site] * (1 - level / of - proposal[site]) ** 2
+
+    levels = {site: min(ladder, key=lambda level: distortion(site, level)) for site in proposal}
+    missing = wanted - sum(widths[site] * level for site, level in levels.items())
+    while True:
+        steps = []
+        for site, level in levels.items():
+            index = ladder.index(level) + (1 if missing > 0 else -1)
+            if 0 <= index < len(ladder):
+                change = widths[site] * (ladder[index] - level)
+                if abs(missing - change) < abs(missing):
+                    steps.append((distortion(site, ladder[index]) - distortion(site, level), site, ladder[index], change))
+        if not steps:
+            return levels
+        _, site, level, change = min(steps)
+        levels[site], missing = level, missing - change

@@ -1,0 +1,22 @@
+"""What a user can get wrong, said in one sentence that tells what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A user's mistake: printed as its one sentence, exit status 2, no traceback and no record."""
+
+
+class Refusal(UserError):
+    """A component cannot do this point: exit 2 in a single run, a `skipped` record inside a sweep."""
+
+
+def unknown(what: str, name: object, options: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest names that do."""
+    known = sorted(options)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
+    return UserError(f"unknown {what} '{name}'; {hint}")

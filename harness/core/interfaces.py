@@ -1,0 +1,78 @@
+"""The protocols that components follow; structural typing, no base classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from harness.core.allocation import Allocation, Budget
+from harness.core.edit import Edit
+from harness.core.pattern import Pattern
+from harness.core.statistic import Statistic
+
+Site = str
+"""The full name of one weight matrix, such as `model.layers.0.mlp.up_proj`."""
+
+
+class Pruned(NamedTuple):
+    """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback)."""
+
+    weight: Tensor
+    kept: Tensor
+    note: str = ""
+
+
+class BlockView(Protocol):
+    """One block under calibration: its weights, and what its linears see with all earlier blocks as they are now."""
+
+    index: int
+
+    @property
+    def weights(self) -> Mapping[Site, Tensor]: ...
+
+    def observe(self, statistic: Statistic) -> Mapping[Site, Tensor]: ...
+
+
+class Probe(Protocol):
+    """Read-only questions to the model: sizes, weights, statistics of the inputs; all as it is now."""
+
+    @property
+    def shapes(self) -> Mapping[Site, tuple[int, int]]: ...
+
+    @property
+    def blocks(self) -> tuple[tuple[Site, ...], ...]: ...
+
+    def observe(self, statistic: Statistic) -> Iterator[BlockView]: ...
+
+
+@runtime_checkable
+class LinearMethod(Protocol):
+    """Weight and what was seen → pruned weight. May say why it cannot with `refuses(pattern, shape) -> str | None`."""
+
+    @property
+    def statistic(self) -> Statistic | None: ...
+
+    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned: ...
+
+
+@runtime_checkable
+class BlockMethod(Protocol):
+    """Prunes a whole block; a LinearMethod is lifted to one that treats each linear alone."""
+
+    def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> Mapping[Site, Pruned]: ...
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """How much to remove where: site → pattern, with the budget as parameter-weighted mean."""
+
+    def allocate(self, probe: Probe, budget: Budget) -> Allocation: ...
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Which structures go (depth, width, experts), as data."""
+
+    def plan(self, probe: Probe) -> Edit: ...

@@ -1,0 +1,117 @@
+"""Where zeros may stand: patterns, and the one function that chooses zeros.
+
+Shapes: O outputs, I inputs. Sparsity is the fraction of zeros; N of `NofM` counts the weights that are *kept*.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import UserError
+
+Group = Literal["row", "matrix"]
+"""The weights that compete with one another: those of one output, or those of the whole matrix."""
+
+Quota = Literal["exact", "threshold"]
+"""`exact` removes ⌊n·s⌋ of a group of n (Wanda); `threshold` removes all scores up to and including the ⌊n·s⌋-th,
+counted from zero, so one more per group and all ties (magnitude, SparseGPT)."""
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Zeros anywhere."""
+
+    sparsity: float
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+
+@dataclass(frozen=True)
+class NofM:
+    """At most `keep` nonzeros in every `of` consecutive weights along the input dimension."""
+
+    keep: int
+    of: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.keep / self.of
+
+    def __str__(self) -> str:
+        return f"{self.keep}of{self.of}"
+
+
+Pattern = Unstructured | NofM
+
+
+def parse_pattern(value: object) -> Pattern:
+    """`0.7` is a fraction of zeros, `2of4` keeps 2 of every 4.
+
+    Raises:
+        UserError: neither form, or out of range.
+    """
+    match = re.fullmatch(r"(\d+)of(\d+)", str(value).strip())
+    if match:
+        keep, of = int(match[1]), int(match[2])
+        if not 0 < keep <= of:
+            raise UserError(f"sparsity={value} keeps {keep} of every {of}; write NofM with 0 < N <= M, for example 2of4.")
+        return NofM(keep, of)
+    try:
+        sparsity = float(str(value))
+    except ValueError:
+        raise UserError(f"sparsity={value} is neither a fraction such as 0.7 nor a pattern such as 2of4.") from None
+    if not 0 <= sparsity < 1:
+        raise UserError(f"sparsity={value} is not a fraction of zeros; it has to be at least 0 and below 1.")
+    return Unstructured(sparsity)
+
+
+def keep(score: Tensor, pattern: Pattern, group: Group = "row", quota: Quota = "exact") -> Tensor:
+    """Choose what stays: the highest scores (O, I) of each group.
+
+    Returns:
+        Boolean (O, I), True where a weight is kept. Ties go to the later column under `exact` and for N:M.
+    """
+    if isinstance(pattern, NofM):
+        return _keep_n_of_m(score, pattern)
+    if pattern.sparsity == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    groups = score.reshape(1, -1) if group == "matrix" else score
+    removed = int(groups.shape[1] * pattern.sparsity)  # floor in double precision, as in the authors' codes
+    if removed >= groups.shape[1]:
+        return torch.zeros_like(score, dtype=torch.bool)
+    if quota == "threshold":
+        threshold = groups.kthvalue(removed + 1, dim=1, keepdim=True).values
+        return (groups > threshold).reshape(score.shape)
+    return _drop_lowest(groups, removed).reshape(score.shape)
+
+
+def _keep_n_of_m(score: Tensor, pattern: NofM) -> Tensor:
+    groups = score.reshape(-1, pattern.of)
+    return _drop_lowest(groups, pattern.of - pattern.keep).reshape(score.shape)
+
+
+def _drop_lowest(groups: Tensor, count: int) -> Tensor:
+    kept = torch.ones_like(groups, dtype=torch.bool)
+    lowest = groups.argsort(dim=1, stable=True)[:, :count]
+    return kept.scatter_(1, lowest, False)
+
+
+def satisfies(weight: Tensor, pattern: Pattern) -> bool:
+    """Whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one."""
+    if isinstance(pattern, Unstructured):
+        return True
+    nonzeros = (weight.reshape(-1, pattern.of) != 0).sum(dim=1)
+    return bool((nonzeros <= pattern.keep).all())
+
+
+def misfit(pattern: Pattern, shape: tuple[int, int]) -> str | None:
+    """Why a matrix (O, I) cannot carry the pattern, or None."""
+    if isinstance(pattern, NofM) and shape[1] % pattern.of:
+        return f"its input width {shape[1]} is not divisible by {pattern.of}, as the pattern {pattern} needs"
+    return None

@@ -1,0 +1,40 @@
+"""What calibration remembers of a linear's inputs: pairs of pure functions, plain sums over tokens.
+
+Shapes: T tokens, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TOKENS_PER_PRODUCT = 4096
+"""Tokens summed inside one matrix product: longer sums lose accuracy on tensor cores."""
+
+
+class Statistic(NamedTuple):
+    """`init(I, device)` is the empty sum; `update(state, inputs (T, I))` adds tokens and may reuse the state."""
+
+    init: Callable[[int, torch.device], Tensor]
+    update: Callable[[Tensor, Tensor], Tensor]
+
+
+def _add_squares(state: Tensor, inputs: Tensor) -> Tensor:
+    return state + inputs.float().square().sum(dim=0)
+
+
+def _add_products(state: Tensor, inputs: Tensor) -> Tensor:
+    for chunk in inputs.split(TOKENS_PER_PRODUCT):
+        chunk = chunk.float()
+        state.addmm_(chunk.T, chunk)
+    return state
+
+
+sum_of_squares = Statistic(lambda width, device: torch.zeros(width, device=device), _add_squares)
+"""Σ x², (I,): the squared norm of each input."""
+
+gram = Statistic(lambda width, device: torch.zeros(width, width, device=device), _add_products)
+"""Σ x xᵀ, (I, I): half the Hessian of the squared output error, up to the number of tokens."""

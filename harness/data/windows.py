@@ -1,0 +1,104 @@
+"""Token windows: the papers' samplers for calibration, the papers' cutting for perplexity.
+
+Shapes: N windows, L tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import UserError
+from harness.data.corpora import Text, corpus_named, read_text
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which windows a method sees: how many, how long (None: the model file's), drawn with which seed."""
+
+    corpus: str
+    windows: int = 128
+    length: int | None = None
+    seed: int = 0
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        corpus_named(self.corpus)
+        if self.windows < 1 or (self.length is not None and self.length < 2):
+            raise UserError("calibration.windows has to be at least 1 and calibration.length at least 2.")
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids with the tokenizer's own special tokens (one BOS at the start where it adds one)."""
+    return list(tokenizer(text, verbose=False)["input_ids"])
+
+
+def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -> Tensor:
+    """Windows (N, L), drawn exactly as the SparseGPT and Wanda loaders draw them (`datautils.py`, `lib/data.py`).
+
+    Documents: Python's generator picks documents until one is longer than the window, then a start in it.
+    Stream: all rows joined, one random start per window.
+
+    Raises:
+        UserError: no document, or the whole text, is not longer than the window.
+    """
+    text = read_text(calibration.corpus, calibration.split)
+    generator = random.Random(calibration.seed)
+    if corpus_named(calibration.corpus).sampling == "stream":
+        tokens = encode(tokenizer, text.join.join(text.rows))
+        if len(tokens) <= length:
+            raise UserError(f"calibration={calibration.corpus} has {len(tokens)} tokens; windows of {length} need more.")
+        drawn = [_cut(tokens, length, generator) for _ in range(calibration.windows)]
+    else:
+        drawn = _draw_documents(calibration, text, tokenizer, length, generator)
+    return torch.tensor(drawn)
+
+
+def _draw_documents(
+    calibration: Calibration, text: Text, tokenizer: Any, length: int, generator: random.Random
+) -> list[list[int]]:
+    encoded: dict[int, list[int]] = {}
+    short: set[int] = set()
+    drawn = []
+    while len(drawn) < calibration.windows:
+        index = generator.randint(0, len(text.rows) - 1)
+        if index not in short and index not in encoded:
+            tokens = encode(tokenizer, text.rows[index])
+            if len(tokens) > length:
+                encoded[index] = tokens
+            else:
+                short.add(index)
+        if index in encoded:
+            drawn.append(_cut(encoded[index], length, generator))
+        elif len(short) == len(text.rows):
+            raise UserError(
+                f"calibration={calibration.corpus}: none of its {len(text.rows)} documents is longer than "
+                f"{length} tokens; take a smaller calibration.length or another text."
+            )
+    return drawn
+
+
+def _cut(tokens: list[int], length: int, generator: random.Random) -> list[int]:
+    start = generator.randint(0, len(tokens) - length - 1)
+    return tokens[start : start + length]
+
+
+def evaluation_windows(
+    corpus: str, split: str, tokenizer: Any, length: int, *, documents: int | None, limit: int | None
+) -> Tensor:
+    """Non-overlapping windows (N, L) of the joined text, tokenised once; the remainder and all past `limit` dropped.
+
+    Raises:
+        UserError: the text is shorter than one window.
+    """
+    text = read_text(corpus, split)
+    tokens = torch.tensor(encode(tokenizer, text.join.join(text.rows[:documents])))
+    count = len(tokens) // length
+    if not count:
+        raise UserError(f"evaluation={corpus} has {len(tokens)} tokens, fewer than one window of {length}.")
+    count = min(count, limit or count)
+    return tokens[: count * length].reshape(count, length)

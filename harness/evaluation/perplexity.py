@@ -1,0 +1,109 @@
+"""Perplexity by the protocol of the SparseGPT and Wanda papers.
+
+Shapes: B windows, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.calibration.progress import progress
+from harness.catalogue import component
+from harness.core.errors import UserError
+from harness.data.corpora import corpus_named
+from harness.data.windows import evaluation_windows
+from harness.evaluation.protocol import Measure, Protocol
+
+LOGIT_BYTES = 1 << 30
+"""Logits of one batch, in float32, take at most so much memory."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every evaluator is given beside the model: the window, the limit, and the seed of the run."""
+
+    window: int
+    limit: int | None
+    seed: int
+    device: torch.device
+
+
+@component("evaluator", "perplexity")
+@dataclass(frozen=True)
+class Perplexity:
+    """Frantar and Alistarh 2023 (arXiv 2301.00774), released `datautils.py` and `opt_eval`: exp of the mean NLL.
+
+    The text is joined and tokenised once, with one BOS at its start; windows do not overlap, the remainder is dropped,
+    each window's mean over its L − 1 targets weighs the same. `documents` and `windows` cut the text (C4).
+    """
+
+    corpus: str
+    split: str = "test"
+    documents: int | None = None
+    windows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in corpus_named(self.corpus).splits:
+            raise UserError(f"corpus '{self.corpus}' has no split '{self.split}'.")
+
+    def protocol(self, context: Context) -> Protocol:
+        """The protocol at a window length; a limit makes it another one."""
+        return Protocol(
+            f"{self.corpus}-{self.split}@{context.window}" + (f",limit={context.limit}" if context.limit else ""),
+            {
+                "corpus": self.corpus,
+                "split": self.split,
+                "join": corpus_named(self.corpus).splits[self.split].join,
+                "documents": self.documents,
+                "windows": self.windows,
+                "window": context.window,
+                "limit": context.limit,
+                "bos": "tokenizer's own, once at the start of the text",
+                "stride": context.window,
+                "remainder": "dropped",
+                "average": "exp(mean over windows of mean over window-1 targets)",
+            },
+        )
+
+    def __call__(self, model: nn.Module, tokenizer: Any, context: Context) -> Iterator[Measure]:
+        limits = [limit for limit in (self.windows, context.limit) if limit]
+        windows = evaluation_windows(
+            self.corpus,
+            self.split,
+            tokenizer,
+            context.window,
+            documents=self.documents,
+            limit=min(limits, default=None),
+        )
+        mean = mean_nll(model, windows, context.device, label=self.corpus)
+        value = math.exp(mean) if mean < 700 else math.inf
+        finite = math.isfinite(value)
+        yield Measure(
+            self.corpus,
+            "perplexity",
+            value if finite else None,
+            None,
+            str(self.protocol(context)),
+            len(windows),
+            "" if finite else f"not finite: the mean negative log-likelihood is {mean}",
+        )
+
+
+@torch.no_grad()
+def mean_nll(model: nn.Module, windows: Tensor, device: torch.device, label: str = "perplexity") -> float:
+    """Mean negative log-likelihood of windows (N, L): mean over windows of the mean over their L − 1 targets."""
+    per_window = windows.shape[1] * model.config.vocab_size * 4
+    batch = max(1, min(LOGIT_BYTES // per_window, 8192 // windows.shape[1]))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for tokens in progress(windows.split(batch), label):
+        tokens = tokens.to(device)
+        logits = model(tokens, use_cache=False).logits[:, :-1].float()  # (B, L-1, V)
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        total += losses.view(len(tokens), -1).mean(dim=1).double().sum()
+    return float(total) / len(windows)

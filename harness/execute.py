@@ -1,0 +1,74 @@
+"""Around one run: an earlier record is reused, a failure becomes a record, the tracker is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from harness.config import RunConfig
+from harness.core.errors import Refusal, UserError
+from harness.prepare import Prepared
+from harness.record import schema
+from harness.record.schema import Record
+from harness.record.trackers import track
+from harness.run import failed, run
+from harness.save import is_saved
+
+
+def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool) -> tuple[Path, Record]:
+    """Run a prepared point unless its record is there, write the record, tell the tracker.
+
+    In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one.
+
+    Raises:
+        UserError: a user's mistake in a single run (no record is written).
+    """
+    found = None if cfg.force else _finished(cfg, ready)
+    if found:
+        path, record = found
+        print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
+        track(cfg.tracker, record, cfg.records)
+        return path, record
+    record = _attempt(cfg, ready, in_sweep)
+    path = schema.write(record, cfg.records)
+    track(cfg.tracker, record, cfg.records)
+    if record.status == "failed" and record.reason == "interrupted":
+        print(f"record: {path}", flush=True)
+        raise KeyboardInterrupt
+    return path, record
+
+
+def _finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
+    found = schema.find(cfg.records, ready.fingerprint)
+    if found is None or found[1].status not in schema.FINISHED:
+        return None
+    if cfg.save is not None and found[1].status == "ok" and not is_saved(cfg.save):
+        return None
+    return found
+
+
+def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> Record:
+    before = schema.find(cfg.records, ready.fingerprint)
+    attempt = before[1].attempt + 1 if before else 1
+    try:
+        return dataclasses.replace(run(cfg, ready), attempt=attempt)
+    except UserError as error:
+        if not in_sweep:
+            raise
+        status = "skipped" if isinstance(error, Refusal) else "failed"
+        print(f"{status}: {error}", file=sys.stderr)
+        return failed(cfg, ready.fingerprint, status, str(error), attempt)
+    except KeyboardInterrupt:
+        return failed(cfg, ready.fingerprint, "failed", "interrupted", attempt)
+    except Exception as error:
+        traceback.print_exc()
+        return failed(cfg, ready.fingerprint, "failed", f"{type(error).__name__}: {error}", attempt)
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Which weights stay: one file per paper."""

@@ -1,0 +1,29 @@
+"""Lifting a method for one linear to a whole block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned
+from harness.core.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class EachLinear:
+    """Prune every linear of a block on its own, all from what they saw before any of them was pruned."""
+
+    method: LinearMethod
+
+    def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
+        statistic = self.method.statistic
+        seen = block.observe(statistic) if statistic else {}
+        return {
+            site: self.method.prune(block.weights[site], seen.get(site), pattern) for site, pattern in patterns.items()
+        }
+
+
+def as_block_method(method: Any) -> BlockMethod:
+    """A BlockMethod as it is, a LinearMethod lifted."""
+    return method if isinstance(method, BlockMethod) else EachLinear(method)

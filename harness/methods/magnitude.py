@@ -1,0 +1,28 @@
+"""Magnitude pruning, the baseline of every paper of the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.interfaces import Pruned
+from harness.core.pattern import Group, Pattern, keep
+
+
+@component("method", "magnitude")
+@dataclass(frozen=True)
+class Magnitude:
+    """Han et al. 2015 (arXiv 1506.02626) as the Wanda and SparseGPT codes run it: |w|, compared over the matrix.
+
+    The threshold is the ⌊n·s⌋-th smallest magnitude and goes too, as in those codes.
+    """
+
+    group: Group = "matrix"
+
+    statistic = None
+
+    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned:
+        kept = keep(weight.abs(), pattern, self.group, quota="threshold")
+        return Pruned(weight * kept, kept)

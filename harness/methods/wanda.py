@@ -1,0 +1,27 @@
+"""Wanda: weights and activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.interfaces import Pruned
+from harness.core.pattern import Group, Pattern, keep
+from harness.core.statistic import sum_of_squares
+
+
+@component("method", "wanda")
+@dataclass(frozen=True)
+class Wanda:
+    """Sun et al. 2024 (arXiv 2306.11695), eq. 1: weight magnitude times input norm, compared per output."""
+
+    group: Group = "row"
+
+    statistic = sum_of_squares
+
+    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned:
+        assert seen is not None
+        kept = keep(weight.abs() * seen.sqrt(), pattern, self.group)
+        return Pruned(weight * kept, kept)

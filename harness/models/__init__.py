@@ -1,0 +1,1 @@
+"""Anatomy, loading and surgery of Hugging Face decoders."""

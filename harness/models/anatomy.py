@@ -1,0 +1,95 @@
+"""Where the prunable matrices of a decoder live, as data: one entry per model family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from harness.core.errors import UserError
+
+COVERAGE = 0.99
+"""The share of a block's matrix weights that a layout has to name."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The layout of one family.
+
+    `blocks` is the path of the block list; `attention` and `mlp` name the linears of a block, those that read the same
+    input in one tuple.
+    """
+
+    blocks: str
+    attention: tuple[tuple[str, ...], ...]
+    mlp: tuple[tuple[str, ...], ...]
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """All linear names of a block, in the order in which it runs them."""
+        return tuple(name for group in self.attention + self.mlp for name in group)
+
+    @property
+    def inputs(self) -> tuple[tuple[str, ...], ...]:
+        """The linears grouped by the input they share."""
+        return self.attention + self.mlp
+
+    def block_list(self, model: nn.Module) -> nn.ModuleList:
+        """The blocks of the model, first to last."""
+        blocks = model.get_submodule(self.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def block_linears(self, model: nn.Module, index: int) -> dict[str, nn.Linear]:
+        """Site name → linear of one block."""
+        block = self.block_list(model)[index]
+        found = {}
+        for name in self.linears:
+            linear = block.get_submodule(name)
+            assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
+            found[f"{self.blocks}.{index}.{name}"] = linear
+        return found
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATED = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+_LLAMA = Anatomy("model.layers", (_QKV, ("self_attn.o_proj",)), _GATED)
+
+FAMILIES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "opt": Anatomy("model.decoder.layers", (_QKV, ("self_attn.out_proj",)), (("fc1",), ("fc2",))),
+    "phi": Anatomy("model.layers", (_QKV, ("self_attn.dense",)), (("mlp.fc1",), ("mlp.fc2",))),
+    "phi3": Anatomy(
+        "model.layers",
+        (("self_attn.qkv_proj",), ("self_attn.o_proj",)),
+        (("mlp.gate_up_proj",), ("mlp.down_proj",)),
+    ),
+}
+"""`model_type` of the Hugging Face configuration → layout."""
+
+
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """The layout of a loaded model, checked against its weights.
+
+    Raises:
+        UserError: unknown family, or the layout names less than 99 % of the blocks' matrix weights.
+    """
+    family = getattr(model.config, "model_type", "?")
+    if family not in FAMILIES:
+        raise UserError(f"the model family '{family}' has no layout; known: {', '.join(sorted(FAMILIES))}.")
+    anatomy = FAMILIES[family]
+    for index, block in enumerate(anatomy.block_list(model)):
+        matrices = sum(p.numel() for p in block.parameters() if p.dim() >= 2)
+        named = sum(linear.weight.numel() for linear in anatomy.block_linears(model, index).values())
+        if named < COVERAGE * matrices:
+            raise UserError(
+                f"the layout of family '{family}' names {named / matrices:.1%} of the weights of block {index}; "
+                f"at least {COVERAGE:.0%} is needed (fused or expert weights are not covered)."
+            )
+    return anatomy

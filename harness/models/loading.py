@@ -1,0 +1,221 @@
+"""From a name to a model in memory: local folders first, then the hub; safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.core.errors import UserError
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What `conf/model` says of a checkpoint; `path` is a folder or a hub id, already resolved for local names."""
+
+    name: str
+    path: str
+    revision: str | None
+    dtype: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder on disk whose files were looked at, not yet loaded."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    revision: str | None
+
+    @property
+    def context(self) -> int:
+        """The longest window the model takes."""
+        return int(self.config.get("max_position_embeddings", 2048))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weight files."""
+        return sum(path.stat().st_size for path in self.weights)
+
+
+def find_checkpoint(choice: ModelChoice) -> Checkpoint:
+    """The folder of a model, checked for a configuration and safetensors weights.
+
+    Raises:
+        UserError: no such folder and no such hub model (or no network), no weights, pickle weights, remote code.
+    """
+    if not choice.path:
+        raise UserError("model=hf needs model.path=<hub id or folder>.")
+    folder, revision = Path(choice.path).expanduser(), choice.revision
+    if not folder.is_dir():
+        if choice.path.startswith(("/", ".", "~")) or choice.path.count("/") != 1:
+            raise UserError(f"the model folder {choice.path} of model={choice.name} does not exist.")
+        folder, revision = _from_hub(choice)
+    config = _read_config(folder)
+    if config.get("auto_map") and not choice.trust_remote_code:
+        raise UserError(
+            f"the checkpoint {choice.path} needs code from its own repository; "
+            "add model.trust_remote_code=true if you trust it."
+        )
+    weights = tuple(sorted(folder.glob("*.safetensors")))
+    if not weights and any(next(folder.glob(pattern), None) for pattern in PICKLES):
+        raise UserError(f"{choice.path} holds pickle weights only, which are refused; convert them to safetensors.")
+    if not weights:
+        raise UserError(f"{choice.path} holds no weights (*.safetensors).")
+    return Checkpoint(folder, config, weights, revision)
+
+
+def _from_hub(choice: ModelChoice) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(choice.path, revision=choice.revision, allow_patterns=HUB_PATTERNS)
+    except Exception as error:
+        raise UserError(
+            f"the model {choice.path} is neither a local folder nor to be had from the hub ({type(error).__name__}); "
+            f"on a machine with a network run: python -m harness prefetch model={choice.name}"
+            + (f" model.path={choice.path}" if choice.name == "hf" else "")
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"the model folder {folder} has no config.json.") from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}.") from None
+    assert isinstance(config, dict)
+    return config
+
+
+@lru_cache(maxsize=256)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file; read once per process while size and time stay the same."""
+    status = path.stat()
+    return _file_hash(path, status.st_size, status.st_mtime_ns)
+
+
+def weights_hash(checkpoint: Checkpoint) -> str:
+    """sha256 over the sha256 of every weight file, in order of name; one file's own hash if there is one."""
+    hashes = [file_hash(path) for path in checkpoint.weights]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def resolve_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU and the model file's dtype on a GPU."""
+    if wanted == "auto":
+        stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+        wanted = "float32" if device.type == "cpu" else stored
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        UserError: not a device, or one this machine lacks.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device={wanted} is none of auto, cpu, cuda, cuda:<number>.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={wanted} is none of auto, cpu, cuda, cuda:<number>.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={wanted} is not there: this machine has {torch.cuda.device_count()} GPUs.")
+    return device
+
+
+def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, extra: int) -> None:
+    """Refuse before the work starts what cannot fit: weights in `dtype` plus `extra` bytes of activations.
+
+    Raises:
+        UserError: less memory is free on the device than is needed.
+    """
+    stored = {"float32": 4}.get(str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")), 2)
+    needed = checkpoint.size * dtype.itemsize // stored + extra
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if needed > free:
+        raise UserError(
+            f"this run needs about {needed / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB are free; "
+            "take fewer or shorter calibration windows, a smaller dtype, or a larger machine."
+        )
+
+
+def free_memory() -> int:
+    """Bytes of main memory that are free to this process, with a container's limit respected."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def load_tokenizer(checkpoint: Checkpoint, choice: ModelChoice) -> Any:
+    """The tokenizer as the checkpoint defines it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=choice.trust_remote_code
+        )
+    except Exception as error:
+        raise UserError(f"{choice.path} has no tokenizer that can be loaded ({_first_line(error)}).") from error
+
+
+def load_model(checkpoint: Checkpoint, choice: ModelChoice, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The model in evaluation mode on the device, every weight finite.
+
+    Raises:
+        UserError: the files do not make a decoder model, or a weight is not finite.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=choice.trust_remote_code,
+            attn_implementation="sdpa",
+        )
+    except Exception as error:
+        raise UserError(f"{choice.path} cannot be loaded as a language model ({_first_line(error)}).") from error
+    model = model.to(device).eval()
+    model.config.use_cache = False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

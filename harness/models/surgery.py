@@ -1,0 +1,16 @@
+"""Applying structural edits to a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from harness.core.edit import Edit
+from harness.models.anatomy import Anatomy
+
+
+def operate(model: nn.Module, anatomy: Anatomy, edit: Edit) -> None:
+    """Leave out the blocks that the edit drops; the rest keeps its order."""
+    blocks = anatomy.block_list(model)
+    for index in sorted(edit.dropped_blocks, reverse=True):
+        del blocks[index]
+    model.config.num_hidden_layers = len(blocks)

@@ -1,0 +1,1 @@
+"""Which structures go: depth, width, experts."""

@@ -1,0 +1,1 @@
+"""What happened: schema, identity, provenance, trackers."""

@@ -1,0 +1,127 @@
+"""A record: one JSON file per run, written once and atomically; the only thing that tables are made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.core.errors import UserError
+
+SCHEMA = 1
+Status = Literal["ok", "skipped", "failed"]
+FINISHED = ("ok", "skipped")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run. `sites` and `measures` are plain dicts with the keys that the contract names."""
+
+    status: Status
+    reason: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    sparsity: Mapping[str, float | None] = field(default_factory=dict)
+    sites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measures: tuple[Mapping[str, Any], ...] = ()
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    attempt: int = 1
+    schema: int = SCHEMA
+
+    @property
+    def slug(self) -> str:
+        """A readable name: model, method, allocator, sparsity, scope, seed."""
+        config = self.config
+        parts = [config["model"]["name"], config["method"]["name"]]
+        if config["method"]["name"] != "none":
+            parts += [config["allocator"]["name"], config["sparsity"]]
+        parts += [config["scope"], f"s{config['seed']}"]
+        return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(map(str, parts)).replace("_", "~")).replace("~", "_")
+
+    def path(self, folder: Path) -> Path:
+        """Where the record of this name and fingerprint lives."""
+        return folder / f"{self.slug}_{self.fingerprint}.json"
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Write atomically: a reader sees the whole record or none.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = record.path(folder)
+    text = json.dumps(asdict(record), indent=1, allow_nan=False, ensure_ascii=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.chmod(0o644)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UserError(f"the record cannot be written to {folder}: {error.strerror}.") from error
+    return path
+
+
+def read(path: Path) -> Record:
+    """A record from its file.
+
+    Raises:
+        UserError: the file is not a record of this schema.
+    """
+    try:
+        content = json.loads(path.read_text())
+        content["measures"] = tuple(content["measures"])
+        content["notes"] = tuple(content.get("notes", ()))
+        record = Record(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a record ({type(error).__name__}: {error}); remove it.") from error
+    if record.schema != SCHEMA:
+        raise UserError(f"{path} has schema {record.schema}; this version reads {SCHEMA}.")
+    return record
+
+
+def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
+    """The record of a fingerprint, whatever its status; an unreadable file counts as none."""
+    for path in sorted(folder.glob(f"*_{fingerprint}.json")):
+        try:
+            return path, read(path)
+        except UserError:
+            continue
+    return None
+
+
+def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
+    """Every readable record of a folder, by name."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield path, read(path)
+        except UserError:
+            continue
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work starts if the records folder cannot be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"records={folder} cannot be written: {error.strerror}.") from error

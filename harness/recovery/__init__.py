@@ -1,0 +1,1 @@
+"""How a pruned model is healed: one file per paper."""

@@ -1,0 +1,153 @@
+"""One run, top to bottom: load → calibrate → plan → allocate → prune → recover → evaluate → record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.calibration.checks import self_check
+from harness.calibration.probe import ModelProbe
+from harness.calibration.stream import batched, stream
+from harness.config import RunConfig
+from harness.core.allocation import Allocation, Budget
+from harness.core.errors import Refusal
+from harness.core.interfaces import Pruned
+from harness.core.pattern import misfit
+from harness.core.rng import rng
+from harness.data.windows import calibration_windows
+from harness.evaluation.perplexity import Context
+from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
+from harness.methods.each import as_block_method
+from harness.models.anatomy import Anatomy, anatomy_of
+from harness.models.loading import load_model, load_tokenizer
+from harness.models.surgery import operate
+from harness.prepare import Prepared
+from harness.record.provenance import provenance
+from harness.record.schema import Record
+from harness.record.stages import Stages
+from harness.save import save_model
+
+
+def run(cfg: RunConfig, ready: Prepared) -> Record:
+    """Prune and score one model.
+
+    Raises:
+        UserError: what a user can get wrong and only shows with the model in memory.
+        Refusal: a component cannot do this point.
+    """
+    stages = Stages(ready.device)
+    with stages.time("load"):
+        tokenizer = load_tokenizer(ready.checkpoint, cfg.model)
+        model = load_model(ready.checkpoint, cfg.model, ready.dtype, ready.device)
+        anatomy = anatomy_of(model)
+        scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+        self_check(model, anatomy, _check_tokens(model, ready))
+    asked, notes, edit = {}, (), None
+    if cfg.method is not None:
+        asked, notes, edit = _reduce(cfg, ready, stages, model, tokenizer, anatomy, scope)
+    with stages.time("evaluate"):
+        context = Context(ready.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
+        measures = [asdict(m) for evaluator in cfg.evaluators.values() for m in evaluator(model, tokenizer, context)]
+    sites = achieved_sites(model, anatomy, scope if not edit else range(len(anatomy.block_list(model))), asked)
+    if cfg.save is not None:
+        save_model(model, tokenizer, cfg.save, sites)
+    return Record(
+        status="ok",
+        reason="",
+        fingerprint=ready.fingerprint,
+        config=cfg.resolved,
+        sparsity={
+            "asked": cfg.pattern.sparsity if cfg.method is not None else 0.0,
+            "achieved": fraction_of_zeros(model, anatomy, scope if not edit else None),
+            "model": fraction_of_zeros(model, anatomy, None),
+        },
+        sites=sites,
+        measures=tuple(measures),
+        stages=stages.finished,
+        provenance=provenance(ready.device, ready.hashes | {"dtype": str(ready.dtype).removeprefix("torch.")}),
+        notes=notes,
+    )
+
+
+def _reduce(
+    cfg: RunConfig,
+    ready: Prepared,
+    stages: Stages,
+    model: nn.Module,
+    tokenizer: Any,
+    anatomy: Anatomy,
+    scope: range,
+) -> tuple[Allocation, tuple[str, ...], Any]:
+    """Everything between loading and evaluation: the model is changed in place."""
+    with stages.time("calibrate"):
+        batches: list[Tensor] = []
+        if ready.needs_calibration:
+            windows = calibration_windows(cfg.calibration, tokenizer, ready.calibration_length)
+            batches = batched(windows.to(ready.device))
+    probe = ModelProbe(model, anatomy, batches, scope)
+    with stages.time("plan"):
+        edit = cfg.planner.plan(probe)
+        if edit:
+            operate(model, anatomy, edit)
+            scope = range(len(anatomy.block_list(model)))
+            probe = ModelProbe(model, anatomy, batches, scope)
+    with stages.time("allocate"):
+        allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
+        check_fit(cfg.method, allocation, probe.shapes)
+    with stages.time("prune"):
+        pruned = prune(model, anatomy, batches, scope, cfg.method, allocation)
+    with stages.time("recover"):
+        kept = {site: result.kept for site, result in pruned.items()}
+        cfg.recovery.heal(model, kept, rng(cfg.seed, "recovery"))
+    notes = tuple(f"{site}: {result.note}" for site, result in pruned.items() if result.note)
+    return allocation, notes, edit
+
+
+def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Ask before the work starts whether every matrix can carry its pattern.
+
+    Raises:
+        Refusal: one cannot, or the method says no.
+    """
+    refuses = getattr(method, "refuses", lambda pattern, shape: None)
+    for site, pattern in allocation.items():
+        if why := misfit(pattern, shapes[site]) or refuses(pattern, shapes[site]):
+            raise Refusal(f"{site} cannot be pruned: {why}.")
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module, anatomy: Anatomy, batches: list[Tensor], scope: range, method: Any, allocation: Allocation
+) -> dict[str, Pruned]:
+    """Block by block, the next one seeing what was done to this one. Returns site → what the method gave."""
+    done: dict[str, Pruned] = {}
+    block_method = as_block_method(method)
+    for block in stream(model, anatomy, batches, scope, edited=True, label="prune"):
+        patterns = {site: allocation[site] for site in block.weights}
+        for site, pruned in block_method.prune_block(block, patterns).items():
+            block.write(site, pruned.weight)
+            done[site] = pruned._replace(weight=torch.empty(0))  # it lives in the model now
+    return done
+
+
+def _check_tokens(model: nn.Module, ready: Prepared) -> Tensor:
+    length = min(32, ready.checkpoint.context)
+    return torch.arange(length, device=ready.device)[None] * 7 % model.config.vocab_size
+
+
+def failed(cfg: RunConfig, fingerprint: str, status: Any, reason: str, attempt: int) -> Record:
+    """The record of a run that gave no numbers."""
+    asked = cfg.pattern.sparsity if cfg.method is not None else 0.0
+    return Record(
+        status=status,
+        reason=reason,
+        fingerprint=fingerprint,
+        config=cfg.resolved,
+        sparsity={"asked": asked, "achieved": None, "model": None},
+        attempt=attempt,
+    )
+
