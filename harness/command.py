@@ -70,7 +70,7 @@ def _run(arguments: list[str], ready: list[tuple[RunConfig, Prepared]], *, in_sw
     mistakes: list[UserError] = []
 
     def job(config: DictConfig) -> str | None:
-        cfg = compose.run_config(config)
+        cfg = compose.typed(compose.plain(config))
         try:
             path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep)
         except UserError as error:

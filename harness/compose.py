@@ -6,10 +6,12 @@ are stored here as the choices of the groups `method`, `allocator`, `planner` an
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,26 +91,72 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: anything that a user can get wrong in the overrides.
     """
+    return typed(_compose_plain(overrides))
+
+
+def _compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
     with _hydra():
         try:
             config = compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise _explained(error, overrides) from error
-    return run_config(config)
+    return plain(config)
 
 
-def run_config(config: DictConfig) -> RunConfig:
+class Choices:
+    """Many points over the same fixed overrides, every choice of a group composed once."""
+
+    def __init__(self, fixed: Sequence[str]) -> None:
+        self._fixed = list(fixed)
+        self._base = _compose_plain(self._fixed)
+        self._parts: dict[tuple[str, str], Any] = {}
+
+    def point(self, axes: Mapping[str, Any]) -> RunConfig:
+        """The typed point with these group choices and values on top of the fixed overrides.
+
+        Raises:
+            UserError: a choice, an option or a value that cannot be.
+        """
+        config = copy.deepcopy(self._base)
+        for key, value in axes.items():
+            if (CONF / key).is_dir() or key in COMPONENT_GROUPS:
+                config[key] = copy.deepcopy(self._part(key, str(value)))
+            else:
+                *parents, leaf = key.split(".")
+                target = config
+                for parent in parents:
+                    target = target.get(parent) or {}
+                if leaf not in target:
+                    raise unknown("option", key, config)
+                target[leaf] = value
+        return typed(config)
+
+    def _part(self, group: str, choice: str) -> Any:
+        if (group, choice) not in self._parts:
+            self._parts[group, choice] = _compose_plain([*self._fixed, f"{group}={choice}"])[group]
+        return self._parts[group, choice]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, Hydra's own part left out.
+
+    Raises:
+        UserError: an interpolation that cannot be resolved.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "hydra"}
+
+
+def typed(resolved: dict[str, Any]) -> RunConfig:
     """The typed form of a composed configuration.
 
     Raises:
         UserError: an unknown option, or a value that cannot be.
     """
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
-    assert isinstance(plain, dict)
-    resolved: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
     extra = set(resolved) - set(_known_options())
     if extra:
         raise unknown("option", extra.pop(), _known_options())
@@ -116,7 +164,7 @@ def run_config(config: DictConfig) -> RunConfig:
     method_name = resolved["method"]["name"]
     return RunConfig(
         model=_model_choice(resolved["model"]),
-        window=resolved["model"]["window"],
+        window=_window(resolved["model"]),
         method=None if method_name == "none" else catalogue.build("method", resolved["method"]),
         allocator=catalogue.build("allocator", resolved["allocator"]),
         planner=catalogue.build("planner", resolved["planner"]),
@@ -148,6 +196,13 @@ def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
             raise UserError(f"model={model['name']} is a local model: set HARNESS_ASSETS to the folder that holds it.")
         path = str(folder / path.removeprefix("assets:"))
     return ModelChoice(model["name"], path, model.get("revision"), "auto", bool(model.get("trust_remote_code")))
+
+
+def _window(model: Mapping[str, Any]) -> int | str | None:
+    value = model["window"]
+    if value not in (None, "context") and (not isinstance(value, int) or value < 2):
+        raise UserError(f"model.window={value} has to be a number of tokens, or context for all the model takes.")
+    return value
 
 
 def _calibration(resolved: Mapping[str, Any]) -> Calibration:
@@ -196,11 +251,12 @@ def _one_of(resolved: Mapping[str, Any], key: str, options: tuple[str, ...]) -> 
     return value
 
 
+@lru_cache(maxsize=1)
 def _known_options() -> list[str]:
     main = OmegaConf.load(CONF / "config.yaml")
     assert isinstance(main, DictConfig)
     plain = [str(key) for key in main if key not in ("defaults", "hydra")]
-    return plain + [*COMPONENT_GROUPS, "model", "calibration", "evaluation", "tracker"]
+    return [*plain, *COMPONENT_GROUPS, "model", "calibration", "evaluation", "tracker"]
 
 
 def choices(group: str) -> list[str]:

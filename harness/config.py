@@ -54,7 +54,7 @@ class RunConfig:
     """Everything one run needs, resolved and checked; `resolved` is the plain form that the record keeps."""
 
     model: ModelChoice
-    window: int
+    window: int | str | None
     method: Any | None
     allocator: Any
     planner: Any
@@ -73,3 +73,8 @@ class RunConfig:
     save: Path | None
     force: bool
     resolved: Mapping[str, Any]
+
+    @property
+    def asked(self) -> float:
+        """The fraction of zeros asked for; nothing is asked of a dense model."""
+        return 0.0 if self.method is None else self.pattern.sparsity

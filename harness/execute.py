@@ -16,8 +16,10 @@ from harness.prepare import Prepared
 from harness.record import schema
 from harness.record.schema import Record
 from harness.record.trackers import track
-from harness.run import failed, run
+from harness.run import run, without_numbers
 from harness.save import is_saved
+
+INTERRUPTED = "interrupted"
 
 
 def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool) -> tuple[Path, Record]:
@@ -37,7 +39,7 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool) -> tuple[Path, R
     record = _attempt(cfg, ready, in_sweep)
     path = schema.write(record, cfg.records)
     track(cfg.tracker, record, cfg.records)
-    if record.status == "failed" and record.reason == "interrupted":
+    if record.reason == INTERRUPTED:
         print(f"record: {path}", flush=True)
         raise KeyboardInterrupt
     return path, record
@@ -56,19 +58,21 @@ def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> Record:
     before = schema.find(cfg.records, ready.fingerprint)
     attempt = before[1].attempt + 1 if before else 1
     try:
-        return dataclasses.replace(run(cfg, ready), attempt=attempt)
+        record = run(cfg, ready)
     except UserError as error:
         if not in_sweep:
             raise
-        status = "skipped" if isinstance(error, Refusal) else "failed"
-        print(f"{status}: {error}", file=sys.stderr)
-        return failed(cfg, ready.fingerprint, status, str(error), attempt)
+        record = without_numbers(
+            cfg, ready.fingerprint, "skipped" if isinstance(error, Refusal) else "failed", str(error)
+        )
+        print(f"{record.status}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        return failed(cfg, ready.fingerprint, "failed", "interrupted", attempt)
+        record = without_numbers(cfg, ready.fingerprint, "failed", INTERRUPTED)
     except Exception as error:
         traceback.print_exc()
-        return failed(cfg, ready.fingerprint, "failed", f"{type(error).__name__}: {error}", attempt)
+        record = without_numbers(cfg, ready.fingerprint, "failed", f"{type(error).__name__}: {error}")
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    return dataclasses.replace(record, attempt=attempt)

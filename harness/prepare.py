@@ -12,6 +12,7 @@ import torch
 from harness import catalogue
 from harness.config import RunConfig
 from harness.core.errors import UserError
+from harness.core.statistic import sum_of_squares
 from harness.data.corpora import read_text
 from harness.evaluation.perplexity import LOGIT_BYTES, Context
 from harness.models.loading import (
@@ -36,7 +37,7 @@ class Prepared:
     calibration_length: int
     evaluation_window: int
     needs_calibration: bool
-    hashes: dict[str, Any]
+    facts: dict[str, Any]
     fingerprint: str
 
 
@@ -50,19 +51,25 @@ def prepare(cfg: RunConfig) -> Prepared:
     cfg.scope.blocks(int(checkpoint.config.get("num_hidden_layers", 1)))
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, checkpoint, device)
-    window = cfg.window or min(2048, checkpoint.context)
+    window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
     needed = cfg.method is not None and _uses_calibration(cfg)
-    check_memory(checkpoint, dtype, device, _activation_bytes(cfg, checkpoint, dtype, length, evaluation_window, needed))
+    check_memory(
+        checkpoint, dtype, device, _activation_bytes(cfg, checkpoint, dtype, length, evaluation_window, needed)
+    )
     context = Context(evaluation_window, cfg.evaluation_limit, cfg.seed, device)
-    hashes = {"weights_sha256": weights_hash(checkpoint), "model_revision": checkpoint.revision, "data": {}}
+    data = {name: _evaluator_facts(evaluator, context) for name, evaluator in cfg.evaluators.items()}
     if needed:
-        hashes["data"]["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
-    for name, evaluator in cfg.evaluators.items():
-        hashes["data"][name] = _evaluator_facts(evaluator, context)
-    identity = _identity(cfg, checkpoint, dtype, device, hashes, context, length)
-    return Prepared(checkpoint, device, dtype, length, evaluation_window, needed, hashes, fingerprint(identity))
+        data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
+    facts: dict[str, Any] = {
+        "weights_sha256": weights_hash(checkpoint),
+        "model_revision": checkpoint.revision,
+        "dtype": str(dtype).removeprefix("torch."),
+        "data": data,
+    }
+    identity = _identity(cfg, checkpoint, facts, device, context, length)
+    return Prepared(checkpoint, device, dtype, length, evaluation_window, needed, facts, fingerprint(identity))
 
 
 def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
@@ -73,7 +80,7 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 def _uses_calibration(cfg: RunConfig) -> bool:
     """Whether any component asks the model about inputs; magnitude with uniform does not."""
-    method_asks = not hasattr(cfg.method, "statistic") or cfg.method.statistic is not None
+    method_asks = getattr(cfg.method, "statistic", sum_of_squares) is not None
     return method_asks or not _is("allocator", "uniform", cfg.allocator) or not _is("planner", "none", cfg.planner)
 
 
@@ -107,21 +114,20 @@ def _evaluator_facts(evaluator: Any, context: Context) -> dict[str, Any]:
 def _identity(
     cfg: RunConfig,
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    facts: Mapping[str, Any],
     device: torch.device,
-    hashes: Mapping[str, Any],
     context: Context,
     length: int,
 ) -> dict[str, Any]:
     """Everything that decides the numbers; paths, tracker, cluster and perplexity's batch size are not in it."""
     identity: dict[str, Any] = {
-        "weights": hashes["weights_sha256"],
+        "weights": facts["weights_sha256"],
         "tokenizer": [file_hash(path) for path in sorted(checkpoint.folder.glob("tokenizer*")) if path.is_file()],
-        "dtype": str(dtype),
+        "dtype": facts["dtype"],
         "device": device.type,
         "scope": cfg.scope.text,
         "evaluation": {
-            name: [str(evaluator.protocol(context)), _settings(evaluator), hashes["data"][name]["sha256"]]
+            name: [str(evaluator.protocol(context)), _settings(evaluator), facts["data"][name]["sha256"]]
             for name, evaluator in cfg.evaluators.items()
         },
     }
@@ -135,7 +141,7 @@ def _identity(
         "sparsity": str(cfg.pattern),
         "fraction": cfg.pattern.sparsity,
         "calibration": dataclasses.asdict(dataclasses.replace(cfg.calibration, length=length)),
-        "calibration_data": hashes["data"].get("calibration", {}).get("sha256"),
+        "calibration_data": facts["data"].get("calibration", {}).get("sha256"),
         "seed": cfg.seed,
     }
 

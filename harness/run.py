@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.calibration.checks import self_check
 from harness.calibration.probe import ModelProbe
@@ -19,7 +19,7 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
-from harness.evaluation.perplexity import Context
+from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy, anatomy_of
@@ -30,6 +30,18 @@ from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
 from harness.save import save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What pruning did: the pattern asked of each site, the blocks that were in scope, remarks."""
+
+    allocation: Allocation
+    scope: range
+    notes: tuple[str, ...] = ()
 
 
 def run(cfg: RunConfig, ready: Prepared) -> Record:
@@ -44,15 +56,16 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         tokenizer = load_tokenizer(ready.checkpoint, cfg.model)
         model = load_model(ready.checkpoint, cfg.model, ready.dtype, ready.device)
         anatomy = anatomy_of(model)
-        scope = cfg.scope.blocks(len(anatomy.block_list(model)))
-        self_check(model, anatomy, _check_tokens(model, ready))
-    asked, notes, edit = {}, (), None
+        self_check(model, anatomy)
+
+    reduced = Reduced({}, cfg.scope.blocks(len(anatomy.block_list(model))))
     if cfg.method is not None:
-        asked, notes, edit = _reduce(cfg, ready, stages, model, tokenizer, anatomy, scope)
+        reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
+
     with stages.time("evaluate"):
         context = Context(ready.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
         measures = [asdict(m) for evaluator in cfg.evaluators.values() for m in evaluator(model, tokenizer, context)]
-    sites = achieved_sites(model, anatomy, scope if not edit else range(len(anatomy.block_list(model))), asked)
+    sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
     if cfg.save is not None:
         save_model(model, tokenizer, cfg.save, sites)
     return Record(
@@ -61,41 +74,35 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         fingerprint=ready.fingerprint,
         config=cfg.resolved,
         sparsity={
-            "asked": cfg.pattern.sparsity if cfg.method is not None else 0.0,
-            "achieved": fraction_of_zeros(model, anatomy, scope if not edit else None),
+            "asked": cfg.asked,
+            "achieved": fraction_of_zeros(model, anatomy, reduced.scope),
             "model": fraction_of_zeros(model, anatomy, None),
         },
         sites=sites,
         measures=tuple(measures),
         stages=stages.finished,
-        provenance=provenance(ready.device, ready.hashes | {"dtype": str(ready.dtype).removeprefix("torch.")}),
-        notes=notes,
+        provenance=provenance(ready.device, ready.facts),
+        notes=reduced.notes,
     )
 
 
 def _reduce(
-    cfg: RunConfig,
-    ready: Prepared,
-    stages: Stages,
-    model: nn.Module,
-    tokenizer: Any,
-    anatomy: Anatomy,
-    scope: range,
-) -> tuple[Allocation, tuple[str, ...], Any]:
-    """Everything between loading and evaluation: the model is changed in place."""
+    cfg: RunConfig, ready: Prepared, stages: Stages, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy
+) -> Reduced:
+    """Everything between loading and evaluation; the model is changed in place."""
+    scope = cfg.scope.blocks(len(anatomy.block_list(model)))
     with stages.time("calibrate"):
-        batches: list[Tensor] = []
+        batches = []
         if ready.needs_calibration:
             windows = calibration_windows(cfg.calibration, tokenizer, ready.calibration_length)
             batches = batched(windows.to(ready.device))
-    probe = ModelProbe(model, anatomy, batches, scope)
     with stages.time("plan"):
-        edit = cfg.planner.plan(probe)
+        edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope))
         if edit:
             operate(model, anatomy, edit)
-            scope = range(len(anatomy.block_list(model)))
-            probe = ModelProbe(model, anatomy, batches, scope)
+            scope = cfg.scope.blocks(len(anatomy.block_list(model)))
     with stages.time("allocate"):
+        probe = ModelProbe(model, anatomy, batches, scope)
         allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
         check_fit(cfg.method, allocation, probe.shapes)
     with stages.time("prune"):
@@ -104,11 +111,11 @@ def _reduce(
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, kept, rng(cfg.seed, "recovery"))
     notes = tuple(f"{site}: {result.note}" for site, result in pruned.items() if result.note)
-    return allocation, notes, edit
+    return Reduced(allocation, scope, notes)
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Ask before the work starts whether every matrix can carry its pattern.
+    """Ask before the first weight is touched whether every matrix can carry its pattern.
 
     Raises:
         Refusal: one cannot, or the method says no.
@@ -121,7 +128,7 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
 
 @torch.no_grad()
 def prune(
-    model: nn.Module, anatomy: Anatomy, batches: list[Tensor], scope: range, method: Any, allocation: Allocation
+    model: PreTrainedModel, anatomy: Anatomy, batches: list[Tensor], scope: range, method: Any, allocation: Allocation
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one. Returns site → what the method gave."""
     done: dict[str, Pruned] = {}
@@ -134,20 +141,7 @@ def prune(
     return done
 
 
-def _check_tokens(model: nn.Module, ready: Prepared) -> Tensor:
-    length = min(32, ready.checkpoint.context)
-    return torch.arange(length, device=ready.device)[None] * 7 % model.config.vocab_size
-
-
-def failed(cfg: RunConfig, fingerprint: str, status: Any, reason: str, attempt: int) -> Record:
-    """The record of a run that gave no numbers."""
-    asked = cfg.pattern.sparsity if cfg.method is not None else 0.0
-    return Record(
-        status=status,
-        reason=reason,
-        fingerprint=fingerprint,
-        config=cfg.resolved,
-        sparsity={"asked": asked, "achieved": None, "model": None},
-        attempt=attempt,
-    )
-
+def without_numbers(cfg: RunConfig, fingerprint: str, status: Any, reason: str) -> Record:
+    """The record of a run that was skipped or failed."""
+    sparsity = {"asked": cfg.asked, "achieved": None, "model": None}
+    return Record(status=status, reason=reason, fingerprint=fingerprint, config=cfg.resolved, sparsity=sparsity)

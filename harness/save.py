@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from torch import nn
 
 from harness.core.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def save_model(model: nn.Module, tokenizer: Any, folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
     """Write model and tokenizer, read the pruned matrices back and count their zeros.
 
     Raises:
@@ -30,7 +32,9 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, sites: Mapping[st
                 if f"{site}.weight" in file.keys():  # noqa: SIM118 (not a dict)
                     saved[site] = int((file.get_tensor(f"{site}.weight") == 0).sum())
     for site, facts in sites.items():
-        assert saved[site] == round(facts["achieved"] * facts["parameters"]), f"{site} changed its zeros on the way to disk"
+        assert saved[site] == round(facts["achieved"] * facts["parameters"]), (
+            f"{site} changed its zeros on the way to disk"
+        )
 
 
 def is_saved(folder: Path) -> bool:

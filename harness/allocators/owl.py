@@ -36,9 +36,7 @@ class Owl:
         density = (shares - shares.min()) / extent * 2 * self.spread if extent > 0 else torch.zeros_like(shares)
         sparsities = budget.sparsity - (density - density.mean())
         proposal = {
-            site: float(sparsity)
-            for sites, sparsity in zip(probe.blocks, sparsities, strict=True)
-            for site in sites
+            site: float(sparsity) for sites, sparsity in zip(probe.blocks, sparsities, strict=True) for site in sites
         }
         sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
         return fit(proposal, sizes, budget.narrowed(self.levels))

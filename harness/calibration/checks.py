@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +11,23 @@ from harness.calibration.stream import Stream, first
 from harness.core.errors import UserError
 from harness.models.anatomy import Anatomy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LENGTH = 16
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}
 """Largest difference of logits, relative to their largest magnitude (at least 1), that rounding explains."""
 
 
 @torch.no_grad()
-def self_check(model: nn.Module, anatomy: Anatomy, tokens: Tensor) -> None:
-    """Check one window of token ids (1, L).
+def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Check both on one short window of token ids (1, L).
 
     Raises:
         UserError: replaying the blocks does not give the model's logits, or a later token moves earlier logits.
     """
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.arange(LENGTH, device=model.device)[None] * 7 % vocabulary
     dense = model(tokens, use_cache=False).logits
     limit = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(dense.abs().max()))
     moved = float((_replayed_logits(model, anatomy, tokens) - dense).abs().max())
@@ -31,13 +37,13 @@ def self_check(model: nn.Module, anatomy: Anatomy, tokens: Tensor) -> None:
             "its family or this version of transformers is not supported."
         )
     changed = tokens.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % model.config.vocab_size
+    changed[0, -1] = (changed[0, -1] + 1) % vocabulary
     moved = float((model(changed, use_cache=False).logits - dense)[:, :-1].abs().max())
     if not moved <= limit:
         raise UserError(f"changing the last token moves earlier logits by {moved:.3g}: this model is not causal here.")
 
 
-def _replayed_logits(model: nn.Module, anatomy: Anatomy, tokens: Tensor) -> Tensor:
+def _replayed_logits(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
     """The model's own head on the replayed blocks: the last block's output is replaced on its way."""
     state = Stream(model, anatomy, [tokens])
     hidden = state.hidden[0]

@@ -98,7 +98,9 @@ def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budg
     levels = search(proposal, widths, budget, wanted)
     missed = abs(sum(widths[site] * level for site, level in levels.items()) - wanted)
     if missed > sum(widths.values()) / 2:
-        raise Refusal(f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros.")
+        raise Refusal(
+            f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros."
+        )
     return {site: NofM(level, budget.of) for site, level in levels.items()}
 
 
@@ -110,7 +112,7 @@ def _exact_levels(
     limit = wanted + max(widths.values()) * budget.of
     cost = torch.full((limit + 1,), math.inf, dtype=torch.float64)
     cost[0] = 0
-    choices = []
+    choices: list[torch.Tensor] = []
     for site, width in widths.items():
         best = torch.full_like(cost, math.inf)
         choice = torch.zeros(limit + 1, dtype=torch.int16)
@@ -126,10 +128,12 @@ def _exact_levels(
         cost, choices = best, [*choices, choice]
     reachable = torch.isfinite(cost).nonzero().flatten()
     if not len(reachable):
-        raise Refusal(f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros.")
+        raise Refusal(
+            f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros."
+        )
     state = int(reachable[(reachable - wanted).abs().argmin()])
     levels = {}
-    for (site, width), choice in zip(reversed(widths.items()), reversed(choices), strict=True):
+    for (site, width), choice in zip(reversed(list(widths.items())), reversed(choices), strict=True):
         levels[site] = int(choice[state])
         state -= width * levels[site]
     return {site: levels[site] for site in proposal}
@@ -154,7 +158,9 @@ def _greedy_levels(
             if 0 <= index < len(ladder):
                 change = widths[site] * (ladder[index] - level)
                 if abs(missing - change) < abs(missing):
-                    steps.append((distortion(site, ladder[index]) - distortion(site, level), site, ladder[index], change))
+                    steps.append(
+                        (distortion(site, ladder[index]) - distortion(site, level), site, ladder[index], change)
+                    )
         if not steps:
             return levels
         _, site, level, change = min(steps)

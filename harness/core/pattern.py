@@ -60,7 +60,9 @@ def parse_pattern(value: object) -> Pattern:
     if match:
         keep, of = int(match[1]), int(match[2])
         if not 0 < keep <= of:
-            raise UserError(f"sparsity={value} keeps {keep} of every {of}; write NofM with 0 < N <= M, for example 2of4.")
+            raise UserError(
+                f"sparsity={value} keeps {keep} of every {of}; write NofM with 0 < N <= M, for example 2of4."
+            )
         return NofM(keep, of)
     try:
         sparsity = float(str(value))

@@ -96,7 +96,9 @@ def _embedded(name: str) -> Corpus:
 _WIKITEXT = "Salesforce/wikitext"
 _PENN = "ptb-text-only/ptb_text_only"
 _PENN_PARQUET = "refs/convert/parquet"  # the repository itself is a loading script, which datasets >= 4 does not run
-_C4_REVISION = "607bd4c8450a42878aa9ddc051a65a055450ef87"  # the one EvoPress pins (IST-DASLab/EvoPress, src/datautils.py)
+_C4_REVISION = (
+    "607bd4c8450a42878aa9ddc051a65a055450ef87"  # the one EvoPress pins (IST-DASLab/EvoPress, src/datautils.py)
+)
 
 CORPORA = {
     corpus.name: corpus

@@ -51,7 +51,9 @@ def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -
     if corpus_named(calibration.corpus).sampling == "stream":
         tokens = encode(tokenizer, text.join.join(text.rows))
         if len(tokens) <= length:
-            raise UserError(f"calibration={calibration.corpus} has {len(tokens)} tokens; windows of {length} need more.")
+            raise UserError(
+                f"calibration={calibration.corpus} has {len(tokens)} tokens; windows of {length} need more."
+            )
         drawn = [_cut(tokens, length, generator) for _ in range(calibration.windows)]
     else:
         drawn = _draw_documents(calibration, text, tokenizer, length, generator)
@@ -63,7 +65,7 @@ def _draw_documents(
 ) -> list[list[int]]:
     encoded: dict[int, list[int]] = {}
     short: set[int] = set()
-    drawn = []
+    drawn: list[list[int]] = []
     while len(drawn) < calibration.windows:
         index = generator.randint(0, len(text.rows) - 1)
         if index not in short and index not in encoded:

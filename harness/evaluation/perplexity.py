@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +18,13 @@ from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
-from harness.evaluation.protocol import Measure, Protocol
+from harness.evaluation.protocol import Context, Measure, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOGIT_BYTES = 1 << 30
 """Logits of one batch, in float32, take at most so much memory."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every evaluator is given beside the model: the window, the limit, and the seed of the run."""
-
-    window: int
-    limit: int | None
-    seed: int
-    device: torch.device
 
 
 @component("evaluator", "perplexity")
@@ -71,7 +64,7 @@ class Perplexity:
             },
         )
 
-    def __call__(self, model: nn.Module, tokenizer: Any, context: Context) -> Iterator[Measure]:
+    def __call__(self, model: PreTrainedModel, tokenizer: Any, context: Context) -> Iterator[Measure]:
         limits = [limit for limit in (self.windows, context.limit) if limit]
         windows = evaluation_windows(
             self.corpus,
@@ -96,9 +89,9 @@ class Perplexity:
 
 
 @torch.no_grad()
-def mean_nll(model: nn.Module, windows: Tensor, device: torch.device, label: str = "perplexity") -> float:
+def mean_nll(model: PreTrainedModel, windows: Tensor, device: torch.device, label: str = "perplexity") -> float:
     """Mean negative log-likelihood of windows (N, L): mean over windows of the mean over their L − 1 targets."""
-    per_window = windows.shape[1] * model.config.vocab_size * 4
+    per_window = windows.shape[1] * model.config.get_text_config().vocab_size * 4
     batch = max(1, min(LOGIT_BYTES // per_window, 8192 // windows.shape[1]))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for tokens in progress(windows.split(batch), label):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -32,3 +34,13 @@ class Measure:
     protocol: str
     samples: int
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every evaluator is given beside the model: the window, the limit, and the seed of the run."""
+
+    window: int
+    limit: int | None
+    seed: int
+    device: torch.device

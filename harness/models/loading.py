@@ -8,12 +8,14 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from harness.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -188,7 +190,9 @@ def load_tokenizer(checkpoint: Checkpoint, choice: ModelChoice) -> Any:
         raise UserError(f"{choice.path} has no tokenizer that can be loaded ({_first_line(error)}).") from error
 
 
-def load_model(checkpoint: Checkpoint, choice: ModelChoice, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_model(
+    checkpoint: Checkpoint, choice: ModelChoice, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
     """The model in evaluation mode on the device, every weight finite.
 
     Raises:
@@ -207,7 +211,7 @@ def load_model(checkpoint: Checkpoint, choice: ModelChoice, dtype: torch.dtype, 
         )
     except Exception as error:
         raise UserError(f"{choice.path} cannot be loaded as a language model ({_first_line(error)}).") from error
-    model = model.to(device).eval()
+    model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     model.config.use_cache = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from harness.core.edit import Edit
 from harness.models.anatomy import Anatomy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def operate(model: nn.Module, anatomy: Anatomy, edit: Edit) -> None:
+
+def operate(model: PreTrainedModel, anatomy: Anatomy, edit: Edit) -> None:
     """Leave out the blocks that the edit drops; the rest keeps its order."""
     blocks = anatomy.block_list(model)
     for index in sorted(edit.dropped_blocks, reverse=True):

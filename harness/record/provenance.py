@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -18,8 +19,10 @@ PACKAGES = ("torch", "transformers", "hydra-core", "lm-eval", "datasets", "safet
 @lru_cache(maxsize=1)
 def _commit() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
+    if not commit:  # an exported tree has no history; its exporter may say what it is
+        return {"commit": os.environ.get("HARNESS_COMMIT"), "dirty": None}
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-    return {"commit": commit or None, "dirty": bool(changed) if commit else None}
+    return {"commit": commit, "dirty": bool(changed)}
 
 
 def _git(*arguments: str) -> str:

@@ -45,7 +45,9 @@ def check_tracker(tracker: TrackerSettings) -> None:
     import wandb
 
     if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        raise UserError("tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline.")
+        raise UserError(
+            "tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline."
+        )
 
 
 def track(tracker: TrackerSettings, record: Record, folder: Path) -> None:

@@ -1,0 +1,64 @@
+# Every target sets up .venv first; nothing else is needed on a fresh machine but python3 (>= 3.11), git and make.
+PYTHON ?= python3
+PAPER ?= sparsellm
+ITEM ?= table2
+SCALE ?= embedded
+CLUSTER ?= local
+OVERRIDES ?=
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m harness
+STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) $(OVERRIDES)
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help setup test check reproduce reproduce-% plan status retry tables compare publish prefetch embedded bench
+
+help: ## list the targets
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-20s %s\n", $$1, $$2}'
+
+setup: $(READY) ## the virtual environment .venv, from pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+reproduce-%: $(READY) ## run what a table or figure lacks and print it: make reproduce-table2 [PAPER=sparsellm] [SCALE=embedded|proxy|paper]
+	@$(RUN) study=$(PAPER)_$* scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
+
+reproduce: $(READY) ## the same for any study: PAPER=… ITEM=table2|figure1|… SCALE=… CLUSTER=local|joblib|slurm|ray
+	@$(RUN) $(STUDY) cluster=$(CLUSTER)
+
+plan: $(READY) ## the points of a study: done, to do, skipped and why, with time and memory
+	@$(RUN) plan $(STUDY)
+
+status: $(READY) ## how far a study is, from its files
+	@$(RUN) status $(STUDY)
+
+retry: $(READY) ## run the failed points of a study again
+	@$(RUN) retry $(STUDY)
+
+tables: $(READY) ## table and figure of a study from its records alone
+	@$(RUN) tables $(STUDY)
+
+compare: $(READY) ## every cell beside the reported number, with verdict and reason
+	@$(RUN) compare $(STUDY)
+
+publish: $(READY) ## copy records, table and figure of a study to results/published
+	@$(RUN) publish $(STUDY)
+
+prefetch: $(READY) ## download models and texts of a study once, so that runs work offline
+	@$(RUN) prefetch $(STUDY)
+
+embedded: $(READY) ## make the embedded language, texts, tasks and models again
+	@$(VENV)/bin/python -m harness.embedded
+
+bench: $(READY) ## the performance tables
+	@$(VENV)/bin/python benchmarks/stages.py
+
+test: $(READY) ## run the tests, with coverage of harness/
+	@$(VENV)/bin/python -m pytest
+
+check: $(READY) ## lint, types, import rules
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

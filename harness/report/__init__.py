@@ -1,0 +1,1 @@
+"""Records → tables, figures, comparison with reported numbers. Sees records only."""

@@ -1,0 +1,129 @@
+"""The figure of a study: SVG and PNG, and the numbers behind it as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito
+MARKERS = "osD^vP*"
+
+
+def draw(
+    measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str, Any], title: str, scale: str, folder: Path
+) -> None:
+    """Write figure.svg, figure.png and figure.csv; a study without numbers gets the CSV alone."""
+    metric = layout.get("metric") or "perplexity"
+    data = compared[(compared["metric"] == metric) & compared["ours"].notna()]
+    data.to_csv(folder / "figure.csv", index=False)
+    if data.empty:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"  # equal records give equal files
+    import matplotlib.pyplot as plt
+
+    panels = _curves(plt, data) if layout.get("figure") == "curves" else _bars(plt, data, metric)
+    panels.suptitle(f"{title} · scale {scale}", fontsize=11)
+    panels.savefig(folder / "figure.svg", metadata={"Date": None})
+    panels.savefig(folder / "figure.png", dpi=150, metadata={"Software": None})
+    plt.close(panels)
+
+
+def _methods(data: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each method, the same in every panel."""
+    names = [name for name in dict.fromkeys(data["method"]) if name != "none"]
+    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+
+
+def _curves(plt: Any, data: pd.DataFrame) -> Any:
+    """Perplexity against sparsity: a panel per model and scope (rows) and task (columns), N:M as single points."""
+    pruned = data[data["method"] != "none"]
+    rows = list(dict.fromkeys(zip(pruned["model"], pruned["scope"], strict=True)))
+    tasks = list(dict.fromkeys(data["task"]))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(tasks),
+        figsize=(3.4 * len(tasks) + 1, 2.5 * len(rows) + 0.8),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (model, scope), line in zip(rows, axes, strict=True):
+        for task, axis in zip(tasks, line, strict=True):
+            here = data[(data["model"] == model) & (data["task"] == task)]
+            _curve_panel(axis, here, scope, _methods(data))
+            axis.set_title(f"{model}, {scope.replace('_', ' ')}: {task}", fontsize=8)
+    axes[-1][0].set_xlabel("sparsity (fraction of zeros)")
+    axes[0][0].set_ylabel("perplexity")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    return figure
+
+
+def _curve_panel(axis: Any, here: pd.DataFrame, scope: str, methods: Mapping[str, tuple[str, str]]) -> None:
+    for value in here[here["method"] == "none"]["ours"]:
+        axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
+    here = here[here["scope"] == scope]
+    for method, (colour, marker) in methods.items():
+        mine = here[here["method"] == method]
+        free = mine[mine["pattern"] == "unstructured"].sort_values("sparsity")
+        fixed = mine[mine["pattern"] != "unstructured"]
+        axis.plot(
+            free["sparsity"], free["ours"], color=colour, marker=marker, markersize=4, linewidth=1.2, label=method
+        )
+        axis.plot(fixed["sparsity"], fixed["ours"], color=colour, marker=marker, markersize=6, linestyle="", mfc="none")
+        for row in fixed.drop_duplicates("pattern").itertuples():
+            axis.annotate(row.pattern, (row.sparsity, row.ours), fontsize=6, xytext=(4, -2), textcoords="offset points")
+    axis.set_yscale("log")
+    axis.grid(alpha=0.3, which="both", linewidth=0.4)
+    axis.tick_params(labelsize=7)
+
+
+def _bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
+    """One panel per model; groups of bars per sparsity (and allocator), a bar per method, mean over the tasks."""
+    models = list(dict.fromkeys(data["model"]))
+    tasks = list(dict.fromkeys(data["task"])) if metric == "perplexity" else [None]
+    figure, axes = plt.subplots(
+        len(models),
+        len(tasks),
+        figsize=(3.6 * len(tasks) + 1.2, 2.6 * len(models) + 0.8),
+        squeeze=False,
+        layout="constrained",
+    )
+    for model, line in zip(models, axes, strict=True):
+        for task, axis in zip(tasks, line, strict=True):
+            here = data[(data["model"] == model) & ((data["task"] == task) if task else True)]
+            _bar_panel(axis, here, metric, _methods(data))
+            axis.set_title(f"{model}: {task or 'mean over ' + str(here['task'].nunique()) + ' tasks'}", fontsize=8)
+    axes[0][0].set_ylabel("perplexity" if metric == "perplexity" else f"{metric} (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    return figure
+
+
+def _bar_panel(axis: Any, here: pd.DataFrame, metric: str, methods: Mapping[str, tuple[str, str]]) -> None:
+    factor = 1 if metric == "perplexity" else 100
+    means = (
+        here.groupby(["method", "pattern", "sparsity", "allocator"], sort=False)["ours"]
+        .mean()
+        .mul(factor)
+        .reset_index()
+    )
+    for value in means[means["method"] == "none"]["ours"]:
+        axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
+    pruned = means[means["method"] != "none"]
+    groups = list(dict.fromkeys(zip(pruned["pattern"], pruned["sparsity"], pruned["allocator"], strict=True)))
+    width = 0.8 / max(1, len(methods))
+    for number, (method, (colour, _)) in enumerate(methods.items()):
+        mine = {(r.pattern, r.sparsity, r.allocator): r.ours for r in pruned[pruned["method"] == method].itertuples()}
+        heights = [mine.get(group, float("nan")) for group in groups]
+        axis.bar([i + number * width for i in range(len(groups))], heights, width, color=colour, label=method)
+    single = len({group[2] for group in groups}) == 1
+    names = [(g[0] if "of" in g[0] else f"{g[1]:.0%}") + ("" if single else f"\n{g[2]}") for g in groups]
+    axis.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(groups))], names, fontsize=7)
+    axis.tick_params(axis="y", labelsize=7)
+    axis.grid(axis="y", alpha=0.3, linewidth=0.4)

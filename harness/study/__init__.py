@@ -1,0 +1,1 @@
+"""Published tables and figures as grids of runs: planning, running, asking how far they are."""

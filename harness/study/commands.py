@@ -1,0 +1,236 @@
+"""What one can ask of a study: run, plan, status, retry, tables, compare, publish; and prefetch for any run."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from harness import compose
+from harness.core.errors import UserError, unknown
+from harness.execute import execute
+from harness.models.loading import find_checkpoint
+from harness.prepare import Prepared, prepare
+from harness.record import schema
+from harness.record.provenance import ROOT
+from harness.record.trackers import Report, check_tracker, track_report
+from harness.report.outputs import Outputs, write_outputs
+from harness.study.estimate import estimate
+from harness.study.grid import Point, Study, load_study, output_folder
+from harness.study.plan import Progress, prepared, progress_of
+
+
+def dispatch(command: str, overrides: Sequence[str]) -> int:
+    """Run a named command over `study=… scale=…` and further overrides; returns the exit status.
+
+    Raises:
+        UserError: unknown command or study, or what the command cannot do.
+    """
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    compose.register(compose.plugins_in(overrides))
+    if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
+        return prefetch_run(overrides)
+    return COMMANDS[command](study_of(overrides))
+
+
+def study_of(overrides: Sequence[str]) -> Study:
+    """The study that `study=… scale=…` names, the other overrides applied to every point.
+
+    Raises:
+        UserError: no `study=` among them, or an unknown study or scale.
+    """
+    values = {"scale": "embedded"}
+    extra = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in ("study", "scale"):
+            values[key] = value
+        else:
+            extra.append(text)
+    if "study" not in values:
+        raise UserError("name a study: study=<paper>_<item>, for example study=sparsellm_table2.")
+    return load_study(values["study"], values["scale"], extra)
+
+
+def run_study(name: str, overrides: Sequence[str]) -> int:
+    """Run what a study lacks, then write and print its table. Returns 1 if a point failed.
+
+    Raises:
+        UserError: a mistake in the study or the overrides, before anything runs.
+    """
+    study = study_of([f"study={name}", *overrides])
+    cluster = next((text.split("=", 1)[1] for text in overrides if text.startswith("cluster=")), "local")
+    if cluster not in compose.choices("cluster"):
+        raise unknown("cluster", cluster, compose.choices("cluster"))
+    ready = _check(study)
+    todo = [(point, item) for point, item in ready if not _is_done(point, item)]
+    print(f"{study.name} at scale {study.scale}: {len(ready) - len(todo)} cells done, {len(todo)} to run", flush=True)
+    if cluster == "local":
+        for number, (point, item) in enumerate(ready, 1):
+            _run_point(point, item, f"[{number}/{len(ready)}]" if (point, item) in todo else None)
+    else:
+        from harness.study.launch import launch
+
+        launch(study, cluster, [study.points.index(point) for point, _ in todo])
+    print(f"ran {len(todo)} of {len(ready)} cells", flush=True)
+    return tables(study)
+
+
+def _check(study: Study) -> list[tuple[Point, Prepared]]:
+    ready = []
+    for point, item in prepared(study.points):
+        if isinstance(item, UserError):
+            raise UserError(f"at the point {point}: {item}") from item
+        assert point.cfg is not None
+        check_tracker(point.cfg.tracker)
+        schema.check_writable(point.cfg.records)
+        ready.append((point, item))
+    return ready
+
+
+def _is_done(point: Point, item: Prepared) -> bool:
+    assert point.cfg is not None
+    found = None if point.cfg.force else schema.find(point.cfg.records, item.fingerprint)
+    return found is not None and found[1].status in schema.FINISHED
+
+
+def _run_point(point: Point, item: Prepared, position: str | None) -> None:
+    assert point.cfg is not None
+    path, record = execute(point.cfg, item, in_sweep=True)
+    if position:
+        seconds = sum(stage["seconds"] for stage in record.stages.values())
+        print(f"{position} {point}: {record.status} in {seconds:.1f} s", flush=True)
+    print(f"record: {path}", flush=True)
+
+
+def plan(study: Study) -> int:
+    """Print the points: done, to do, skipped and why, with an estimate of time and memory for what is left."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    total = 0.0
+    for item in progress_of(study):
+        guess = estimate(item.point.cfg, device) if item.point.cfg and item.state in ("to do", "failed") else None
+        if guess:
+            total += guess.seconds
+        cost = f"  ~{_duration(guess.seconds)}, {guess.peak_bytes / 2**30:.1f} GiB" if guess else ""
+        print(f"{item.state:8}{item.point}{cost}{'  (' + item.why + ')' if item.why else ''}")
+    print(
+        f"{_counts(progress_of(study))}; about {_duration(total)} left on {device}, "
+        "by the rates stated in harness/study/estimate.py"
+    )
+    return 0
+
+
+def status(study: Study) -> int:
+    """Print how far the study is, from its files, and why points failed or were skipped."""
+    items = progress_of(study)
+    for item in items:
+        if item.state in ("failed", "skipped", "missing"):
+            print(f"{item.state:8}{item.point}  ({item.why})")
+    print(_counts(items))
+    return 0
+
+
+def retry(study: Study) -> int:
+    """Run the failed points of a study again."""
+    failed = [item.point for item in progress_of(study) if item.state == "failed"]
+    print(f"{len(failed)} failed points to run again")
+    for point in failed:
+        assert point.cfg is not None
+        _run_point(point, prepare(point.cfg), point_label(point))
+    return 1 if any(item.state == "failed" for item in progress_of(study)) else 0
+
+
+def point_label(point: Point) -> str:
+    """How a point is announced when it runs outside the order of its study."""
+    return f"[{point.axes.get('model', 'retry')}]"
+
+
+def tables(study: Study) -> int:
+    """Write and print the table of a study from its records alone. Returns 1 if a point failed."""
+    items = progress_of(study)
+    outputs = _write(study, items, output_folder(study, _records(study)))
+    print(outputs.markdown)
+    print(f"table and figure: {outputs.folder}")
+    return 1 if any(item.state == "failed" for item in items) else 0
+
+
+def compare(study: Study) -> int:
+    """Print every cell beside the reported number, with its verdict and the reason for it."""
+    items = progress_of(study)
+    outputs = _write(study, items, output_folder(study, _records(study)))
+    print(outputs.comparison_markdown)
+    return 0
+
+
+def publish(study: Study) -> int:
+    """Copy records, table and figure of a study to `results/published`."""
+    items = progress_of(study)
+    folder = ROOT / "results" / "published" / study.name / study.scale
+    shutil.rmtree(folder / "records", ignore_errors=True)
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    for item in items:
+        if item.path:
+            shutil.copyfile(item.path, folder / "records" / item.path.name)
+    _write(study, items, folder)
+    print(f"published: {folder.relative_to(ROOT)} ({sum(1 for item in items if item.path)} records)")
+    return 0
+
+
+def prefetch(study: Study) -> int:
+    """Download the models and texts of a study, so that its runs work offline."""
+    for point in study.points:
+        if point.cfg is not None:
+            find_checkpoint(point.cfg.model)
+            prepare(point.cfg)
+    print("everything the study needs is here")
+    return 0
+
+
+def prefetch_run(overrides: Sequence[str]) -> int:
+    """Download the model and texts of one run."""
+    prepare(compose.compose_run(overrides))
+    print("everything the run needs is here")
+    return 0
+
+
+def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
+    cells = [(item.point.axes, item.record, item.state, item.why) for item in items]
+    outputs = write_outputs(study.name, study.scale, study.title, study.table, cells, folder)
+    tracker = next((point.cfg.tracker for point in study.points if point.cfg), None)
+    if tracker is not None:
+        report = Report(study.name, study.scale, outputs.tables, [outputs.folder / "figure.png"])
+        track_report(tracker, report, _records(study))
+    return outputs
+
+
+def _records(study: Study) -> Path:
+    return next((point.cfg.records for point in study.points if point.cfg), Path("results/records"))
+
+
+def _counts(items: Sequence[Progress]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in Counter(item.state for item in items).items())
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+COMMANDS: dict[str, Callable[[Study], int]] = {
+    "plan": plan,
+    "status": status,
+    "retry": retry,
+    "tables": tables,
+    "compare": compare,
+    "publish": publish,
+    "prefetch": prefetch,
+}

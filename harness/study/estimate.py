@@ -1,0 +1,114 @@
+"""What a point will cost, counted from the model's geometry: no checkpoint is needed.
+
+Rates are assumptions, stated here; the counts are exact up to lower-order terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config import RunConfig
+
+RATES = {"cpu": 50e9, "cuda": 300e12}
+"""Floating-point operations a second that a forward pass reaches: two CPU cores; a data-centre GPU in 16 bits."""
+FLOAT32_RATES = {"cpu": 50e9, "cuda": 40e12}
+START = {"cpu": 2.0, "cuda": 3.0}
+"""Seconds a point spends on loading and book-keeping."""
+COLUMN = {"cpu": 2e-4, "cuda": 8e-5}
+"""Seconds per column of SparseGPT's loop."""
+TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
+ITEM_TOKENS = {
+    "boolq": 3270 * 2 * 180,
+    "rte": 277 * 2 * 90,
+    "hellaswag": 10042 * 4 * 100,
+    "winogrande": 1267 * 2 * 30,
+    "arc_easy": 2376 * 4 * 35,
+    "arc_challenge": 1172 * 4 * 40,
+    "openbookqa": 500 * 4 * 20,
+    "piqa": 1838 * 2 * 45,
+    "embedded-cloze": 500 * 4 * 80,
+    "embedded-facts": 500 * 4 * 20,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and peak bytes of one point."""
+
+    seconds: float
+    peak_bytes: float
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    blocks: int
+    hidden: int
+    wide: int
+    key_value: int
+    vocabulary: int
+    gated: bool
+
+    @property
+    def block_parameters(self) -> int:
+        attention = 2 * self.hidden**2 + 2 * self.hidden * self.key_value
+        return attention + (3 if self.gated else 2) * self.hidden * self.wide
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Input widths of the matrices of one block."""
+        return (self.hidden,) * (6 if self.gated else 5) + (self.wide,)
+
+
+def estimate(cfg: RunConfig, device: str) -> Estimate | None:
+    """The cost of a point on a device type (`cpu` or `cuda`), or None where `conf/model` holds no geometry."""
+    facts = cfg.resolved["model"].get("geometry")
+    if not facts:
+        return None
+    geometry = _geometry(facts)
+    narrow = 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and device == "cpu") else 2
+    rate = (FLOAT32_RATES if narrow == 4 else RATES)[device]
+    window = _tokens(cfg, facts)
+    seconds = START[device] + _pruning(cfg, geometry, window, rate, device) + _evaluation(cfg, geometry, window, rate)
+    weights = (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden) * narrow
+    hidden = 2 * cfg.calibration.windows * window * geometry.hidden * narrow if cfg.method else 0
+    grams = 4 * (geometry.wide**2 + 3 * geometry.hidden**2) * 2 if cfg.method else 0
+    logits = 3 * min(1 << 30, 8192 * geometry.vocabulary * 4)
+    return Estimate(seconds, weights + max(hidden + grams, logits))
+
+
+def _geometry(facts: Mapping[str, Any]) -> _Geometry:
+    head = facts["hidden"] // facts["heads"]
+    return _Geometry(
+        facts["blocks"],
+        facts["hidden"],
+        facts["intermediate"],
+        head * facts["kv_heads"],
+        facts["vocabulary"],
+        facts["family"] not in ("opt", "phi"),
+    )
+
+
+def _tokens(cfg: RunConfig, facts: Mapping[str, Any]) -> int:
+    return int(facts["context"] if cfg.window == "context" else cfg.window or 2048)
+
+
+def _pruning(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, device: str) -> float:
+    if cfg.method is None:
+        return 0.0
+    tokens = cfg.calibration.windows * window
+    forward = 2 * tokens * geometry.block_parameters * geometry.blocks
+    name = cfg.resolved["method"]["name"]
+    passes = (0 if name == "magnitude" else 2) + (0 if cfg.resolved["allocator"]["name"] == "uniform" else 1)
+    work = passes * forward / rate
+    if name != "magnitude" and name != "wanda":
+        grams = 2 * tokens * (3 * geometry.hidden**2 + geometry.wide**2) * geometry.blocks
+        work += grams / FLOAT32_RATES[device] + sum(geometry.widths) * geometry.blocks * COLUMN[device]
+    return work
+
+
+def _evaluation(cfg: RunConfig, geometry: _Geometry, window: int, rate: float) -> float:
+    per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
+    tokens = sum(ITEM_TOKENS.get(name, TOKENS.get(name, 256 * window)) for name in cfg.evaluators)
+    return tokens * per_token / rate

@@ -1,0 +1,54 @@
+"""The points of a study as one Hydra multirun over their numbers, so that any Hydra launcher can run them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from harness import compose
+from harness.core.errors import UserError
+from harness.execute import execute
+from harness.prepare import prepare
+from harness.study.grid import Study, load_study
+
+LAUNCHERS = {"joblib": "JoblibLauncher", "slurm": "SlurmLauncher", "ray": "RayLauncher"}
+
+
+def launch(study: Study, cluster: str, numbers: Sequence[int]) -> None:
+    """Run these points through the launcher of `conf/cluster/<cluster>.yaml`; blocks until all have ended.
+
+    Raises:
+        UserError: the launcher's package is not installed.
+    """
+    if not numbers:
+        return
+    installed = {plugin.__name__ for plugin in Plugins.instance().discover(Launcher)}
+    if LAUNCHERS.get(cluster, "BasicLauncher") not in installed | {"BasicLauncher"}:
+        raise UserError(f"cluster={cluster} needs a launcher that is not installed: pip install -e '.[cluster]'.")
+    extra = ",".join(f"'{text}'" for text in study.extra)
+    sys.argv = [
+        "harness",
+        "-m",
+        f"cluster={cluster}",
+        f"study={study.name}",
+        f"scale={study.scale}",
+        f"+extra=[{extra}]",
+        f"+point={','.join(map(str, numbers))}",
+    ]
+    hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(run_numbered_point)()
+
+
+def run_numbered_point(config: DictConfig) -> str:
+    """One job: the study's point of this number, from its file to its record."""
+    extra = [text for text in config.extra if not text.startswith("cluster=")]
+    compose.register(compose.plugins_in(extra))
+    point = load_study(config.study, config.scale, extra).points[config.point]
+    assert point.cfg is not None
+    path, _ = execute(point.cfg, prepare(point.cfg), in_sweep=True)
+    print(f"record: {path}", flush=True)
+    return str(path)
