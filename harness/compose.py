@@ -119,7 +119,7 @@ class Choices:
         """
         config = copy.deepcopy(self._base)
         for key, value in axes.items():
-            if (CONF / key).is_dir() or key in COMPONENT_GROUPS:
+            if key in COMPONENT_GROUPS or key in FILE_GROUPS:
                 config[key] = copy.deepcopy(self._part(key, str(value)))
             else:
                 *parents, leaf = key.split(".")
@@ -132,6 +132,8 @@ class Choices:
         return typed(config)
 
     def _part(self, group: str, choice: str) -> Any:
+        if choice not in choices(group):
+            raise unknown(group, choice, choices(group))
         if (group, choice) not in self._parts:
             self._parts[group, choice] = _compose_plain([*self._fixed, f"{group}={choice}"])[group]
         return self._parts[group, choice]

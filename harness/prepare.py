@@ -27,6 +27,10 @@ from harness.models.loading import (
 from harness.record.identity import fingerprint
 
 
+PIPELINE = 1
+"""Raised when loading, streaming or sampling change their numbers on purpose; components have revisions of their own."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run whose inputs were looked at: nothing is missing, too long or too large."""
@@ -121,6 +125,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that decides the numbers; paths, tracker, cluster and perplexity's batch size are not in it."""
     identity: dict[str, Any] = {
+        "pipeline": PIPELINE,
         "weights": facts["weights_sha256"],
         "tokenizer": [file_hash(path) for path in sorted(checkpoint.folder.glob("tokenizer*")) if path.is_file()],
         "dtype": facts["dtype"],

@@ -89,19 +89,36 @@ def _shift(proposal: Mapping[str, float], sizes: Mapping[str, int], target: floa
 
 
 def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budget: Budget) -> Allocation:
-    """Levels nearest to the proposal (weighted least squares) whose kept weights add up to the budget."""
+    """Levels that follow the proposal from site to site and whose kept weights add up to the budget.
+
+    Rounding each site alone would turn a gentle proposal into a uniform one, so the error of a site is carried to the
+    next: the kept weights of the first k sites stay within half a level of what was proposed for them. The exact sum
+    is then met by the assignment nearest to that one (weighted least squares).
+    """
     assert budget.of is not None
     unit = math.gcd(*(sizes[site] for site in proposal))
     widths = {site: sizes[site] // unit for site in proposal}
     wanted = round(sum(widths.values()) * budget.of * (1 - budget.sparsity))
     search = _exact_levels if wanted < EXACT_STATES else _greedy_levels
-    levels = search(proposal, widths, budget, wanted)
+    levels = search(_dithered(proposal, widths, budget), widths, budget, wanted)
     missed = abs(sum(widths[site] * level for site, level in levels.items()) - wanted)
     if missed > sum(widths.values()) / 2:
         raise Refusal(
             f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros."
         )
     return {site: NofM(level, budget.of) for site, level in levels.items()}
+
+
+def _dithered(proposal: Mapping[str, float], widths: Mapping[str, int], budget: Budget) -> dict[str, float]:
+    """The proposal on the grid of levels, the error of every site carried to the next."""
+    assert budget.of is not None
+    carried, rounded = 0.0, {}
+    for site, width in widths.items():
+        kept = width * budget.of * (1 - proposal[site]) + carried
+        level = min(budget.levels, key=lambda level, kept=kept, width=width: abs(kept - width * level))
+        carried = kept - width * level
+        rounded[site] = 1 - level / budget.of
+    return rounded
 
 
 def _exact_levels(
@@ -115,16 +132,16 @@ def _exact_levels(
     choices: list[torch.Tensor] = []
     for site, width in widths.items():
         best = torch.full_like(cost, math.inf)
-        choice = torch.zeros(limit + 1, dtype=torch.int16)
+        choice = torch.zeros(limit + 1, dtype=torch.int64)
         for level in budget.levels:
             step = width * level
             if step > limit:
                 continue
             distortion = width * (1 - level / budget.of - proposal[site]) ** 2
-            candidate = cost[: limit + 1 - step] + distortion
-            better = candidate < best[step:]
-            best[step:][better] = candidate[better]
-            choice[step:][better] = level
+            candidate = torch.full_like(cost, math.inf)
+            candidate[step:] = cost[: limit + 1 - step] + distortion
+            choice = torch.where(candidate < best, level, choice)
+            best = torch.minimum(candidate, best)
         cost, choices = best, [*choices, choice]
     reachable = torch.isfinite(cost).nonzero().flatten()
     if not len(reachable):

@@ -28,8 +28,11 @@ def _add_squares(state: Tensor, inputs: Tensor) -> Tensor:
 
 def _add_products(state: Tensor, inputs: Tensor) -> Tensor:
     for chunk in inputs.split(TOKENS_PER_PRODUCT):
-        chunk = chunk.float()
-        state.addmm_(chunk.T, chunk)
+        if chunk.is_cuda and chunk.dtype in (torch.float16, torch.bfloat16):
+            # products of 16-bit numbers are exact in float32, so tensor cores lose nothing but the order of the sum
+            state += torch.mm(chunk.T, chunk, out_dtype=torch.float32)
+        else:
+            state.addmm_(chunk.T.float(), chunk.float())
     return state
 
 

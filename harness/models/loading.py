@@ -207,7 +207,7 @@ def load_model(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=choice.trust_remote_code,
-            attn_implementation="sdpa",
+            attn_implementation=_attention(checkpoint, dtype, device),
         )
     except Exception as error:
         raise UserError(f"{choice.path} cannot be loaded as a language model ({_first_line(error)}).") from error
@@ -218,6 +218,12 @@ def load_model(
         if not torch.isfinite(parameter).all():
             raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
     return model
+
+
+def _attention(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> str:
+    """Fused attention, but where it would cost accuracy: float32 on a GPU, and soft-capped logits (Gemma 2)."""
+    exact = dtype == torch.float32 and device.type == "cuda"
+    return "eager" if exact or checkpoint.config.get("attn_logit_softcapping") else "sdpa"
 
 
 def _first_line(error: Exception) -> str:

@@ -46,18 +46,13 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
 
 
 def _spread_dense(frame: pd.DataFrame, row_keys: list[str]) -> pd.DataFrame:
-    """A dense cell belongs to every scope and allocator that the table shows for its model."""
-    parts = [frame[frame["method"] != "none"]]
-    for key in ("scope", "allocator"):
-        if key not in row_keys:
-            continue
-        dense = frame[frame["method"] == "none"]
-        values = parts[0].groupby("model")[key].unique().to_dict()
-        spread = [
-            row | {key: value} for row in dense.to_dict("records") for value in values.get(row["model"], [row[key]])
-        ]
-        frame = pd.concat([frame[frame["method"] != "none"], pd.DataFrame(spread, columns=frame.columns)])
-    return pd.concat([frame[frame["method"] == "none"], *parts], ignore_index=True)
+    """A dense cell belongs to every scope that the table shows for its model."""
+    if "scope" not in row_keys:
+        return frame
+    dense, pruned = frame[frame["method"] == "none"], frame[frame["method"] != "none"]
+    scopes = pruned.groupby("model")["scope"].unique().to_dict()
+    spread = [row | {"scope": scope} for row in dense.to_dict("records") for scope in scopes.get(row["model"], ["all"])]
+    return pd.concat([pd.DataFrame(spread, columns=frame.columns), pruned], ignore_index=True)
 
 
 def _ordered(table: pd.DataFrame, row_keys: list[str], measured: pd.DataFrame) -> pd.DataFrame:

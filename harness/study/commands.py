@@ -109,16 +109,17 @@ def _run_point(point: Point, item: Prepared, position: str | None) -> None:
 
 def plan(study: Study) -> int:
     """Print the points: done, to do, skipped and why, with an estimate of time and memory for what is left."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() or study.scale == "paper" else "cpu"
     total = 0.0
-    for item in progress_of(study):
+    items = progress_of(study)
+    for item in items:
         guess = estimate(item.point.cfg, device) if item.point.cfg and item.state in ("to do", "failed") else None
         if guess:
             total += guess.seconds
         cost = f"  ~{_duration(guess.seconds)}, {guess.peak_bytes / 2**30:.1f} GiB" if guess else ""
         print(f"{item.state:8}{item.point}{cost}{'  (' + item.why + ')' if item.why else ''}")
     print(
-        f"{_counts(progress_of(study))}; about {_duration(total)} left on {device}, "
+        f"{_counts(items)}; about {_duration(total)} left on {device}, "
         "by the rates stated in harness/study/estimate.py"
     )
     return 0
