@@ -26,9 +26,8 @@ from harness.models.loading import (
 )
 from harness.record.identity import fingerprint
 
-
 PIPELINE = 1
-"""Raised when loading, streaming or sampling change their numbers on purpose; components have revisions of their own."""
+"""Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
-from harness.core.statistic import Statistic
+from harness.core.statistic import Seen, Statistic
 from harness.models.anatomy import Anatomy
 
 TOKENS_PER_BATCH = 4096
@@ -36,6 +36,7 @@ class Stream:
     def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor]) -> None:
         self.model, self.anatomy = model, anatomy
         self.blocks = anatomy.block_list(model)
+        self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self.hidden = [self._embed(batch) for batch in batches]
         for batch in batches:
@@ -102,15 +103,16 @@ class StreamedBlock:
         self._outputs = None
 
     @torch.no_grad()
-    def observe(self, statistic: Statistic) -> dict[str, Tensor]:
-        """The statistic of every linear's inputs, linears with a common input sharing one tensor."""
+    def observe(self, statistic: Statistic) -> dict[str, Seen]:
+        """The statistic of every linear's inputs, window by window; linears with a common input share one value."""
         prefix = f"{self._stream.anatomy.blocks}.{self.index}."
-        states: dict[str, Tensor] = {}
+        states: dict[str, Seen] = {}
         handles = []
         for group in self._stream.anatomy.inputs:
             linear = self._linears[prefix + group[0]]
             states[group[0]] = statistic.init(linear.in_features, linear.weight.device)
-            handles.append(linear.register_forward_pre_hook(_accumulate(states, group[0], statistic)))
+            hook = _accumulate(states, group[0], statistic, self._stream.window)
+            handles.append(linear.register_forward_pre_hook(hook))
         try:
             outputs = [self._stream.run_block(self.index, hidden) for hidden in self._stream.hidden]
         finally:
@@ -130,9 +132,11 @@ class StreamedBlock:
             self._stream.hidden[:] = self._outputs
 
 
-def _accumulate(states: dict[str, Tensor], name: str, statistic: Statistic) -> Any:
+def _accumulate(states: dict[str, Seen], name: str, statistic: Statistic, window: int) -> Any:
     def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
-        states[name] = statistic.update(states[name], positional[0].detach().flatten(0, -2))
+        tokens = positional[0].detach()  # (B, L, I), or (B · L, I) where a family flattens it
+        for inputs in tokens.reshape(-1, window, tokens.shape[-1]):
+            states[name] = statistic.update(states[name], inputs)
 
     return hook
 
@@ -171,5 +175,5 @@ class _Unseen(StreamedBlock):
         self._linears = anatomy.block_linears(model, index)
         self._outputs = None
 
-    def observe(self, statistic: Statistic) -> dict[str, Tensor]:
+    def observe(self, statistic: Statistic) -> dict[str, Seen]:
         raise AssertionError("this method or allocator observes inputs but declares no statistic")

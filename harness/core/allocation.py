@@ -115,7 +115,8 @@ def _dithered(proposal: Mapping[str, float], widths: Mapping[str, int], budget: 
     carried, rounded = 0.0, {}
     for site, width in widths.items():
         kept = width * budget.of * (1 - proposal[site]) + carried
-        level = min(budget.levels, key=lambda level, kept=kept, width=width: abs(kept - width * level))
+        distances = {abs(kept - width * level): level for level in budget.levels}
+        level = distances[min(distances)]
         carried = kept - width * level
         rounded[site] = 1 - level / budget.of
     return rounded

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
 from harness.core.pattern import Pattern
-from harness.core.statistic import Statistic
+from harness.core.statistic import Seen, Statistic
 
 Site = str
 """The full name of one weight matrix, such as `model.layers.0.mlp.up_proj`."""
@@ -32,7 +32,7 @@ class BlockView(Protocol):
     @property
     def weights(self) -> Mapping[Site, Tensor]: ...
 
-    def observe(self, statistic: Statistic) -> Mapping[Site, Tensor]: ...
+    def observe(self, statistic: Statistic) -> Mapping[Site, Seen]: ...
 
 
 class Probe(Protocol):
@@ -54,7 +54,7 @@ class LinearMethod(Protocol):
     @property
     def statistic(self) -> Statistic | None: ...
 
-    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned: ...
+    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned: ...
 
 
 @runtime_checkable

@@ -1,43 +1,60 @@
-"""What calibration remembers of a linear's inputs: pairs of pure functions, plain sums over tokens.
+"""What calibration remembers of a linear's inputs: pairs of pure functions over windows.
 
-Shapes: T tokens, I inputs.
+Shapes: L tokens of one window, I inputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-TOKENS_PER_PRODUCT = 4096
-"""Tokens summed inside one matrix product: longer sums lose accuracy on tensor cores."""
+Seen = Any
+"""What a statistic has accumulated; only the method that asked for it knows its form."""
 
 
 class Statistic(NamedTuple):
-    """`init(I, device)` is the empty sum; `update(state, inputs (T, I))` adds tokens and may reuse the state."""
+    """`init(I, device)` has seen nothing; `update(state, inputs (L, I))` adds one window and may reuse the state."""
 
-    init: Callable[[int, torch.device], Tensor]
-    update: Callable[[Tensor, Tensor], Tensor]
+    init: Callable[[int, torch.device], Seen]
+    update: Callable[[Seen, Tensor], Seen]
+
+
+class Gram(NamedTuple):
+    """Twice the mean over windows of Σ x xᵀ (I, I), and the number of windows."""
+
+    matrix: Tensor
+    windows: int
+
+
+def _no_squares(width: int, device: torch.device) -> Tensor:
+    return torch.zeros(width, device=device)
 
 
 def _add_squares(state: Tensor, inputs: Tensor) -> Tensor:
     return state + inputs.float().square().sum(dim=0)
 
 
-def _add_products(state: Tensor, inputs: Tensor) -> Tensor:
-    for chunk in inputs.split(TOKENS_PER_PRODUCT):
-        if chunk.is_cuda and chunk.dtype in (torch.float16, torch.bfloat16):
-            # products of 16-bit numbers are exact in float32, so tensor cores lose nothing but the order of the sum
-            state += torch.mm(chunk.T, chunk, out_dtype=torch.float32)
-        else:
-            state.addmm_(chunk.T.float(), chunk.float())
-    return state
+def _no_gram(width: int, device: torch.device) -> Gram:
+    return Gram(torch.zeros(width, width, device=device), 0)
 
 
-sum_of_squares = Statistic(lambda width, device: torch.zeros(width, device=device), _add_squares)
-"""Σ x², (I,): the squared norm of each input."""
+def _add_gram(state: Gram, inputs: Tensor) -> Gram:
+    """The running mean of SparseGPT's released code, operation by operation: its rounding is part of its masks."""
+    windows = state.windows + 1
+    matrix = state.matrix.mul_(state.windows / windows)
+    if inputs.is_cuda and inputs.dtype in (torch.float16, torch.bfloat16):
+        # products of 16-bit numbers are exact in float32, so tensor cores change nothing but the order of the sum
+        return Gram(matrix.add_(torch.mm(inputs.T, inputs, out_dtype=torch.float32), alpha=2 / windows), windows)
+    scaled = math.sqrt(2 / windows) * inputs.float().T
+    return Gram(matrix.add_(scaled @ scaled.T), windows)
 
-gram = Statistic(lambda width, device: torch.zeros(width, width, device=device), _add_products)
-"""Σ x xᵀ, (I, I): half the Hessian of the squared output error, up to the number of tokens."""
+
+sum_of_squares = Statistic(_no_squares, _add_squares)
+"""Σ x² (I,): the squared norm of each input."""
+
+gram = Statistic(_no_gram, _add_gram)
+"""Twice the mean Gram matrix: the Hessian of the squared output error, up to the number of outputs."""

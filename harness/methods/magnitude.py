@@ -9,6 +9,7 @@ from torch import Tensor
 from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, Pattern, keep
+from harness.core.statistic import Seen
 
 
 @component("method", "magnitude")
@@ -23,6 +24,6 @@ class Magnitude:
 
     statistic = None
 
-    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned:
+    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
         kept = keep(weight.abs(), pattern, self.group, quota="threshold")
         return Pruned(weight * kept, kept)

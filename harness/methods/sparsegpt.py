@@ -15,7 +15,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import inverse_factor
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
-from harness.core.statistic import gram
+from harness.core.statistic import Seen, gram
 
 
 @component("method", "sparsegpt")
@@ -24,7 +24,8 @@ class SparseGPT:
     """Frantar and Alistarh 2023 (arXiv 2301.00774), algorithm 1.
 
     A column block is one comparison group; inside it, removed weights are compensated by the columns to their right.
-    As in the authors' code: inputs never seen lose their weights, and a block's threshold itself is removed.
+    As in the authors' code: inputs never seen lose their weights, and a block's threshold itself is removed. Rounding
+    decides masks where the Gram matrix is ill-conditioned, so every product here is rounded as theirs is.
     """
 
     damping: float = 0.01
@@ -42,20 +43,20 @@ class SparseGPT:
         return None
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned:
-        assert seen is not None
+    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
         if isinstance(pattern, Unstructured) and pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
         work = weight.float()  # (O, I); becomes the pruned weight from left to right
-        dead = seen.diagonal() == 0
+        hessian = seen.matrix
+        dead = hessian.diagonal() == 0
         work = work.masked_fill(dead, 0)
-        factor, used = inverse_factor(seen + torch.diag(dead.float()), self.damping)
+        factor, used = inverse_factor(hessian + torch.diag(dead.float()), self.damping)
         kept = torch.empty_like(work, dtype=torch.bool)
         for start in range(0, work.shape[1], self.blocksize):
             columns = slice(start, start + self.blocksize)
             pruned, errors, kept[:, columns] = _prune_columns(work[:, columns], factor[columns, columns], pattern)
             work[:, columns] = pruned
-            work[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
+            work[:, columns.stop :] -= errors.contiguous() @ factor[columns, columns.stop :]
         note = "" if used == self.damping else f"damping {used:g}"
         return Pruned(work.to(weight.dtype), kept, note)
 
@@ -67,14 +68,14 @@ def _prune_columns(block: Tensor, factor: Tensor, pattern: Pattern) -> tuple[Ten
     """
     rest = block.T.contiguous()  # (B, O)
     diagonal = factor.diagonal().clone()
-    score = (block / diagonal).square()  # the rise of the squared error when the weight goes (eq. 4)
+    score = block**2 / diagonal**2  # the rise of the squared error when the weight goes (eq. 4)
     kept = keep(score, pattern, "matrix", quota="threshold") if isinstance(pattern, Unstructured) else None
     kept = torch.empty_like(rest, dtype=torch.bool) if kept is None else kept.T.contiguous()
     errors = torch.empty_like(rest)
     for i in range(rest.shape[0]):
         if isinstance(pattern, NofM) and i % pattern.of == 0:
             group = slice(i, i + pattern.of)
-            kept[group] = keep((rest[group].T / diagonal[group]).square(), pattern).T
+            kept[group] = keep(rest[group].T ** 2 / diagonal[group] ** 2, pattern).T
         errors[i] = torch.where(kept[i], 0, rest[i]) / diagonal[i]
-        rest[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        rest[i + 1 :] -= torch.outer(factor[i, i + 1 :], errors[i])
     return (rest * kept).T, errors.T, kept.T

@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, Pattern, keep
-from harness.core.statistic import sum_of_squares
+from harness.core.statistic import Seen, sum_of_squares
 
 
 @component("method", "wanda")
@@ -21,7 +21,6 @@ class Wanda:
 
     statistic = sum_of_squares
 
-    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned:
-        assert seen is not None
+    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
         kept = keep(weight.abs() * seen.sqrt(), pattern, self.group)
         return Pruned(weight * kept, kept)

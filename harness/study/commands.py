@@ -119,8 +119,7 @@ def plan(study: Study) -> int:
         cost = f"  ~{_duration(guess.seconds)}, {guess.peak_bytes / 2**30:.1f} GiB" if guess else ""
         print(f"{item.state:8}{item.point}{cost}{'  (' + item.why + ')' if item.why else ''}")
     print(
-        f"{_counts(items)}; about {_duration(total)} left on {device}, "
-        "by the rates stated in harness/study/estimate.py"
+        f"{_counts(items)}; about {_duration(total)} left on {device}, by the rates stated in harness/study/estimate.py"
     )
     return 0
 

@@ -1,0 +1,179 @@
+"""Zero-shot (and few-shot) accuracy through lm-eval, on local files where they are, else on the hub's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from harness.catalogue import component
+from harness.core.errors import UserError, unknown
+from harness.data.corpora import Local
+from harness.data.zeroshot import TASKS, LocalTask, hub_rows, local_file, read_known
+from harness.evaluation.perplexity import Context
+from harness.evaluation.protocol import Measure, Protocol
+from harness.evaluation.zeroshot_lm import (
+    FEWSHOT_SEED,
+    choice_task,
+    documents_hash,
+    evaluate,
+    hub_revisions,
+    hub_task,
+    installed_tasks,
+    language_model,
+    local_task,
+    own_randomness,
+    package,
+    quiet,
+    read_template,
+    reports_accuracy,
+    templates,
+)
+
+EMBEDDED_VERSION = 1
+
+
+@component("evaluator", "zeroshot")
+@dataclass(frozen=True)
+class ZeroShot:
+    """Gao et al., The Language Model Evaluation Harness: the answer with the highest log-likelihood is the model's.
+
+    `acc` compares sums over an answer's tokens, `acc_norm` the sums divided by its characters. The papers' protocol is
+    zero-shot and without BOS. The batch size is part of the protocol, for it moves results in the third digit.
+    """
+
+    task: str
+    fewshot: int = 0
+    add_bos_token: bool = False
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS and self.task not in (known := installed_tasks()):
+            raise unknown("lm-eval task", self.task, {*TASKS, *known})
+        if self.fewshot < 0 or self.batch_size < 1:
+            raise UserError(f"task '{self.task}': fewshot is at least 0 and batch_size at least 1.")
+
+    def protocol(self, context: Context) -> Protocol:
+        """The protocol of the task where its data are now; a limit makes it another one."""
+        files = self._files()
+        template = self._template()
+        bos = "bos" if self.add_bos_token else "no-bos"
+        limit = f",limit={context.limit}" if context.limit else ""
+        return Protocol(
+            f"{self.task}@lm-eval-{template['version']},{self.fewshot}-shot,{bos}{limit}",
+            {
+                "task": self.task,
+                "version": template["version"],
+                "lm_eval": package(),
+                "fewshot": self.fewshot,
+                "fewshot_seed": FEWSHOT_SEED if self.fewshot else None,
+                "bos": "one, in front of the prompt" if self.add_bos_token else "none",
+                "limit": context.limit,
+                "batch_size": self.batch_size,
+                "source": "local" if files else "hub",
+                "dataset": template["dataset"],
+                "split": template["split"],
+                "sha256": {split: _digest(*found) for split, found in files.items()} or None,
+                "departure": TASKS[self.task].departure if files else "",
+                "length": "the model's own context, longer prompts lose their beginning",
+                "log_softmax": "float32",
+            },
+        )
+
+    def data_hash(self) -> str:
+        """The sha256 of the evaluated local file's uncompressed bytes, or of the hub's documents, which it downloads.
+
+        Raises:
+            UserError: the local file is not the one known, or the hub is not to be had.
+        """
+        files = self._files()
+        return read_known(*files[TASKS[self.task].evaluated])[1] if files else _hub_hash(self)
+
+    def __call__(self, model: nn.Module, tokenizer: Any, context: Context) -> Iterator[Measure]:
+        with own_randomness(), quiet():
+            task = self.load()
+            lm = language_model(model, tokenizer, self.batch_size, self.add_bos_token)
+            scores = evaluate(lm, task, self.fewshot, context.limit)
+        notes = [f"hub revision {revision}" for revision in hub_revisions(task)]
+        if lm.truncated:
+            notes.append(f"{lm.truncated} requests were cut to the model's context of {lm.max_length} tokens")
+        if lm.undefined:
+            notes.append(f"not finite: {lm.undefined} log-likelihoods are not numbers")
+        protocol = str(self.protocol(context))
+        for metric, score in scores.items():
+            value, stderr = (None, None) if lm.undefined else (score.value, score.stderr)
+            yield Measure(self.task, metric, value, stderr, protocol, score.samples, "; ".join(notes))
+
+    def load(self) -> Any:
+        """lm-eval's task with its documents: local files first, then the hub.
+
+        Raises:
+            UserError: a local file is not the one known, the hub is not to be had, or the task reports no accuracy.
+        """
+        if files := self._files():
+            known = TASKS[self.task]
+            rows = {split: hub_rows(known, split, path) for split, (_, path) in files.items()}
+            if known.template:
+                return local_task(templates() / known.template, rows)
+            return choice_task(self.task, EMBEDDED_VERSION, rows[known.evaluated])
+        if not reports_accuracy(read_template(self._path())):
+            raise UserError(f"the lm-eval task '{self.task}' reports no accuracy, so that the harness cannot score it.")
+        try:
+            return hub_task(self._path())
+        except Exception as error:
+            raise UserError(
+                f"the task '{self.task}' is neither below HARNESS_ASSETS nor to be had from the hub "
+                f"({type(error).__name__}); on a machine with a network run: "
+                f"python -m harness prefetch evaluation=[{self.task}]"
+            ) from error
+
+    def _files(self) -> dict[str, tuple[Local, Path]]:
+        """The local files of the run by split; empty where the hub has to be asked."""
+        if self.task not in TASKS:
+            return {}
+        known = TASKS[self.task]
+        found = {split: (local, path) for split, local in known.files.items() if (path := local_file(local))}
+        if known.evaluated not in found:
+            if not known.template:
+                raise UserError(f"the task file {known.files[known.evaluated].path} is missing: run make embedded.")
+            return {}
+        if not self.fewshot:
+            return {known.evaluated: found[known.evaluated]}
+        if "train" not in found:
+            raise UserError(
+                f"the local files of '{self.task}' have no training split to draw {self.fewshot} examples from: "
+                "set fewshot=0, or unset HARNESS_ASSETS to take the task from the hub."
+            )
+        return found
+
+    def _path(self) -> Path:
+        known: LocalTask | None = TASKS.get(self.task)
+        return templates() / known.template if known and known.template else installed_tasks()[self.task]
+
+    def _template(self) -> dict[str, Any]:
+        """What the protocol says of the task: version, data set and split."""
+        known = TASKS.get(self.task)
+        if known and not known.template:
+            return {"version": EMBEDDED_VERSION, "dataset": self.task, "split": known.evaluated}
+        config = read_template(self._path())
+        names = [config.get("dataset_path"), config.get("dataset_name")]
+        return {
+            "version": (config.get("metadata") or {}).get("version"),
+            "dataset": ":".join(str(name) for name in names if name),
+            "split": config.get("test_split") or config.get("validation_split") or config.get("training_split"),
+        }
+
+
+@lru_cache(maxsize=32)
+def _hub_hash(evaluator: ZeroShot) -> str:
+    with own_randomness(), quiet():
+        return documents_hash(evaluator.load())
+
+
+def _digest(local: Local, path: Path) -> str:
+    """The sha256 that a file has to have, or of an embedded one has."""
+    return local.sha256 or read_known(local, path)[1]

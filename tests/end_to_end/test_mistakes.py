@@ -1,0 +1,133 @@
+"""Whatever a user gets wrong: one sentence, exit status 2, no traceback, no record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.end_to_end.conftest import save_tiny
+
+SIMPLE = {
+    "methodd=wanda": "did you mean method",
+    "method=wandaa": "did you mean wanda",
+    "allocator=owll": "did you mean owl",
+    "model=lama-7b": "did you mean llama-7b",
+    "method.grup=row": "did you mean group",
+    "calibration.lenght=8": "did you mean length",
+    "method.group=column": "known: matrix, row",
+    "evaluation=[wikitext]": "did you mean wikitext2",
+    "sparsity=1.2": "below 1",
+    "sparsity=-0.1": "at least 0",
+    "sparsity=5of4": "0 < N <= M",
+    "sparsity=many": "neither a fraction",
+    "sparsity=3of5": "not divisible by 5",
+    "scope=1-0": "does not fit",
+    "scope=0-9": "the blocks 0-1",
+    "scope=half": "first_half",
+    "seed=x": "whole number",
+    "device=tpu": "none of auto, cpu, cuda",
+    "dtype=int8": "known: auto, bfloat16, float16, float32",
+    "evaluation_window=128": "longer than the model's context of 64",
+    "calibration.length=128": "longer than the model's context",
+    "calibration.windows=0": "at least 1",
+    "calibration.windows=1000000000": "GiB",
+    "evaluation_limit=0": "at least 1",
+    "calibration=c4-sample": "HARNESS_ASSETS",
+    "plugins=/nowhere/x.py": "no such file",
+    "allocator.spread=wide": "spread",
+    "model.path=/nowhere": "does not exist",
+    "sparsity=0.5,0.6": "add -m",
+    "tracker=wandb": "wandb login",
+    "study=sparsellm_table9": "did you mean sparsellm_table2",
+    "dtype=": "dtype",
+}
+
+
+def said(done: object, expected: str, records: Path) -> None:
+    assert done.status == 2, done
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+    assert not list(records.glob("*.json")) if records.is_dir() else True
+
+
+@pytest.mark.parametrize("override", SIMPLE)
+def test_an_override(
+    override: str, typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HARNESS_ASSETS", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    choice = override.split("=")[0]
+    rest = [text for text in options if text.split("=")[0] not in (choice, f"{choice}.path", f"{choice}.length")]
+    if override.startswith(("model=", "evaluation=")):
+        rest = [text for text in rest if not text.startswith(("model", "evaluation"))]
+    if override.startswith("allocator.spread"):
+        rest.append("allocator=owl")
+    said(typed(*rest, override), SIMPLE[override], tmp_path / "records")
+
+
+def test_model_hf_without_a_path(typed: Callable, tmp_path: Path) -> None:
+    said(typed("model=hf", f"records={tmp_path}"), "model.path=", tmp_path)
+
+
+def test_every_point_is_checked_before_the_first(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    done = typed("-m", *options, "sparsity=0.5,1.5")
+    said(done, "at the point", tmp_path / "records")
+
+
+def test_unwritable_records(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rest = [text for text in options if not text.startswith("records")]
+    said(typed(*rest, f"records={tmp_path / 'file' / 'records'}"), "cannot be written", tmp_path)
+
+
+def test_checkpoints_that_cannot_be_used(typed: Callable, options: list[str], tiny: Path, tmp_path: Path) -> None:
+    def with_model(folder: Path) -> list[str]:
+        return [f"model.path={folder}" if text.startswith("model.path") else text for text in options]
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tiny, tmp_path / name))
+
+    empty = copy("empty")
+    (empty / "model.safetensors").unlink()
+    said(typed(*with_model(empty)), "holds no weights", tmp_path / "records")
+    (empty / "pytorch_model.bin").write_bytes(b"x")
+    said(typed(*with_model(empty)), "pickle weights only", tmp_path / "records")
+    remote = copy("remote")
+    config = json.loads((remote / "config.json").read_text())
+    (remote / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "m.M"}}))
+    said(typed(*with_model(remote)), "trust_remote_code=true", tmp_path / "records")
+    sick = copy("sick")
+    tensors = load_file(sick / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 3] = torch.nan
+    save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
+    said(typed(*with_model(sick)), "not finite", tmp_path / "records")
+    corrupt = copy("corrupt")
+    (corrupt / "model.safetensors").write_bytes(b"not a checkpoint")
+    said(typed(*with_model(corrupt)), "cannot be loaded", tmp_path / "records")
+
+
+def test_no_document_is_long_enough(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    long = save_tiny(tmp_path / "long", max_position_embeddings=100_000)
+    rest = [text for text in options if not text.startswith(("model.path", "calibration.length"))]
+    done = typed(*rest, f"model.path={long}", "calibration.length=90000")
+    said(done, "none of its", tmp_path / "records")
+
+
+def test_a_corrupt_data_file(
+    typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "ptb").mkdir(parents=True)
+    (tmp_path / "data" / "ptb" / "ptb.test.txt").write_text("not the treebank\n")
+    monkeypatch.setenv("HARNESS_ASSETS", str(tmp_path))
+    rest = [text for text in options if not text.startswith("evaluation=")]
+    said(typed(*rest, "evaluation=[ptb]"), "sha256", tmp_path / "records")

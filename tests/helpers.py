@@ -1,0 +1,166 @@
+"""What many tests share: the table of components, tiny models of every family, made-up blocks and probes.
+
+Shapes: O outputs, I inputs, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from harness import catalogue
+from harness.core.interfaces import BlockMethod
+from harness.core.pattern import Pattern, parse_pattern
+from harness.core.statistic import Statistic, gram
+
+PLUGIN = Path(__file__).parent / "conformance" / "plugin_method.py"
+
+catalogue.discover()
+catalogue.load_plugin(str(PLUGIN))
+
+
+def components(kind: str) -> dict[str, Any]:
+    """Every registered component of a kind with its default settings."""
+    return {name: catalogue.build(kind, catalogue.defaults(kind, name)) for name in catalogue.names(kind)}
+
+
+METHODS = components("method")
+LINEAR_METHODS = {name: method for name, method in METHODS.items() if not isinstance(method, BlockMethod)}
+ALLOCATORS = components("allocator")
+
+
+def pattern(text: str) -> Pattern:
+    return parse_pattern(text)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def inputs(tokens: int, width: int, seed: int = 0) -> Tensor:
+    """Inputs (T, I) that are correlated and differ in scale, as real ones do."""
+    scales = torch.logspace(-1, 1, width)[torch.randperm(width, generator=torch.Generator().manual_seed(seed))]
+    mixing = torch.eye(width) + 0.3 * normal(width, width, seed=seed + 1) / width**0.5
+    return normal(tokens, width, seed=seed + 2) @ mixing * scales
+
+
+def seen_by(statistic: Statistic | None, *seen_windows: Tensor) -> Any:
+    """The value of a statistic after windows of inputs (T, I)."""
+    if statistic is None:
+        return None
+    state = statistic.init(seen_windows[0].shape[1], seen_windows[0].device)
+    for window in seen_windows:
+        state = statistic.update(state, window)
+    return state
+
+
+def hessian(*seen_windows: Tensor) -> Tensor:
+    """The matrix (I, I) of SparseGPT's statistic."""
+    return seen_by(gram, *seen_windows).matrix
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two statistics, of whatever form, hold the same numbers."""
+    flat, form = tree_flatten(one)
+    other_flat, other_form = tree_flatten(other)
+    return form == other_form and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(flat, other_flat, strict=True)
+    )
+
+
+everything = Statistic(
+    lambda width, device: torch.zeros(0, width, device=device), lambda state, tokens: torch.cat([state, tokens])
+)
+"""All inputs (T, I) themselves: what the stream really showed."""
+
+
+@dataclass
+class FakeBlock:
+    """A block that is nothing but its matrices and what they saw: a `BlockView`."""
+
+    index: int
+    weights: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+
+    def observe(self, statistic: Statistic) -> dict[str, Any]:
+        return {site: seen_by(statistic, self.inputs[site]) for site in self.weights}
+
+
+@dataclass
+class FakeProbe:
+    """A model that is nothing but such blocks: a `Probe`."""
+
+    content: list[FakeBlock]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {site: tuple(weight.shape) for block in self.content for site, weight in block.weights.items()}
+
+    @property
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(block.weights) for block in self.content)
+
+    def observe(self, statistic: Statistic) -> Iterator[FakeBlock]:
+        yield from self.content
+
+
+_SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GATED: dict[str, Any] = _SIZES | {"num_key_value_heads": 2, "intermediate_size": 56, "head_dim": 8}
+_MIXED: dict[str, Any] = _GATED | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+_OPT: dict[str, Any] = _SIZES | {"ffn_dim": 56, "word_embed_proj_dim": 32}
+TINY: dict[str, dict[str, Any]] = {
+    "llama": _GATED,
+    "mistral": _GATED | {"sliding_window": 8},
+    "qwen2": _MIXED | {"use_sliding_window": True},
+    "qwen3": _GATED,
+    "gemma": _GATED,
+    "gemma2": _MIXED,
+    "gemma3_text": _MIXED,
+    "opt": _OPT,
+    "opt-350m": _OPT | {"model_type": "opt", "do_layer_norm_before": False, "word_embed_proj_dim": 16},
+    "phi": _SIZES | {"intermediate_size": 56},
+    "phi3": _GATED,
+}
+"""Tiny models, two blocks each: one per supported family, with blocks that differ in their masks where families do."""
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random tiny model whose weights are large enough that everything matters."""
+    settings = {"model_type": name} | TINY[name] | changes
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()
+    model.config.use_cache = False
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+            noise = torch.randn_like(parameter)
+            parameter.copy_(0.2 * noise if parameter.dim() > 1 else parameter + 0.1 * noise)
+    return model.to(dtype)
+
+
+def windows(count: int, length: int = 24, seed: int = 0) -> Tensor:
+    """Random token ids (N, L) that no family takes for padding."""
+    return torch.randint(3, 64, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def linears(model: nn.Module, blocks: nn.ModuleList) -> dict[str, nn.Linear]:
+    """Every linear inside the blocks by its full name, found without any layout."""
+    inside = {id(module) for module in blocks.modules()}
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside}
