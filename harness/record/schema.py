@@ -43,7 +43,7 @@ class Record:
         if config["method"]["name"] != "none":
             parts += [config["allocator"]["name"], config["sparsity"]]
         parts += [config["scope"], f"s{config['seed']}"]
-        return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(map(str, parts)).replace("_", "~")).replace("~", "_")
+        return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)) for part in parts)
 
     def path(self, folder: Path) -> Path:
         """Where the record of this name and fingerprint lives."""

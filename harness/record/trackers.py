@@ -42,12 +42,17 @@ def check_tracker(tracker: TrackerSettings) -> None:
     """
     if tracker.name != "wandb":
         return
+    if not (os.environ.get("WANDB_API_KEY") or _logged_in()):
+        raise UserError("tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline.")
+
+
+def _logged_in() -> bool:
     import wandb
 
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        raise UserError(
-            "tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline."
-        )
+    try:
+        return bool(wandb.login(prompt=False))
+    except Exception:  # credentials are there and the server is not: that loses no run
+        return True
 
 
 def track(tracker: TrackerSettings, record: Record, folder: Path) -> None:

@@ -15,11 +15,11 @@ MARKERS = "osD^vP*"
 def draw(
     measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str, Any], title: str, scale: str, folder: Path
 ) -> None:
-    """Write figure.svg, figure.png and figure.csv; a study without numbers gets the CSV alone."""
+    """Write figure.svg, figure.png and figure.csv; a study without pruned cells gets the CSV alone."""
     metric = layout.get("metric") or "perplexity"
     data = compared[(compared["metric"] == metric) & compared["ours"].notna()]
     data.to_csv(folder / "figure.csv", index=False)
-    if data.empty:
+    if data[data["method"] != "none"].empty:
         return
     import matplotlib
 

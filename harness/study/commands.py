@@ -173,8 +173,8 @@ def publish(study: Study) -> int:
     shutil.rmtree(folder / "records", ignore_errors=True)
     (folder / "records").mkdir(parents=True, exist_ok=True)
     for item in items:
-        if item.path:
-            shutil.copyfile(item.path, folder / "records" / item.path.name)
+        if item.path and item.record:
+            shutil.copyfile(item.path, item.record.path(folder / "records"))
     _write(study, items, folder)
     print(f"published: {folder.relative_to(ROOT)} ({sum(1 for item in items if item.path)} records)")
     return 0

@@ -81,7 +81,7 @@ def sparsegpt(
 def best_levels(
     proposal: Mapping[str, float], widths: Mapping[str, int], levels: Sequence[int], of: int, wanted: int
 ) -> tuple[int, dict[int, float]]:
-    """The least miss of the wanted sum of kept weights, and the least distortion for every sum, over all assignments."""
+    """The least miss of the wanted sum of kept weights, and the least distortion for every sum: by trying all."""
     distortions: dict[int, float] = {}
     for assignment in itertools.product(levels, repeat=len(widths)):
         chosen = dict(zip(widths, assignment, strict=True))

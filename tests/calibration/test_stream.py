@@ -1,0 +1,214 @@
+"""What blocks are shown, against running the whole, partly pruned model; and how often anything runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from helpers import METHODS, TINY, everything, linears, normal, pattern, seen_by, tiny, windows
+from torch import Tensor, nn
+
+from harness.calibration.probe import ModelProbe
+from harness.calibration.stream import TOKENS_PER_BATCH, batched, first, stream
+from harness.core.interfaces import Pruned
+from harness.core.pattern import Pattern
+from harness.core.statistic import gram, sum_of_squares
+from harness.methods.magnitude import Magnitude
+from harness.methods.sparsegpt import SparseGPT
+from harness.methods.wanda import Wanda
+from harness.models.anatomy import anatomy_of
+from harness.run import prune
+
+BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]
+"""Windows in batches, the last one of another size."""
+
+
+class Witness:
+    """Magnitude by rows that writes down the inputs of every site it is shown."""
+
+    statistic = everything
+
+    def __init__(self) -> None:
+        self.shown: list[Tensor] = []
+
+    def prune(self, weight: Tensor, seen: Any, asked: Pattern) -> Pruned:
+        self.shown.append(seen)
+        return Magnitude("row").prune(weight, None, asked)
+
+
+def whole_model_inputs(model: nn.Module, sites: list[str]) -> dict[str, Tensor]:
+    """The inputs of sites when the whole model runs on all windows."""
+    caught: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def catch(site: str) -> Any:
+        return lambda _, positional: caught[site].append(positional[0].detach().flatten(0, -2))
+
+    handles = [model.get_submodule(site).register_forward_pre_hook(catch(site)) for site in sites]
+    with torch.no_grad():
+        for batch in BATCHES:
+            model(batch, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return {site: torch.cat(seen) for site, seen in caught.items()}
+
+
+@contextmanager
+def counted(blocks: nn.ModuleList) -> Iterator[Counter[int]]:
+    """How often each block ran to its end."""
+    calls: Counter[int] = Counter()
+
+    def count(index: int) -> Any:
+        return lambda *_: calls.update([index])
+
+    handles = [block.register_forward_hook(count(index)) for index, block in enumerate(blocks)]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_each_block_sees_the_model_as_pruned_so_far(name: str) -> None:
+    """Brute force: block k's inputs are those of the whole model whose blocks before k are pruned, the rest dense."""
+    model, partly = tiny(name), tiny(name)
+    anatomy, witness = anatomy_of(model), Witness()
+    sites = list(linears(model, anatomy.block_list(model)))
+    prune(model, anatomy, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
+    order = [site for index in range(2) for site in anatomy.block_linears(model, index)]
+    shown = dict(zip(order, witness.shown, strict=True))
+    for index in range(2):
+        in_block = list(anatomy.block_linears(model, index))
+        for site, expected in whole_model_inputs(partly, in_block).items():
+            torch.testing.assert_close(shown[site], expected, rtol=1e-4, atol=1e-5, msg=lambda m, s=site: f"{s}: {m}")
+        for site in in_block:
+            partly.get_submodule(site).weight.copy_(model.get_submodule(site).weight)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "qwen2", "mistral"])
+def test_sliding_windows_matter_here(name: str) -> None:
+    """The models above do tell a sliding window from a full one: without it, the second block sees something else."""
+    settings = {"layer_types": ["full_attention"] * 2} if "layer_types" in TINY[name] else {"sliding_window": None}
+    narrow, wide = tiny(name), tiny(name, **settings)
+    site = next(iter(anatomy_of(wide).block_linears(wide, 1)))
+    inputs = [whole_model_inputs(model, [site])[site] for model in (narrow, wide)]
+    assert not torch.allclose(*inputs, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
+def test_the_probe_sees_the_dense_model(name: str) -> None:
+    model = tiny(name)
+    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(2))
+    for block in probe.observe(everything):
+        expected = whole_model_inputs(model, list(block.weights))
+        for site, seen in block.observe(everything).items():
+            torch.testing.assert_close(seen, expected[site], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", [[8], [1] * 8, [5, 3], [3, 3, 2]])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_how_windows_are_batched_does_not_matter(name: str, split: list[int]) -> None:
+    model, tokens = tiny(name), torch.cat(BATCHES)
+    probe = ModelProbe(model, anatomy_of(model), tokens.split(split), range(2))
+    for block in probe.observe(gram):
+        expected = whole_model_inputs(model, list(block.weights))
+        squares, grams = block.observe(sum_of_squares), block.observe(gram)
+        for site, dense in expected.items():
+            assert grams[site].windows == 8
+            torch.testing.assert_close(grams[site].matrix, dense.T @ dense / 4, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(squares[site], dense.square().sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_batches_are_of_about_4096_tokens() -> None:
+    assert [len(batch) for batch in batched(windows(20, 512))] == [8, 8, 4]
+    assert [len(batch) for batch in batched(windows(2, 64)[:, :1].expand(2, TOKENS_PER_BATCH + 1))] == [1, 1]
+    assert torch.equal(torch.cat(batched(windows(20, 512))), windows(20, 512))
+
+
+SHAPES = len({batch.shape for batch in BATCHES})
+"""The arguments of blocks are caught in one whole forward per batch shape."""
+
+
+def test_a_dense_probe_runs_each_block_once_a_batch() -> None:
+    model = tiny("llama")
+    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(2))
+    with counted(model.model.layers) as calls:
+        for block in probe.observe(sum_of_squares):
+            block.observe(sum_of_squares)
+    assert calls == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES}
+
+
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
+def test_pruning_runs_each_block_twice_a_batch(method: Any) -> None:
+    """Once to observe, once to move on; the last block has nobody to move on to."""
+    model = tiny("llama", num_hidden_layers=3)
+    anatomy = anatomy_of(model)
+    allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
+    with counted(model.model.layers) as calls:
+        prune(model, anatomy, BATCHES, range(3), method, allocation)
+    twice, once = 2 * len(BATCHES) + SHAPES, len(BATCHES) + SHAPES
+    assert calls == {0: twice, 1: twice, 2: once}
+
+
+def test_outside_the_scope_blocks_run_once_or_not_at_all() -> None:
+    model = tiny("llama", num_hidden_layers=4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    allocation = {site: pattern("0.5") for site in linears(model, model.model.layers) if ".layers.1." in site}
+    with counted(model.model.layers) as calls:
+        done = prune(model, anatomy_of(model), BATCHES, range(1, 2), Wanda(), allocation)
+    assert calls == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES, 2: SHAPES, 3: SHAPES}
+    assert set(done) == set(allocation)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {f"{site}.weight" for site in allocation}
+
+
+def test_magnitude_runs_nothing() -> None:
+    model = tiny("opt")
+    blocks = model.model.decoder.layers
+    with counted(blocks) as calls:
+        prune(
+            model, anatomy_of(model), [], range(2), Magnitude(), dict.fromkeys(linears(model, blocks), pattern("0.5"))
+        )
+    assert not calls
+    with pytest.raises(AssertionError, match="observes inputs but declares no statistic"):
+        next(iter(stream(model, anatomy_of(model), [], range(2), edited=True, label=""))).observe(gram)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_write_after_observing_is_seen_by_the_next_block(family: str) -> None:
+    """A dense walk in which somebody writes all the same: the outputs of before no longer hold."""
+    model = tiny(family)
+    walk = stream(model, anatomy_of(model), BATCHES, range(2), edited=False, label="")
+    block = next(walk)
+    block.observe(gram)
+    for site, weight in block.weights.items():
+        block.write(site, 0.5 * weight)
+    later = next(walk)
+    expected = whole_model_inputs(model, list(later.weights))
+    for site, seen in later.observe(everything).items():
+        torch.testing.assert_close(seen, expected[site], rtol=1e-4, atol=1e-5)
+
+
+def test_the_probe_knows_its_scope() -> None:
+    model = tiny("llama")
+    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(1, 2))
+    assert [site.split(".")[2] for site in probe.shapes] == ["1"] * 7
+    assert probe.blocks == (tuple(probe.shapes),)
+    assert probe.shapes["model.layers.1.mlp.down_proj"] == (32, 56)
+    assert [block.index for block in probe.observe(gram)] == [1]
+
+
+def test_all_methods_say_what_they_observe() -> None:
+    """A statistic of made-up inputs is what `prune` takes: nothing else is handed over."""
+    for method in METHODS.values():
+        statistic = getattr(method, "statistic", None)
+        assert (seen_by(statistic, normal(5, 8)) is None) == (statistic is None)
+
+
+def test_outputs_in_any_wrapping() -> None:
+    tensor = normal(1, 2, 3)
+    assert first(tensor) is tensor and first((tensor, None)) is tensor and first([tensor]) is tensor
+    with pytest.raises(AssertionError):
+        first((None, tensor))

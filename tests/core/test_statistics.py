@@ -1,0 +1,122 @@
+"""Statistics against their definitions, and what must not matter to them or to what methods make of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import hessian, inputs, normal, pattern, seen_by
+
+from harness.core.errors import UserError
+from harness.core.linalg import inverse_factor
+from harness.core.statistic import Gram, gram, sum_of_squares
+from harness.methods.magnitude import Magnitude
+from harness.methods.sparsegpt import SparseGPT
+from harness.methods.wanda import Wanda
+
+PATTERNS = ["0.3", "0.5", "0.9", "2of4", "1of4", "2of8"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_by_definition(dtype: torch.dtype) -> None:
+    seen = [inputs(20, 6, seed=i).to(dtype) for i in range(5)]
+    tokens = torch.cat(seen).double()
+    squares, state = seen_by(sum_of_squares, *seen), seen_by(gram, *seen)
+    assert squares.dtype == state.matrix.dtype == torch.float32 and state.windows == 5
+    torch.testing.assert_close(squares.double(), tokens.square().sum(0), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(state.matrix.double(), 2 / 5 * tokens.T @ tokens, rtol=1e-5, atol=1e-4)
+
+
+def test_the_order_of_windows_does_not_matter() -> None:
+    seen = [inputs(20, 6, seed=i) for i in range(6)]
+    torch.testing.assert_close(hessian(*seen), hessian(*reversed(seen)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen_by(sum_of_squares, *seen), seen_by(sum_of_squares, *reversed(seen)))
+
+
+def test_nothing_seen_is_zero() -> None:
+    assert sum_of_squares.init(3, torch.device("cpu")).tolist() == [0, 0, 0]
+    assert torch.equal(gram.init(2, torch.device("cpu")).matrix, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("asked", PATTERNS)
+def test_permuted_outputs_permute_the_result(asked: str) -> None:
+    weight, tokens = normal(12, 40), inputs(150, 40)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    for method in (Magnitude(), Wanda(), SparseGPT()):
+        seen = seen_by(method.statistic, tokens)
+        straight, permuted = (method.prune(w, seen, pattern(asked)) for w in (weight, weight[order]))
+        assert torch.equal(permuted.kept, straight.kept[order])
+        if isinstance(method, SparseGPT):
+            torch.testing.assert_close(permuted.weight, straight.weight[order], rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(permuted.weight, straight.weight[order])
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 1e-3, 3.0, 1e4])
+@pytest.mark.parametrize("asked", PATTERNS)
+def test_the_unit_of_the_inputs_does_not_matter(asked: str, scale: float) -> None:
+    weight, tokens = normal(12, 40), inputs(150, 40)
+    squares, state = seen_by(sum_of_squares, tokens), seen_by(gram, tokens)
+    wanda = [Wanda().prune(weight, seen, pattern(asked)) for seen in (squares, scale * squares)]
+    assert torch.equal(wanda[0].weight, wanda[1].weight)
+    scaled = Gram(scale * state.matrix, state.windows)
+    straight, other = (SparseGPT().prune(weight, seen, pattern(asked)) for seen in (state, scaled))
+    assert torch.equal(straight.kept, other.kept)
+    torch.testing.assert_close(straight.weight, other.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", PATTERNS)
+def test_inputs_in_other_order_permute_wanda(asked: str) -> None:
+    """Columns within a group may be permuted: whole groups of eight for N:M, any for rows."""
+    weight, squares = normal(6, 40), seen_by(sum_of_squares, inputs(100, 40))
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+    columns = (8 * order[:, None] + torch.arange(8)).flatten()
+    straight = Wanda().prune(weight, squares, pattern(asked)).weight
+    assert torch.equal(Wanda().prune(weight[:, columns], squares[columns], pattern(asked)).weight, straight[:, columns])
+
+
+def test_wanda_with_equal_norms_is_magnitude_by_rows() -> None:
+    weight, ones = normal(8, 32), torch.ones(32)
+    for asked in ("2of4", "1of4"):
+        assert torch.equal(
+            Wanda().prune(weight, ones, pattern(asked)).weight, Magnitude().prune(weight, None, pattern(asked)).weight
+        )
+
+
+def test_sparsegpt_with_unrelated_inputs_compensates_nothing() -> None:
+    weight = normal(8, 32)
+    pruned = SparseGPT().prune(weight, Gram(torch.eye(32), 1), pattern("2of4"))
+    assert torch.equal(pruned.weight, Magnitude().prune(weight, None, pattern("2of4")).weight)
+
+
+def test_the_factor_is_one_of_the_damped_inverse() -> None:
+    matrix = hessian(inputs(60, 12))
+    upper, used = inverse_factor(matrix, 0.01)
+    damped = matrix.double() + 0.01 * matrix.double().diagonal().mean() * torch.eye(12, dtype=torch.float64)
+    assert used == 0.01 and torch.equal(upper, upper.triu())
+    torch.testing.assert_close((upper.T @ upper).double() @ damped, torch.eye(12).double(), rtol=1e-4, atol=1e-4)
+
+
+def test_damping_is_raised_until_it_factors() -> None:
+    """An eigenvalue of −0.05 of the mean diagonal: 0.01 fails, 0.1 holds, and the record is told."""
+    matrix = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.05]))
+    assert inverse_factor(matrix, 0.01)[1] == pytest.approx(0.1)
+    pruned = SparseGPT().prune(normal(3, 4), Gram(matrix, 1), pattern("0.5"))
+    assert pruned.note == "damping 0.1" and torch.isfinite(pruned.weight).all()
+    assert SparseGPT().prune(normal(3, 4), Gram(torch.eye(4), 1), pattern("0.5")).note == ""
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -50.0])
+def test_a_matrix_that_cannot_be_factored_is_said_to_be(bad: float) -> None:
+    matrix = torch.eye(4)
+    matrix[2, 2] = bad
+    with pytest.raises(UserError, match="cannot be factorised, even with damping 10; use more calibration windows"):
+        inverse_factor(matrix, 0.01)
+
+
+def test_settings_of_sparsegpt() -> None:
+    for wrong in ({"damping": 0.0}, {"blocksize": 0}):
+        with pytest.raises(UserError, match="method.damping has to be above 0"):
+            SparseGPT(**wrong)
+    assert "blocksize=6 is not divisible by 4" in str(SparseGPT(blocksize=6).refuses(pattern("2of4"), (4, 12)))
+    assert SparseGPT(blocksize=6).refuses(pattern("2of4"), (4, 4)) is None
+    assert SparseGPT(blocksize=6).refuses(pattern("0.5"), (4, 12)) is None

@@ -1,0 +1,67 @@
+"""Records: written whole or not at all, found by fingerprint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.core.errors import UserError
+from harness.record import schema
+from harness.record.identity import fingerprint
+from harness.record.schema import Record
+from tests.record.test_trackers import CONFIG
+
+
+def make(**changes: object) -> Record:
+    return Record(**({"status": "ok", "reason": "", "fingerprint": "0" * 16, "config": CONFIG} | changes))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = schema.write(make(notes=("damping 0.1",)), tmp_path / "new" / "folder")
+    assert path.name == "tiny_wanda_uniform_2of4_all_s0_0000000000000000.json"
+    assert schema.read(path) == make(notes=("damping 0.1",))
+    assert schema.find(path.parent, "0" * 16) == (path, schema.read(path))
+    assert schema.find(path.parent, "1" * 16) is None
+
+
+def test_an_infinite_value_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        schema.write(make(sparsity={"asked": float("nan")}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_while_writing_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_: int) -> None:
+        raise KeyboardInterrupt
+
+    schema.write(make(), tmp_path)
+    monkeypatch.setattr("os.fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        schema.write(make(status="failed"), tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert json.loads(left.read_text())["status"] == "ok"
+
+
+def test_files_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"schema": 1, ')
+    (tmp_path / f"other_{'2' * 16}.json").write_text("[]")
+    path = schema.write(make(), tmp_path)
+    assert [found for found, _ in schema.read_all(tmp_path)] == [path]
+    assert schema.find(tmp_path, "2" * 16) is None
+    with pytest.raises(UserError, match="not a record"):
+        schema.read(tmp_path / "half.json")
+    newer = json.loads(path.read_text()) | {"schema": 2}
+    (tmp_path / "newer.json").write_text(json.dumps(newer))
+    with pytest.raises(UserError, match="schema 2"):
+        schema.read(tmp_path / "newer.json")
+
+
+def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
+    sly = CONFIG | {"model": {"name": "../../etc/passwd"}, "scope": "a/b"}
+    assert schema.write(make(config=sly), tmp_path).parent == tmp_path
+
+
+def test_fingerprints_do_not_depend_on_order() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})

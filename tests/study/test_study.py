@@ -1,0 +1,166 @@
+"""Studies: every one composes at every scale; planning, running, resuming, tables and publishing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness import compose
+from harness.study import commands, grid
+from harness.study.estimate import estimate
+from harness.study.plan import progress_of
+from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
+
+STUDIES = ["isc_table1", "isc_table2", "sparsellm_table2", "wanda_table2", "wanda_table3"]
+SMALL = {
+    "title": "A study of a test",
+    "table": {"columns": "task", "rows": ["model", "scope", "sparsity", "method"], "figure": "curves"},
+    "grids": [
+        {"method": ["none"]},
+        {"method": ["wanda", "notyet"], "sparsity": [0.5, "2of4", "3of5"], "scope": ["first_half", "all"]},
+    ],
+    "scales": {"embedded": {"axes": {"model": ["hf"]}}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HARNESS_ASSETS", str(tmp_path / "assets"))
+    compose.register()
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A study of its own in a copy of conf/, and a results folder of its own."""
+    shutil.copytree(compose.CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "study" / "test_table1.yaml").write_text(yaml.safe_dump(SMALL))
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(grid, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    yield "study=test_table1"
+
+
+def test_the_studies_are_there() -> None:
+    assert grid.study_names() == STUDIES
+
+
+@pytest.mark.parametrize("scale", grid.SCALES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_composes_and_can_be_planned(name: str, scale: str, tmp_path: Path) -> None:
+    study = grid.load_study(name, scale, [f"records={tmp_path}"])
+    for item in progress_of(study):
+        if item.point.cfg is None:
+            assert item.state == "missing"
+            assert "unknown" in item.why
+        else:
+            assert item.state == "to do"
+            assert item.point.cfg.resolved["study"] == name
+            guess = estimate(item.point.cfg, "cuda")
+            assert guess is not None
+            assert guess.seconds > 0
+            assert guess.peak_bytes > 1e6
+
+
+def test_sparsellm_pruned_the_first_half(tmp_path: Path) -> None:
+    points = grid.load_study("sparsellm_table2", "paper", [f"records={tmp_path}"]).points
+    assert {point.axes["scope"] for point in points if "scope" in point.axes} == {"first_half", "all"}
+    missing = [point for point in points if point.cfg is None]
+    assert {point.axes["method"] for point in missing} == {"sparsellm"}
+
+
+def test_a_study_runs_resumes_and_tells(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+    planned = typed("plan", small, *options)
+    assert planned.status == 0
+    assert "7 to do, 6 missing" in planned.out  # without geometry, 3of5 is to do until it is refused
+    ran = typed(small, *options)
+    assert ran.status == 0, ran.err
+    assert "ran 7 of 7 cells" in ran.out
+    assert ran.out.count("record: ") == 7
+    again = typed(small, *options)
+    assert "7 cells done, 0 to run" in again.out
+    told = typed("status", small, *options)
+    assert "5 done, 6 missing, 2 skipped" in told.out
+    assert "not divisible by 5" in told.out
+    folder = tmp_path / "tables" / "test_table1" / "embedded"
+    assert {path.name for path in folder.iterdir()} == {
+        *("table.csv", "table.md", "table.tex", "figure.svg", "figure.png", "figure.csv")
+    }
+    table = pd.read_csv(folder / "table.csv")
+    assert set(table["verdict"]) == {"missing"}
+    assert table["ours"].notna().sum() == 5
+    markdown = (folder / "table.md").read_text()
+    assert "skipped" in markdown
+    assert "missing" in markdown
+
+
+def test_tables_need_records_alone(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+    typed(small, *options)
+    folder = tmp_path / "tables" / "test_table1" / "embedded"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    gone = [text if not text.startswith("model.path") else "model.path=/gone" for text in options]
+    assert typed("tables", small, *options).status == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert "to do" in typed("status", small, *gone).out  # another path is another question
+
+
+def test_failed_points_are_retried(
+    typed: Callable,  # noqa: F811
+    options: list[str],  # noqa: F811
+    small: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from harness.methods.wanda import Wanda
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Wanda, "prune", lambda *_: 1 / 0)
+        failed = typed(small, *options)
+    assert failed.status == 1
+    assert "failed" in typed("status", small, *options).out
+    retried = typed("retry", small, *options)
+    assert retried.status == 0
+    assert "4 failed points to run again" in retried.out
+
+
+def test_publishing_copies_records_and_makes_the_table(
+    typed: Callable,  # noqa: F811
+    options: list[str],  # noqa: F811
+    small: str,
+    tmp_path: Path,
+) -> None:
+    typed(small, *options)
+    assert typed("publish", small, *options).status == 0
+    folder = tmp_path / "results" / "published" / "test_table1" / "embedded"
+    records = [json.loads(path.read_text()) for path in (folder / "records").iterdir()]
+    assert sorted(record["status"] for record in records) == ["ok"] * 5 + ["skipped"] * 2
+    assert (folder / "table.md").is_file()
+
+
+def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+    typed(small, *options)
+    records = tmp_path / "records"
+    path = next(p for p in records.glob("*.json") if "_none_" in p.name)
+    content = json.loads(path.read_text())
+    content["measures"][0]["protocol"] = "embedded-a-test@64#00000000"
+    path.write_text(json.dumps(content))
+    refused = typed("tables", small, *options)
+    assert refused.status == 2
+    assert "unlike protocols" in refused.err
+
+
+def test_joblib_runs_the_same_points(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
+    told = typed(small, *options, "cluster=joblb")
+    assert told.status == 2
+    assert "did you mean joblib" in told.err
+
+
+def test_mistakes_in_commands(typed: Callable) -> None:  # noqa: F811
+    assert "did you mean status" in typed("statu", "study=isc_table1").err
+    assert "name a study" in typed("plan").err
+    assert "unknown scale" in typed("plan", "study=isc_table1", "scale=tiny").err
