@@ -12,7 +12,7 @@ import torch
 from harness import catalogue
 from harness.config import RunConfig
 from harness.core.errors import UserError
-from harness.core.statistic import sum_of_squares
+from harness.core.statistic import norms
 from harness.data.corpora import read_text
 from harness.evaluation.perplexity import LOGIT_BYTES, Context
 from harness.models.loading import (
@@ -26,7 +26,7 @@ from harness.models.loading import (
 )
 from harness.record.identity import fingerprint
 
-PIPELINE = 1
+PIPELINE = 2
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
 
 
@@ -83,7 +83,7 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 def _uses_calibration(cfg: RunConfig) -> bool:
     """Whether any component asks the model about inputs; magnitude with uniform does not."""
-    method_asks = getattr(cfg.method, "statistic", sum_of_squares) is not None
+    method_asks = getattr(cfg.method, "statistic", norms) is not None
     return method_asks or not _is("allocator", "uniform", cfg.allocator) or not _is("planner", "none", cfg.planner)
 
 

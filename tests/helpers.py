@@ -145,7 +145,8 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
     settings = {"model_type": name} | TINY[name] | changes
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()
+    attention = "eager" if config.model_type == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
     model.config.use_cache = False
     with torch.no_grad():
         for parameter in model.parameters():

@@ -10,7 +10,7 @@ from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
 from harness.core.errors import UserError
 from harness.core.interfaces import BlockView, Probe
-from harness.core.statistic import sum_of_squares
+from harness.core.statistic import norms
 
 
 @component("allocator", "owl")
@@ -26,12 +26,14 @@ class Owl:
     threshold: float = 5.0
     levels: tuple[int, ...] = ()
 
+    revision = 2  # 1: a plain sum of squares
+
     def __post_init__(self) -> None:
         if self.spread < 0 or self.threshold <= 0:
             raise UserError("allocator.spread has to be at least 0 and allocator.threshold above 0.")
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        shares = torch.tensor([self._outliers(block) for block in probe.observe(sum_of_squares)], dtype=torch.float64)
+        shares = torch.tensor([self._outliers(block) for block in probe.observe(norms)], dtype=torch.float64)
         extent = shares.max() - shares.min()
         density = (shares - shares.min()) / extent * 2 * self.spread if extent > 0 else torch.zeros_like(shares)
         sparsities = budget.sparsity - (density - density.mean())
@@ -43,6 +45,8 @@ class Owl:
 
     def _outliers(self, block: BlockView) -> float:
         """The fraction of a block's scores that are outliers."""
-        seen = block.observe(sum_of_squares)
-        scores = torch.cat([(weight.abs() * seen[site].sqrt()).flatten() for site, weight in block.weights.items()])
+        seen = block.observe(norms)
+        scores = torch.cat(
+            [(weight.abs() * seen[site].mean.sqrt()).flatten() for site, weight in block.weights.items()]
+        )
         return float((scores > self.threshold * scores.mean()).double().mean())

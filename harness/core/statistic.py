@@ -23,6 +23,13 @@ class Statistic(NamedTuple):
     update: Callable[[Seen, Tensor], Seen]
 
 
+class Norms(NamedTuple):
+    """The mean over windows of Σ x² (I,), and the number of windows."""
+
+    mean: Tensor
+    windows: int
+
+
 class Gram(NamedTuple):
     """Twice the mean over windows of Σ x xᵀ (I, I), and the number of windows."""
 
@@ -30,12 +37,15 @@ class Gram(NamedTuple):
     windows: int
 
 
-def _no_squares(width: int, device: torch.device) -> Tensor:
-    return torch.zeros(width, device=device)
+def _no_norms(width: int, device: torch.device) -> Norms:
+    return Norms(torch.zeros(width, device=device), 0)
 
 
-def _add_squares(state: Tensor, inputs: Tensor) -> Tensor:
-    return state + inputs.float().square().sum(dim=0)
+def _add_norms(state: Norms, inputs: Tensor) -> Norms:
+    """The running mean of Wanda's released code, operation by operation: near ties are decided by its rounding."""
+    windows = state.windows + 1
+    mean = state.mean * (state.windows / windows)
+    return Norms(mean + torch.norm(inputs.float().T, p=2, dim=1) ** 2 / windows, windows)
 
 
 def _no_gram(width: int, device: torch.device) -> Gram:
@@ -53,8 +63,8 @@ def _add_gram(state: Gram, inputs: Tensor) -> Gram:
     return Gram(matrix.add_(scaled @ scaled.T), windows)
 
 
-sum_of_squares = Statistic(_no_squares, _add_squares)
-"""Σ x² (I,): the squared norm of each input."""
+norms = Statistic(_no_norms, _add_norms)
+"""The mean squared norm of each input."""
 
 gram = Statistic(_no_gram, _add_gram)
 """Twice the mean Gram matrix: the Hessian of the squared output error, up to the number of outputs."""

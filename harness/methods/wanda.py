@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, Pattern, keep
-from harness.core.statistic import Seen, sum_of_squares
+from harness.core.statistic import Seen, norms
 
 
 @component("method", "wanda")
@@ -19,8 +19,9 @@ class Wanda:
 
     group: Group = "row"
 
-    statistic = sum_of_squares
+    statistic = norms
+    revision = 2  # 1: a plain sum of squares, whose rounding swapped one near tie at 90 %
 
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
-        kept = keep(weight.abs() * seen.sqrt(), pattern, self.group)
+        kept = keep(weight.abs() * seen.mean.sqrt(), pattern, self.group)
         return Pruned(weight * kept, kept)

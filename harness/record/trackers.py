@@ -43,7 +43,9 @@ def check_tracker(tracker: TrackerSettings) -> None:
     if tracker.name != "wandb":
         return
     if not (os.environ.get("WANDB_API_KEY") or _logged_in()):
-        raise UserError("tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline.")
+        raise UserError(
+            "tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline."
+        )
 
 
 def _logged_in() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def draw(
     import matplotlib.pyplot as plt
 
     panels = _curves(plt, data) if layout.get("figure") == "curves" else _bars(plt, data, metric)
-    panels.suptitle(f"{title} · scale {scale}", fontsize=11)
+    width = int(panels.get_figwidth() * 12)  # characters that fit
+    panels.suptitle(textwrap.fill(f"{title} · scale {scale}", width), fontsize=10)
     panels.savefig(folder / "figure.svg", metadata={"Date": None})
     panels.savefig(folder / "figure.png", dpi=150, metadata={"Software": None})
     plt.close(panels)
@@ -79,6 +81,7 @@ def _curve_panel(axis: Any, here: pd.DataFrame, scope: str, methods: Mapping[str
         for row in fixed.drop_duplicates("pattern").itertuples():
             axis.annotate(row.pattern, (row.sparsity, row.ours), fontsize=6, xytext=(4, -2), textcoords="offset points")
     axis.set_yscale("log")
+    axis.set_xticks(sorted(set(here["sparsity"])), [f"{value:g}" for value in sorted(set(here["sparsity"]))])
     axis.grid(alpha=0.3, which="both", linewidth=0.4)
     axis.tick_params(labelsize=7)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -167,14 +168,15 @@ def compare(study: Study) -> int:
 
 
 def publish(study: Study) -> int:
-    """Copy records, table and figure of a study to `results/published`."""
+    """Copy records (without this machine's paths), table and figure of a study to `results/published`."""
     items = progress_of(study)
     folder = ROOT / "results" / "published" / study.name / study.scale
     shutil.rmtree(folder / "records", ignore_errors=True)
     (folder / "records").mkdir(parents=True, exist_ok=True)
     for item in items:
-        if item.path and item.record:
-            shutil.copyfile(item.path, item.record.path(folder / "records"))
+        if item.record:
+            config = {**item.record.config, "records": "results/records", "save": None}
+            schema.write(dataclasses.replace(item.record, config=config), folder / "records")
     _write(study, items, folder)
     print(f"published: {folder.relative_to(ROOT)} ({sum(1 for item in items if item.path)} records)")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -22,12 +23,8 @@ from harness.run import check_fit
 PATTERNS = ["0", "0.3", "0.5", "0.9", "2of4", "4of8", "1of4", "2of8", "3of4"]
 SHAPES = [(8, 16), (1, 64), (6, 128), (12, 200), (3, 264), (160, 24), (5, 131), (4, 1)]
 DTYPES = [torch.float32, torch.bfloat16]
-CASES = [
-    pytest.param(*case, id="-".join(str(part).removeprefix("torch.") for part in case))
-    for case in itertools.product(LINEAR_METHODS, PATTERNS, SHAPES, DTYPES)
-    if misfit(pattern(case[1]), case[2]) is None
-]
-every_case = pytest.mark.parametrize(("name", "asked", "shape", "dtype"), CASES)
+every_method = pytest.mark.parametrize("name", LINEAR_METHODS)
+every_pattern = pytest.mark.parametrize("asked", PATTERNS)
 
 
 def material(name: str, shape: tuple[int, int], dtype: torch.dtype, tokens: int | None = None) -> tuple[Tensor, Any]:
@@ -49,58 +46,67 @@ def test_the_table_holds_every_registered_method() -> None:
     assert catalogue.revision(METHODS["plugged"]) != catalogue.revision(METHODS["wanda"])  # a plugin's source counts
 
 
-@every_case
-def test_quota(name: str, asked: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def outcomes(name: str, asked: str) -> Iterator[tuple[str, Tensor, Pruned]]:
+    """What the method makes of every shape and dtype that can carry the pattern."""
+    for shape, dtype in itertools.product(SHAPES, DTYPES):
+        if misfit(pattern(asked), shape) is None:
+            yield f"{shape} {dtype}", *outcome(name, asked, shape, dtype)
+
+
+@every_pattern
+@every_method
+def test_quota(name: str, asked: str) -> None:
     """The share of zeros is the asked one, up to one weight per comparison group and ties of the threshold."""
-    weight, pruned = outcome(name, asked, shape, dtype)
     wanted = pattern(asked)
-    removed = int((~pruned.kept).sum())
-    if isinstance(wanted, NofM):
-        assert removed == weight.numel() * (wanted.of - wanted.keep) // wanted.of
-        return
-    if wanted.sparsity == 0:
-        assert removed == 0
-        return
-    groups = max(shape[0], math.ceil(shape[1] / getattr(LINEAR_METHODS[name], "blocksize", shape[1])))
-    ties = int(weight.float().abs().unique(return_counts=True)[1].max())
-    assert weight.numel() * wanted.sparsity - groups <= removed <= weight.numel() * wanted.sparsity + groups * ties
+    for case, weight, pruned in outcomes(name, asked):
+        removed, (rows, columns) = int((~pruned.kept).sum()), weight.shape
+        if isinstance(wanted, NofM):
+            assert removed == weight.numel() * (wanted.of - wanted.keep) // wanted.of, case
+        elif wanted.sparsity == 0:
+            assert removed == 0, case
+        else:
+            groups = max(rows, math.ceil(columns / getattr(LINEAR_METHODS[name], "blocksize", columns)))
+            ties = int(weight.float().abs().unique(return_counts=True)[1].max())
+            exact = weight.numel() * wanted.sparsity
+            assert exact - groups <= removed <= exact + groups * ties, case
 
 
-@every_case
-def test_pattern_holds(name: str, asked: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    _, pruned = outcome(name, asked, shape, dtype)
+@every_pattern
+@every_method
+def test_pattern_holds(name: str, asked: str) -> None:
     wanted = pattern(asked)
-    assert satisfies(pruned.weight, wanted)
-    if isinstance(wanted, NofM):
-        assert (pruned.kept.reshape(-1, wanted.of).sum(dim=1) == wanted.keep).all()
+    for case, _, pruned in outcomes(name, asked):
+        assert satisfies(pruned.weight, wanted), case
+        if isinstance(wanted, NofM):
+            assert (pruned.kept.reshape(-1, wanted.of).sum(dim=1) == wanted.keep).all(), case
 
 
-@every_case
-def test_kept_is_where_weights_stay(name: str, asked: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    weight, pruned = outcome(name, asked, shape, dtype)
-    assert pruned.kept.dtype == torch.bool and pruned.kept.shape == weight.shape
-    assert pruned.weight.dtype == dtype and pruned.weight.shape == weight.shape
-    assert torch.isfinite(pruned.weight).all()
-    assert torch.equal(pruned.weight != 0, pruned.kept)
+@every_pattern
+@every_method
+def test_kept_is_where_weights_stay(name: str, asked: str) -> None:
+    for case, weight, pruned in outcomes(name, asked):
+        assert pruned.kept.dtype == torch.bool and pruned.kept.shape == weight.shape, case
+        assert pruned.weight.dtype == weight.dtype and pruned.weight.shape == weight.shape, case
+        assert torch.isfinite(pruned.weight).all(), case
+        assert torch.equal(pruned.weight != 0, pruned.kept), case
 
 
-@every_case
-def test_nothing_given_is_changed_and_the_same_comes_twice(
-    name: str, asked: str, shape: tuple[int, int], dtype: torch.dtype
-) -> None:
-    weight, seen = material(name, shape, dtype)
-    before = copy.deepcopy((weight, seen))
-    pruned = LINEAR_METHODS[name].prune(weight, seen, pattern(asked))
-    assert same((weight, seen), before)
-    assert pruned.weight.data_ptr() != weight.data_ptr()
-    again = outcome(name, asked, shape, dtype)[1]
-    assert torch.equal(pruned.weight, again.weight) and torch.equal(pruned.kept, again.kept)
+@every_pattern
+@every_method
+def test_nothing_given_is_changed_and_the_same_comes_twice(name: str, asked: str) -> None:
+    for case, given, first in outcomes(name, asked):
+        weight, seen = material(name, tuple(given.shape), given.dtype)
+        before = copy.deepcopy((weight, seen))
+        again = LINEAR_METHODS[name].prune(weight, seen, pattern(asked))
+        assert same((weight, seen), before) and torch.equal(weight, given), case
+        assert again.weight.data_ptr() != weight.data_ptr(), case
+        assert torch.equal(again.weight, first.weight) and torch.equal(again.kept, first.kept), case
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["seen", "dead"])
 @pytest.mark.parametrize("asked", ["0", "4of4", "8of8"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LINEAR_METHODS)
+@every_method
 def test_identity_at_zero_sparsity(name: str, dtype: torch.dtype, asked: str, dead: bool) -> None:
     tokens = inputs(64, 24)
     tokens[:, :3] *= not dead
@@ -111,7 +117,7 @@ def test_identity_at_zero_sparsity(name: str, dtype: torch.dtype, asked: str, de
 
 @pytest.mark.parametrize("asked", ["0.3", "0.5", "0.9", "2of4", "1of4"])
 @pytest.mark.parametrize("dead", [0.1, 0.8, 1.0])
-@pytest.mark.parametrize("name", LINEAR_METHODS)
+@every_method
 def test_inputs_never_seen(name: str, dead: float, asked: str) -> None:
     """Zeros in the statistic give no infinity, no lost quota, no broken pattern."""
     method, wanted = LINEAR_METHODS[name], pattern(asked)
@@ -126,7 +132,7 @@ def test_inputs_never_seen(name: str, dead: float, asked: str) -> None:
 
 @pytest.mark.parametrize("asked", ["0.5", "2of4"])
 @pytest.mark.parametrize("tokens", [1, 5])
-@pytest.mark.parametrize("name", LINEAR_METHODS)
+@every_method
 def test_fewer_tokens_than_inputs(name: str, tokens: int, asked: str) -> None:
     """A Gram matrix without full rank is no obstacle."""
     weight, seen = material(name, (9, 200), torch.float32, tokens)
@@ -136,7 +142,7 @@ def test_fewer_tokens_than_inputs(name: str, tokens: int, asked: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["0.5", "2of4"])
-@pytest.mark.parametrize("name", LINEAR_METHODS)
+@every_method
 def test_a_transposed_weight_is_a_weight(name: str, asked: str) -> None:
     weight, seen = material(name, (16, 24), torch.float32)
     turned = weight.T.contiguous().T

@@ -11,6 +11,7 @@ from helpers import PLUGIN
 
 from harness import catalogue
 from harness.core.errors import UserError
+from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 
@@ -80,7 +81,7 @@ def test_plugins_by_file_and_by_module(tmp_path: Path, monkeypatch: pytest.Monke
     catalogue.load_plugin(str(PLUGIN))  # a second time changes nothing
     plugged = catalogue.build("method", {"name": "plugged"})
     assert catalogue.revision(plugged).startswith("1+") and len(catalogue.revision(plugged)) == 18
-    assert catalogue.revision(Wanda()) == "1"
+    assert catalogue.revision(Wanda()) == str(Wanda.revision) and catalogue.revision(Magnitude()) == "1"
     (tmp_path / "a_plugin_module.py").write_text("LOADED = True\n")
     monkeypatch.syspath_prepend(tmp_path)
     catalogue.load_plugin("a_plugin_module")

@@ -8,7 +8,7 @@ from helpers import hessian, inputs, normal, pattern, seen_by
 
 from harness.core.errors import UserError
 from harness.core.linalg import inverse_factor
-from harness.core.statistic import Gram, gram, sum_of_squares
+from harness.core.statistic import Gram, Norms, gram, norms
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
@@ -20,20 +20,20 @@ PATTERNS = ["0.3", "0.5", "0.9", "2of4", "1of4", "2of8"]
 def test_sums_by_definition(dtype: torch.dtype) -> None:
     seen = [inputs(20, 6, seed=i).to(dtype) for i in range(5)]
     tokens = torch.cat(seen).double()
-    squares, state = seen_by(sum_of_squares, *seen), seen_by(gram, *seen)
-    assert squares.dtype == state.matrix.dtype == torch.float32 and state.windows == 5
-    torch.testing.assert_close(squares.double(), tokens.square().sum(0), rtol=1e-5, atol=1e-4)
+    squares, state = seen_by(norms, *seen), seen_by(gram, *seen)
+    assert squares.mean.dtype == state.matrix.dtype == torch.float32 and squares.windows == state.windows == 5
+    torch.testing.assert_close(squares.mean.double(), tokens.square().sum(0) / 5, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(state.matrix.double(), 2 / 5 * tokens.T @ tokens, rtol=1e-5, atol=1e-4)
 
 
 def test_the_order_of_windows_does_not_matter() -> None:
     seen = [inputs(20, 6, seed=i) for i in range(6)]
     torch.testing.assert_close(hessian(*seen), hessian(*reversed(seen)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(seen_by(sum_of_squares, *seen), seen_by(sum_of_squares, *reversed(seen)))
+    torch.testing.assert_close(seen_by(norms, *seen).mean, seen_by(norms, *reversed(seen)).mean)
 
 
 def test_nothing_seen_is_zero() -> None:
-    assert sum_of_squares.init(3, torch.device("cpu")).tolist() == [0, 0, 0]
+    assert norms.init(3, torch.device("cpu")).mean.tolist() == [0, 0, 0]
     assert torch.equal(gram.init(2, torch.device("cpu")).matrix, torch.zeros(2, 2))
 
 
@@ -55,8 +55,8 @@ def test_permuted_outputs_permute_the_result(asked: str) -> None:
 @pytest.mark.parametrize("asked", PATTERNS)
 def test_the_unit_of_the_inputs_does_not_matter(asked: str, scale: float) -> None:
     weight, tokens = normal(12, 40), inputs(150, 40)
-    squares, state = seen_by(sum_of_squares, tokens), seen_by(gram, tokens)
-    wanda = [Wanda().prune(weight, seen, pattern(asked)) for seen in (squares, scale * squares)]
+    squares, state = seen_by(norms, tokens), seen_by(gram, tokens)
+    wanda = [Wanda().prune(weight, Norms(unit * squares.mean, 1), pattern(asked)) for unit in (1, scale)]
     assert torch.equal(wanda[0].weight, wanda[1].weight)
     scaled = Gram(scale * state.matrix, state.windows)
     straight, other = (SparseGPT().prune(weight, seen, pattern(asked)) for seen in (state, scaled))
@@ -67,15 +67,16 @@ def test_the_unit_of_the_inputs_does_not_matter(asked: str, scale: float) -> Non
 @pytest.mark.parametrize("asked", PATTERNS)
 def test_inputs_in_other_order_permute_wanda(asked: str) -> None:
     """Columns within a group may be permuted: whole groups of eight for N:M, any for rows."""
-    weight, squares = normal(6, 40), seen_by(sum_of_squares, inputs(100, 40))
+    weight, squares = normal(6, 40), seen_by(norms, inputs(100, 40))
     order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
     columns = (8 * order[:, None] + torch.arange(8)).flatten()
     straight = Wanda().prune(weight, squares, pattern(asked)).weight
-    assert torch.equal(Wanda().prune(weight[:, columns], squares[columns], pattern(asked)).weight, straight[:, columns])
+    permuted = Wanda().prune(weight[:, columns], Norms(squares.mean[columns], 1), pattern(asked)).weight
+    assert torch.equal(permuted, straight[:, columns])
 
 
 def test_wanda_with_equal_norms_is_magnitude_by_rows() -> None:
-    weight, ones = normal(8, 32), torch.ones(32)
+    weight, ones = normal(8, 32), Norms(torch.ones(32), 1)
     for asked in ("2of4", "1of4"):
         assert torch.equal(
             Wanda().prune(weight, ones, pattern(asked)).weight, Magnitude().prune(weight, None, pattern(asked)).weight
@@ -115,7 +116,7 @@ def test_a_matrix_that_cannot_be_factored_is_said_to_be(bad: float) -> None:
 
 def test_settings_of_sparsegpt() -> None:
     for wrong in ({"damping": 0.0}, {"blocksize": 0}):
-        with pytest.raises(UserError, match="method.damping has to be above 0"):
+        with pytest.raises(UserError, match=r"method.damping has to be above 0"):
             SparseGPT(**wrong)
     assert "blocksize=6 is not divisible by 4" in str(SparseGPT(blocksize=6).refuses(pattern("2of4"), (4, 12)))
     assert SparseGPT(blocksize=6).refuses(pattern("2of4"), (4, 4)) is None

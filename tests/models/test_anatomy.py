@@ -116,10 +116,7 @@ def test_a_layout_that_misses_weights_is_refused(left_out: str, monkeypatch: pyt
 @pytest.mark.parametrize("name", TINY)
 def test_dropped_blocks_leave_the_others_as_they_were(name: str) -> None:
     """Without its first block, a model is its embedding, its other blocks (with their own masks) and its head."""
-    model, whole = (
-        tiny(name, num_hidden_layers=3, **_three_types(name)),
-        tiny(name, num_hidden_layers=3, **_three_types(name)),
-    )
+    model, whole = (tiny(name, num_hidden_layers=3, **three_types(name)) for _ in range(2))
     anatomy, tokens = anatomy_of(model), windows(2)
     anatomy.block_list(whole)[0].register_forward_hook(
         lambda _, positional, output: (positional[0], *output[1:]) if isinstance(output, tuple) else positional[0]
@@ -132,6 +129,6 @@ def test_dropped_blocks_leave_the_others_as_they_were(name: str) -> None:
     assert len(anatomy.block_list(untouched)) == 2
 
 
-def _three_types(name: str) -> dict[str, list[str]]:
+def three_types(name: str) -> dict[str, list[str]]:
     types = ["full_attention", "sliding_attention", "full_attention"]
     return {"layer_types": types} if "layer_types" in TINY[name] else {}

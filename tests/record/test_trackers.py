@@ -36,7 +36,14 @@ MEASURE = {
 
 
 def record(**changes: Any) -> Record:
-    given = {"status": "ok", "reason": "", "fingerprint": "f" * 16, "config": CONFIG, "measures": (MEASURE,), "attempt": 2}
+    given = {
+        "status": "ok",
+        "reason": "",
+        "fingerprint": "f" * 16,
+        "config": CONFIG,
+        "measures": (MEASURE,),
+        "attempt": 2,
+    }
     return Record(**(given | changes))
 
 
