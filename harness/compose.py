@@ -27,12 +27,11 @@ from harness import catalogue
 from harness.config import RunConfig, Scope, Tracker
 from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
-from harness.data.corpora import assets
+from harness.data.corpora import EMBEDDED, assets
 from harness.data.windows import Calibration
 from harness.models.loading import ModelChoice
 
 CONF = Path(__file__).parent.parent / "conf"
-EMBEDDED_MODELS = Path(__file__).parent / "embedded" / "assets"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 
@@ -191,7 +190,7 @@ def typed(resolved: dict[str, Any]) -> RunConfig:
 def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
     path = str(model["path"] or "")
     if path.startswith("embedded:"):
-        path = str(EMBEDDED_MODELS / path.removeprefix("embedded:"))
+        path = str(EMBEDDED / path.removeprefix("embedded:"))
     if path.startswith("assets:"):
         folder = assets()
         if folder is None:

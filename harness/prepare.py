@@ -14,7 +14,8 @@ from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.statistic import norms
 from harness.data.corpora import read_text
-from harness.evaluation.perplexity import LOGIT_BYTES, Context
+from harness.evaluation.perplexity import LOGIT_BYTES
+from harness.evaluation.protocol import Context
 from harness.models.loading import (
     Checkpoint,
     check_memory,
@@ -28,6 +29,10 @@ from harness.record.identity import fingerprint
 
 PIPELINE = 2
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
+
+
+LONGEST_PROMPT = 1024
+"""Tokens that the longest zero-shot prompt (BoolQ's) may take."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def _activation_bytes(
     wide = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden)
     calibration = 2 * cfg.calibration.windows * length * hidden * dtype.itemsize + 4 * (wide**2 + 3 * hidden**2) * 3
     logits = 3 * max(min(LOGIT_BYTES, 8192 * vocabulary * 4), window * vocabulary * 4)
+    rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
+    logits = max(logits, rows * min(checkpoint.context, LONGEST_PROMPT) * vocabulary * (4 + dtype.itemsize))
     return (calibration if needed else 0) + (logits if cfg.evaluators else 0)
 
 

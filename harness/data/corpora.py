@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from typing import Literal
 
 from harness.core.errors import UserError, unknown
 
-EMBEDDED = Path(__file__).parent.parent / "embedded" / "assets" / "corpora"
+EMBEDDED = Path(__file__).parent.parent / "embedded" / "assets"
 Sampling = Literal["documents", "stream"]
 
 
@@ -88,7 +89,7 @@ def _penn(data: bytes) -> list[str]:
 
 def _embedded(name: str) -> Corpus:
     def split(part: str) -> Split:
-        return Split(Local(f"{name}.{part}.jsonl", None, embedded=True), None, _json_lines, " ")
+        return Split(Local(f"corpora/{name}.{part}.jsonl", None, embedded=True), None, _json_lines, " ")
 
     return Corpus(name, "documents", {"train": split("train"), "test": split("test")})
 
@@ -235,8 +236,13 @@ def read_text(name: str, split: str) -> Text:
     if split not in corpus.splits:
         raise unknown(f"split of corpus '{name}':", split, corpus.splits)
     part = corpus.splits[split]
-    if part.local and (path := _local_path(part.local)):
-        return _read_local(name, part, part.local, path)
+    if part.local and (path := local_file(part.local)):
+        data, digest = read_known(name, part.local, path)
+        try:
+            rows = tuple(part.rows(data))
+        except (ValueError, KeyError) as error:
+            raise UserError(f"the file {path} is not what '{name}' should be: {error}.") from error
+        return Text(rows, part.join, digest, part.local.path, None)
     if part.hub:
         return _read_hub(name, part, part.hub)
     raise UserError(
@@ -245,25 +251,31 @@ def read_text(name: str, split: str) -> Text:
     )
 
 
-def _local_path(local: Local) -> Path | None:
+def local_file(local: Local) -> Path | None:
+    """Where a file is, if it is there: in the package, or below `HARNESS_ASSETS/data`."""
     folder = EMBEDDED if local.embedded else (assets() or Path()) / "data"
     path = folder / local.path
     return path if (local.embedded or assets()) and path.is_file() else None
 
 
-def _read_local(name: str, part: Split, local: Local, path: Path) -> Text:
+def read_known(name: str, local: Local, path: Path) -> tuple[bytes, str]:
+    """The uncompressed bytes of the file of a corpus or task, and their sha256.
+
+    Raises:
+        UserError: the file cannot be read, or is not the one known.
+    """
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"the file {path} of corpus '{name}' cannot be read: {error}.") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"the file {path} of '{name}' cannot be read: {error}.") from error
     digest = hashlib.sha256(data).hexdigest()
     if local.sha256 not in (None, digest):
         raise UserError(
             f"the file {path} is not the one known as '{name}': its sha256 is {digest[:12]}…, "
             f"{str(local.sha256)[:12]}… is expected; fetch it again or remove it."
         )
-    return Text(tuple(part.rows(data)), part.join, digest, local.path, None)
+    return data, digest
 
 
 def _read_hub(name: str, part: Split, hub: Hub) -> Text:

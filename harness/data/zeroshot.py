@@ -1,23 +1,20 @@
 """The multiple-choice tasks that are there as local files, and how their rows become rows of the hub's schema.
 
 The hub's schema is what lm-eval's installed templates read; the files keep the fields of the repositories they came
-from (shared/data/README.md). Where a file's text is not the hub's, `departure` says so and is part of the protocol.
+from (the README of the assets folder). Where a file's text is not the hub's, `departure` says so and is part of the
+protocol.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError
-from harness.data.corpora import Local, assets
+from harness.data.corpora import Local, read_known
 
-EMBEDDED = Path(__file__).parent.parent / "embedded" / "assets" / "tasks"
 Row = dict[str, Any]
 
 
@@ -77,7 +74,7 @@ def _validation(file: str, sha256: str) -> dict[str, Local]:
 
 
 def _embedded(name: str) -> LocalTask:
-    return LocalTask({"test": Local(f"{name}.jsonl", None, embedded=True)}, "test", _as_is)
+    return LocalTask({"test": Local(f"tasks/{name}.jsonl", None, embedded=True)}, "test", _as_is)
 
 
 TASKS = {
@@ -145,33 +142,8 @@ TASKS = {
 }
 
 
-def local_file(local: Local) -> Path | None:
-    """Where a file is, if it is there: in the package, or below `HARNESS_ASSETS/data`."""
-    folder = EMBEDDED if local.embedded else (assets() or Path()) / "data"
-    return folder / local.path if (local.embedded or assets()) and (folder / local.path).is_file() else None
-
-
-def read_known(local: Local, path: Path) -> tuple[bytes, str]:
-    """The uncompressed bytes of a file and their sha256.
-
-    Raises:
-        UserError: the file cannot be read, or is not the one known.
-    """
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"the task file {path} cannot be read: {error}.") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if local.sha256 not in (None, digest):
-        raise UserError(
-            f"the task file {path} is not the one known: its sha256 is {digest[:12]}…, "
-            f"{str(local.sha256)[:12]}… is expected; fetch it again or remove it."
-        )
-    return data, digest
-
-
-def hub_rows(task: LocalTask, split: str, path: Path) -> list[Row]:
-    """The rows of a local file in the hub's schema."""
-    data, _ = read_known(task.files[split], path)
+def hub_rows(name: str, split: str, path: Path) -> list[Row]:
+    """The rows of a task's local file in the hub's schema."""
+    task = TASKS[name]
+    data, _ = read_known(name, task.files[split], path)
     return [task.to_hub(json.loads(line)) for line in data.decode().split("\n") if line]

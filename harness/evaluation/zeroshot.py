@@ -12,10 +12,9 @@ from torch import nn
 
 from harness.catalogue import component
 from harness.core.errors import UserError, unknown
-from harness.data.corpora import Local
-from harness.data.zeroshot import TASKS, LocalTask, hub_rows, local_file, read_known
-from harness.evaluation.perplexity import Context
-from harness.evaluation.protocol import Measure, Protocol
+from harness.data.corpora import Local, local_file, read_known
+from harness.data.zeroshot import TASKS, LocalTask, hub_rows
+from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.evaluation.zeroshot_lm import (
     FEWSHOT_SEED,
     choice_task,
@@ -77,7 +76,7 @@ class ZeroShot:
                 "source": "local" if files else "hub",
                 "dataset": template["dataset"],
                 "split": template["split"],
-                "sha256": {split: _digest(*found) for split, found in files.items()} or None,
+                "sha256": {split: _digest(self.task, *found) for split, found in files.items()} or None,
                 "departure": TASKS[self.task].departure if files else "",
                 "length": "the model's own context, longer prompts lose their beginning",
                 "log_softmax": "float32",
@@ -91,7 +90,7 @@ class ZeroShot:
             UserError: the local file is not the one known, or the hub is not to be had.
         """
         files = self._files()
-        return read_known(*files[TASKS[self.task].evaluated])[1] if files else _hub_hash(self)
+        return read_known(self.task, *files[TASKS[self.task].evaluated])[1] if files else _hub_hash(self)
 
     def __call__(self, model: nn.Module, tokenizer: Any, context: Context) -> Iterator[Measure]:
         with own_randomness(), quiet():
@@ -116,7 +115,7 @@ class ZeroShot:
         """
         if files := self._files():
             known = TASKS[self.task]
-            rows = {split: hub_rows(known, split, path) for split, (_, path) in files.items()}
+            rows = {split: hub_rows(self.task, split, path) for split, (_, path) in files.items()}
             if known.template:
                 return local_task(templates() / known.template, rows)
             return choice_task(self.task, EMBEDDED_VERSION, rows[known.evaluated])
@@ -174,6 +173,6 @@ def _hub_hash(evaluator: ZeroShot) -> str:
         return documents_hash(evaluator.load())
 
 
-def _digest(local: Local, path: Path) -> str:
+def _digest(task: str, local: Local, path: Path) -> str:
     """The sha256 that a file has to have, or of an embedded one has."""
-    return local.sha256 or read_known(local, path)[1]
+    return local.sha256 or read_known(task, local, path)[1]

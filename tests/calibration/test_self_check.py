@@ -74,6 +74,14 @@ def test_a_model_that_looks_ahead_is_caught(name: str) -> None:
         self_check(model, anatomy_of(model))
 
 
+def test_a_look_at_the_next_token_alone_is_caught() -> None:
+    """Only the last but one position can tell."""
+    model = tiny("llama")
+    wrapped(model.model.layers[1], lambda hidden: hidden + hidden.roll(-1, dims=1))
+    with pytest.raises(UserError, match="this model is not causal"):
+        self_check(model, anatomy_of(model))
+
+
 def test_a_model_that_gives_nan_is_caught() -> None:
     model = tiny("llama")
     wrapped(model.model.layers[1], lambda hidden: hidden * float("nan"))

@@ -77,7 +77,7 @@ def test_a_file_that_is_not_the_one_known(place: Place) -> None:
     path = place("wikitext2", "test", b"something else\n", known=False)
     digest = hashlib.sha256(b"something else\n").hexdigest()
     said = sentence("wikitext2", "test")
-    assert said.startswith(f"the file {path} is not the one known as 'wikitext2': its sha256 is {digest[:12]}…, ")
+    assert said.startswith(f"the file {path} is not the one known") and f"its sha256 is {digest[:12]}…, " in said
     assert "173c87a53759… is expected; fetch it again or remove it." in said
 
 
@@ -102,7 +102,8 @@ def test_a_damaged_archive(place: Place, damage: Callable[[bytes], bytes]) -> No
     rows = "".join(json.dumps({"text": f"document {i} {i * i}"}) + "\n" for i in range(200))
     path = place("c4-sample", "train", rows.encode())
     path.write_bytes(damage(path.read_bytes()))
-    assert sentence("c4-sample", "train").startswith(f"the file {path} of corpus 'c4-sample' cannot be read: ")
+    said = sentence("c4-sample", "train")
+    assert said.startswith(f"the file {path}") and "cannot be read: " in said
 
 
 def test_a_missing_local_file_says_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,5 +195,6 @@ def test_a_real_name_never_denotes_a_sample() -> None:
 
 def test_an_embedded_text_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "EMBEDDED", tmp_path)
-    (tmp_path / "embedded-a.train.jsonl").write_text('{"text": "one"}\n{"te')
-    assert str(tmp_path / "embedded-a.train.jsonl") in sentence("embedded-a", "train")
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "embedded-a.train.jsonl").write_text('{"text": "one"}\n{"te')
+    assert str(tmp_path / "corpora" / "embedded-a.train.jsonl") in sentence("embedded-a", "train")

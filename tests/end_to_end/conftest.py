@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.__main__ import main
-from harness.compose import EMBEDDED_MODELS
+from harness.data.corpora import EMBEDDED
 
 SMALL = ["calibration.windows=2", "calibration.length=32", "evaluation=[embedded-a]", "evaluation_limit=2"]
 
@@ -59,7 +59,7 @@ def save_tiny(folder: Path, **changes: Any) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(EMBEDDED_MODELS / "embedded-llama" / name, folder)
+        shutil.copy(EMBEDDED / "embedded-llama" / name, folder)
     return folder
 
 

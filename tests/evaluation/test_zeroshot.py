@@ -23,9 +23,10 @@ import torch
 from lm_eval.api.model import LM
 
 from harness.core.errors import UserError
+from harness.data import corpora
 from harness.data import zeroshot as data
 from harness.evaluation import zeroshot_lm
-from harness.evaluation.perplexity import Context
+from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
 from harness.evaluation.zeroshot_lm import evaluate, hub_task, quiet, templates
 
@@ -228,7 +229,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"no gzip")
     with pytest.raises(UserError, match="cannot be read"):
         ZeroShot("boolq").load()
-    monkeypatch.setattr(data, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(corpora, "EMBEDDED", tmp_path)
     with pytest.raises(UserError, match="run make embedded"):
         ZeroShot("embedded-cloze").data_hash()
     monkeypatch.setattr(zeroshot_lm.importlib.util, "find_spec", lambda name: None)

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.core.errors import Refusal, UserError
-from harness.data import zeroshot as data
-from harness.evaluation.perplexity import Context
+from harness.data import corpora
+from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
 
 CONTEXT = Context(window=32, limit=None, seed=0, device=torch.device("cpu"))
@@ -34,9 +34,10 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"query": f"the {draw.choice(WORDS[1:])} sat", "choices": ["on mat", "under tree ."], "gold": draw.randrange(2)}
         for _ in range(40)
     ]
-    path = tmp_path / "embedded-facts.jsonl"
+    path = tmp_path / "tasks" / "embedded-facts.jsonl"
+    path.parent.mkdir()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(data, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(corpora, "EMBEDDED", tmp_path)
     return path
 
 

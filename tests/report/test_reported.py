@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from harness.evaluation.perplexity import Context, Perplexity
+from harness.evaluation.perplexity import Perplexity
+from harness.evaluation.protocol import Context
 from harness.report.reported import FOLDER, flagged, load_dense, load_pairs, load_reported, of_tables, pair_of
 
 ROOT = FOLDER.parents[1]

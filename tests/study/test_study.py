@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -36,14 +36,14 @@ def _assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A study of its own in a copy of conf/, and a results folder of its own."""
     shutil.copytree(compose.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "study" / "test_table1.yaml").write_text(yaml.safe_dump(SMALL))
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
     monkeypatch.setattr(grid, "CONF", tmp_path / "conf")
     monkeypatch.setattr(commands, "ROOT", tmp_path)
-    yield "study=test_table1"
+    return "study=test_table1"
 
 
 def test_the_studies_are_there() -> None:

@@ -1,0 +1,43 @@
+"""The README is true: its numbers stand in the published tables, its files exist, its plugin runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_excerpt_is_the_published_table() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| proxy-")]
+    published = (ROOT / "results/published/sparsellm_table2/proxy/table.md").read_text().splitlines()
+    assert len(rows) == 13
+    assert set(rows) <= set(published)
+
+
+def test_files_and_targets_exist() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z][a-z-]*)", README):
+        assert re.search(rf"^{target}:|^reproduce-%:", makefile, re.MULTILINE), target
+
+
+def test_the_tree_names_what_is_there() -> None:
+    tree = README.split("```text\n")[1].split("```")[0]
+    for name in re.findall(r"[a-z_]+\.py\b", tree):
+        assert list(ROOT.glob(f"**/{name}")), name
+    modules = {path.name for path in (ROOT / "harness").glob("*.py")} - {"__init__.py"}
+    assert {name for name in modules if name not in tree} == set()
+
+
+def test_the_plugin_of_the_readme_runs(typed: Callable, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+    code = README.split("```python\n")[1].split("```")[0]
+    (tmp_path / "readme_method.py").write_text(code)
+    ran = typed(*options, f"plugins={tmp_path / 'readme_method.py'}", "method=mine", "method.power=0.5")
+    assert ran.status == 0, ran.err
+    assert ran.record["sparsity"]["achieved"] == 0.5
