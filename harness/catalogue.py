@@ -155,6 +155,8 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
 
 def _coerce(where: str, value: Any, hint: Any) -> Any:
     """`value` as the annotated type of a field, or a sentence that says what was expected."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -177,7 +179,5 @@ def _coerce(where: str, value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    if hint is Any:
         return value
     raise UserError(f"{where}={value} has to be of type {getattr(hint, '__name__', hint)}.")

@@ -92,93 +92,111 @@ def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budg
     """Levels that follow the proposal from site to site and whose kept weights add up to the budget.
 
     Rounding each site alone would turn a gentle proposal into a uniform one, so the error of a site is carried to the
-    next: the kept weights of the first k sites stay within half a level of what was proposed for them. The exact sum
-    is then met by the assignment nearest to that one (weighted least squares).
+    next. The exact sum is then met by the assignment nearest to that one (weighted least squares), out of the two
+    levels beside each proposal where that can be, else out of all.
     """
     assert budget.of is not None
     unit = math.gcd(*(sizes[site] for site in proposal))
     widths = {site: sizes[site] // unit for site in proposal}
     wanted = round(sum(widths.values()) * budget.of * (1 - budget.sparsity))
-    search = _exact_levels if wanted < EXACT_STATES else _greedy_levels
-    levels = search(_dithered(proposal, widths, budget), widths, budget, wanted)
-    missed = abs(sum(widths[site] * level for site, level in levels.items()) - wanted)
-    if missed > sum(widths.values()) / 2:
+    beside = {site: _beside(budget.of * (1 - proposal[site]), sorted(budget.levels)) for site in proposal}
+    dithered = _dithered(proposal, widths, beside, budget.of)
+    levels = _search(dithered, widths, beside, budget.of, wanted)
+    if _kept(levels, widths) != wanted:
+        levels = _search(dithered, widths, dict.fromkeys(proposal, budget.levels), budget.of, wanted)
+    if abs(_kept(levels, widths) - wanted) > sum(widths.values()) / 2:
         raise Refusal(
             f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros."
         )
     return {site: NofM(level, budget.of) for site, level in levels.items()}
 
 
-def _dithered(proposal: Mapping[str, float], widths: Mapping[str, int], budget: Budget) -> dict[str, float]:
+def _kept(levels: Mapping[str, int], widths: Mapping[str, int]) -> int:
+    return sum(widths[site] * level for site, level in levels.items())
+
+
+def _beside(kept: float, ladder: Sequence[int]) -> tuple[int, ...]:
+    """The levels just below and just above what was proposed to be kept of M, or the nearest end of the ladder."""
+    below = [level for level in ladder if level <= kept]
+    above = [level for level in ladder if level >= kept]
+    return tuple(dict.fromkeys((below or above[:1])[-1:] + (above or below[-1:])[:1]))
+
+
+def _dithered(
+    proposal: Mapping[str, float], widths: Mapping[str, int], beside: Mapping[str, Sequence[int]], of: int
+) -> dict[str, int]:
     """The proposal on the grid of levels, the error of every site carried to the next."""
-    assert budget.of is not None
     carried, rounded = 0.0, {}
     for site, width in widths.items():
-        kept = width * budget.of * (1 - proposal[site]) + carried
-        distances = {abs(kept - width * level): level for level in budget.levels}
-        level = distances[min(distances)]
-        carried = kept - width * level
-        rounded[site] = 1 - level / budget.of
+        kept = width * of * (1 - proposal[site]) + carried
+        distances = {abs(kept - width * level): level for level in beside[site]}
+        rounded[site] = distances[min(distances)]
+        carried = kept - width * rounded[site]
     return rounded
 
 
+def _search(
+    near: Mapping[str, int],
+    widths: Mapping[str, int],
+    ladders: Mapping[str, Sequence[int]],
+    of: int,
+    wanted: int,
+) -> dict[str, int]:
+    """Levels out of each site's ladder, nearest to `near` (kept of M), their sum nearest to `wanted`."""
+    search = _exact_levels if sum(widths.values()) * of < EXACT_STATES else _greedy_levels
+    return search(near, widths, ladders, of, wanted)
+
+
 def _exact_levels(
-    proposal: Mapping[str, float], widths: Mapping[str, int], budget: Budget, wanted: int
+    near: Mapping[str, float],
+    widths: Mapping[str, int],
+    ladders: Mapping[str, Sequence[int]],
+    of: int,
+    wanted: int,
 ) -> dict[str, int]:
     """Dynamic programme over the sum of kept weights; the nearest reachable sum wins, then the smallest distortion."""
-    assert budget.of is not None
-    limit = wanted + max(widths.values()) * budget.of
+    limit = sum(width * max(ladders[site]) for site, width in widths.items())
     cost = torch.full((limit + 1,), math.inf, dtype=torch.float64)
     cost[0] = 0
     choices: list[torch.Tensor] = []
     for site, width in widths.items():
         best = torch.full_like(cost, math.inf)
         choice = torch.zeros(limit + 1, dtype=torch.int64)
-        for level in budget.levels:
+        for level in ladders[site]:
             step = width * level
-            if step > limit:
-                continue
-            distortion = width * (1 - level / budget.of - proposal[site]) ** 2
             candidate = torch.full_like(cost, math.inf)
-            candidate[step:] = cost[: limit + 1 - step] + distortion
+            candidate[step:] = cost[: limit + 1 - step] + width * (level - near[site]) ** 2
             choice = torch.where(candidate < best, level, choice)
             best = torch.minimum(candidate, best)
         cost, choices = best, [*choices, choice]
     reachable = torch.isfinite(cost).nonzero().flatten()
-    if not len(reachable):
-        raise Refusal(
-            f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros."
-        )
     state = int(reachable[(reachable - wanted).abs().argmin()])
     levels = {}
     for (site, width), choice in zip(reversed(list(widths.items())), reversed(choices), strict=True):
         levels[site] = int(choice[state])
         state -= width * levels[site]
-    return {site: levels[site] for site in proposal}
+    return {site: levels[site] for site in near}
 
 
 def _greedy_levels(
-    proposal: Mapping[str, float], widths: Mapping[str, int], budget: Budget, wanted: int
+    near: Mapping[str, int],
+    widths: Mapping[str, int],
+    ladders: Mapping[str, Sequence[int]],
+    of: int,
+    wanted: int,
 ) -> dict[str, int]:
-    """Nearest level each, then single steps, cheapest distortion first, while they bring the sum closer."""
-    assert budget.of is not None
-    of, ladder = budget.of, sorted(budget.levels)
-
-    def distortion(site: str, level: int) -> float:
-        return widths[site] * (1 - level / of - proposal[site]) ** 2
-
-    levels = {site: min(ladder, key=lambda level: distortion(site, level)) for site in proposal}
-    missing = wanted - sum(widths[site] * level for site, level in levels.items())
+    """Single steps away from `near`, cheapest distortion first, while they bring the sum closer."""
+    levels = dict(near)
+    missing = wanted - _kept(levels, widths)
     while True:
         steps = []
         for site, level in levels.items():
+            ladder = sorted(ladders[site])
             index = ladder.index(level) + (1 if missing > 0 else -1)
             if 0 <= index < len(ladder):
                 change = widths[site] * (ladder[index] - level)
                 if abs(missing - change) < abs(missing):
-                    steps.append(
-                        (distortion(site, ladder[index]) - distortion(site, level), site, ladder[index], change)
-                    )
+                    steps.append((widths[site] * (ladder[index] - near[site]) ** 2, site, ladder[index], change))
         if not steps:
             return levels
         _, site, level, change = min(steps)

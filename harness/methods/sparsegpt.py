@@ -44,7 +44,7 @@ class SparseGPT:
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
-        if isinstance(pattern, Unstructured) and pattern.sparsity == 0:
+        if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
         work = weight.float()  # (O, I); becomes the pruned weight from left to right
         hessian = seen.matrix

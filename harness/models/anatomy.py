@@ -86,7 +86,10 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     anatomy = FAMILIES[family]
     for index, block in enumerate(anatomy.block_list(model)):
         matrices = sum(p.numel() for p in block.parameters() if p.dim() >= 2)
-        named = sum(linear.weight.numel() for linear in anatomy.block_linears(model, index).values())
+        try:
+            named = sum(linear.weight.numel() for linear in anatomy.block_linears(model, index).values())
+        except AttributeError as error:
+            raise UserError(f"the layout of family '{family}' does not fit block {index}: {error}.") from error
         if named < COVERAGE * matrices:
             raise UserError(
                 f"the layout of family '{family}' names {named / matrices:.1%} of the weights of block {index}; "

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from harness.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -72,12 +73,21 @@ def find_checkpoint(choice: ModelChoice) -> Checkpoint:
             f"the checkpoint {choice.path} needs code from its own repository; "
             "add model.trust_remote_code=true if you trust it."
         )
-    weights = tuple(sorted(folder.glob("*.safetensors")))
+    weights = _weight_files(folder)
     if not weights and any(next(folder.glob(pattern), None) for pattern in PICKLES):
         raise UserError(f"{choice.path} holds pickle weights only, which are refused; convert them to safetensors.")
     if not weights:
         raise UserError(f"{choice.path} holds no weights (*.safetensors).")
     return Checkpoint(folder, config, weights, revision)
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that transformers loads: those of the index, or the single file, not copies in other layouts."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return tuple(sorted({folder / name for name in _read_json(index).get("weight_map", {}).values()}))
+    single = folder / "model.safetensors"
+    return (single,) if single.is_file() else tuple(sorted(folder.glob("*.safetensors")))
 
 
 def _from_hub(choice: ModelChoice) -> tuple[Path, str | None]:
@@ -95,14 +105,19 @@ def _from_hub(choice: ModelChoice) -> tuple[Path, str | None]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the model folder {folder} has no config.json.")
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"the model folder {folder} has no config.json.") from None
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}.") from None
-    assert isinstance(config, dict)
-    return config
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object.")
+    return content
 
 
 @lru_cache(maxsize=256)
@@ -124,11 +139,17 @@ def weights_hash(checkpoint: Checkpoint) -> str:
 
 
 def resolve_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU and the model file's dtype on a GPU."""
+    """`auto` is float32 on a CPU and the model file's dtype on a GPU.
+
+    Raises:
+        UserError: the file's dtype is none that the harness computes in.
+    """
     if wanted == "auto":
         stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-        wanted = "float32" if device.type == "cpu" else stored
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+        wanted = "float32" if device.type == "cpu" else str(stored)
+    if wanted not in DTYPES:
+        raise UserError(f"the checkpoint is stored as {wanted}; choose dtype={' or '.join(DTYPES)}.")
+    return DTYPES[wanted]
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -205,8 +226,9 @@ def load_model(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
+            output_loading_info=True,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
@@ -215,13 +237,18 @@ def load_model(
         )
     except Exception as error:
         raise UserError(f"{choice.path} cannot be loaded as a language model ({_first_line(error)}).") from error
-    model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    model, info = loaded
+    if info["missing_keys"]:
+        raise UserError(
+            f"the weights of {choice.path} lack {sorted(info['missing_keys'])[0]}; transformers would invent it."
+        )
+    model = model.to(device).eval()
     model.config.use_cache = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
         if not torch.isfinite(parameter).all():
             raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
-    return model
+    return cast("PreTrainedModel", model)
 
 
 def _attention(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
