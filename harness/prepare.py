@@ -14,7 +14,7 @@ from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.statistic import norms
 from harness.data.corpora import read_text
-from harness.evaluation.perplexity import LOGIT_BYTES
+from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
 from harness.evaluation.protocol import Context
 from harness.models.loading import (
     Checkpoint,
@@ -104,7 +104,7 @@ def _activation_bytes(
     hidden, vocabulary = int(config.get("hidden_size", 0)), int(config.get("vocab_size", 0))
     wide = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden)
     calibration = 2 * cfg.calibration.windows * length * hidden * dtype.itemsize + 4 * (wide**2 + 3 * hidden**2) * 3
-    logits = 3 * max(min(LOGIT_BYTES, 8192 * vocabulary * 4), window * vocabulary * 4)
+    logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), window * vocabulary * 4)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * min(checkpoint.context, LONGEST_PROMPT) * vocabulary * (4 + dtype.itemsize))
     return (calibration if needed else 0) + (logits if cfg.evaluators else 0)

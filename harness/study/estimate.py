@@ -74,7 +74,7 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     weights = (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden) * narrow
     hidden = 2 * cfg.calibration.windows * window * geometry.hidden * narrow if cfg.method else 0
     grams = 4 * (geometry.wide**2 + 3 * geometry.hidden**2) * 2 if cfg.method else 0
-    logits = 3 * min(1 << 30, 8192 * geometry.vocabulary * 4)
+    logits = 3 * min(1 << 30, 4096 * geometry.vocabulary * 4)
     return Estimate(seconds, weights + max(hidden + grams, logits))
 
 
