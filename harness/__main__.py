@@ -6,7 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "WANDB_SILENT": "true"}
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_SILENT": "true",
+}
 
 SHARED_MACHINE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait sleep: spinning ones were measured five times slower beside another busy process."""

@@ -56,12 +56,19 @@ def check_points(points: Sequence[Sequence[str]]) -> list[tuple[RunConfig, Prepa
         try:
             cfg = compose.compose_run(point)
             check_tracker(cfg.tracker)
-            check_writable(cfg.records)
+            check_writable("records", cfg.records)
+            if cfg.save is not None:
+                check_writable("save", cfg.save)
             ready.append((cfg, prepare(cfg)))
         except UserError as error:
             if len(points) == 1:
                 raise
             raise UserError(f"at the point {' '.join(point)}: {error}") from error
+    folders = [cfg.save for cfg, _ in ready if cfg.save is not None]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            "several points would save to one folder; give each its own, for example save='out/${method.name}'."
+        )
     return ready
 
 

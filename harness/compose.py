@@ -33,6 +33,7 @@ from harness.models.loading import ModelChoice
 
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
+SCALES = ("embedded", "proxy", "paper")
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 
 
@@ -58,8 +59,13 @@ def plugins_in(overrides: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        yield
+    here = GlobalHydra.instance()
+    outer, here.hydra = here.hydra, None  # inside a job of Hydra's there is one already
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            yield
+    finally:
+        here.hydra = outer
 
 
 def points(overrides: Sequence[str]) -> list[list[str]]:
@@ -161,6 +167,8 @@ def typed(resolved: dict[str, Any]) -> RunConfig:
     extra = set(resolved) - set(_known_options())
     if extra:
         raise unknown("option", extra.pop(), _known_options())
+    _integer(resolved, "seed")
+    _one_of(resolved, "scale", SCALES)
     pattern = parse_pattern(resolved["sparsity"])
     method_name = resolved["method"]["name"]
     return RunConfig(
@@ -180,7 +188,7 @@ def typed(resolved: dict[str, Any]) -> RunConfig:
         device=str(resolved["device"]),
         dtype=_one_of(resolved, "dtype", ("auto", "float32", "bfloat16", "float16")),
         tracker=_tracker(resolved),
-        records=Path(str(resolved["records"])).expanduser(),
+        records=_folder(resolved, "records"),
         save=Path(str(resolved["save"])).expanduser() if resolved["save"] else None,
         force=bool(resolved["force"]),
         resolved=resolved,
@@ -229,6 +237,12 @@ def _tracker(resolved: Mapping[str, Any]) -> Tracker:
     return Tracker(**settings)
 
 
+def _folder(resolved: Mapping[str, Any], key: str) -> Path:
+    if not resolved[key]:
+        raise UserError(f"{key}= needs a folder.")
+    return Path(str(resolved[key])).expanduser()
+
+
 def _integer(resolved: Mapping[str, Any], key: str) -> int:
     value = resolved[key]
     if not isinstance(value, int) or isinstance(value, bool):
@@ -270,6 +284,8 @@ def choices(group: str) -> list[str]:
 def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
     """Hydra's exception as one sentence with the nearest names."""
     text = str(error)
+    if match := re.search(r"Could not (?:find|load) 'hydra/launcher/([^']+)'", text):
+        return UserError(f"the launcher {match[1]} is not installed: pip install -e '.[cluster]'.")
     if match := re.search(r"Could not (?:find|load) '([\w-]+)/([^']+)'", text):
         return unknown(match[1], match[2], choices(match[1]))
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):

@@ -113,8 +113,8 @@ def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
             continue
 
 
-def check_writable(folder: Path) -> None:
-    """Fail before the work starts if the records folder cannot be written.
+def check_writable(option: str, folder: Path) -> None:
+    """Fail before the work starts if the folder of an option cannot be written.
 
     Raises:
         UserError: it cannot.
@@ -124,4 +124,4 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"records={folder} cannot be written: {error.strerror}.") from error
+        raise UserError(f"{option}={folder} cannot be written: {error.strerror}.") from error

@@ -50,7 +50,7 @@ def study_of(overrides: Sequence[str]) -> Study:
         key, _, value = text.partition("=")
         if key in ("study", "scale"):
             values[key] = value
-        else:
+        elif key != "cluster":
             extra.append(text)
     if "study" not in values:
         raise UserError("name a study: study=<paper>_<item>, for example study=sparsellm_table2.")
@@ -88,7 +88,7 @@ def _check(study: Study) -> list[tuple[Point, Prepared]]:
             raise UserError(f"at the point {point}: {item}") from item
         assert point.cfg is not None
         check_tracker(point.cfg.tracker)
-        schema.check_writable(point.cfg.records)
+        schema.check_writable("records", point.cfg.records)
         ready.append((point, item))
     return ready
 

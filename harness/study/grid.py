@@ -15,11 +15,10 @@ from typing import Any
 
 import yaml
 
-from harness.compose import CONF, Choices
+from harness.compose import CONF, SCALES, Choices
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 
-SCALES = ("embedded", "proxy", "paper")
 AXIS_ORDER = ("model", "scope", "sparsity", "method", "allocator", "seed")
 
 

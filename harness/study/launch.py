@@ -35,7 +35,7 @@ def launch(study: Study, cluster: str, numbers: Sequence[int]) -> None:
         "harness",
         "-m",
         f"cluster={cluster}",
-        f"study={study.name}",
+        f"+numbered={study.name}",
         f"scale={study.scale}",
         f"+extra=[{extra}]",
         f"+point={','.join(map(str, numbers))}",
@@ -45,9 +45,9 @@ def launch(study: Study, cluster: str, numbers: Sequence[int]) -> None:
 
 def run_numbered_point(config: DictConfig) -> str:
     """One job: the study's point of this number, from its file to its record."""
-    extra = [text for text in config.extra if not text.startswith("cluster=")]
+    extra = list(config.extra)
     compose.register(compose.plugins_in(extra))
-    point = load_study(config.study, config.scale, extra).points[config.point]
+    point = load_study(config.numbered, config.scale, extra).points[config.point]
     assert point.cfg is not None
     path, _ = execute(point.cfg, prepare(point.cfg), in_sweep=True)
     print(f"record: {path}", flush=True)

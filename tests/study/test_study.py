@@ -50,7 +50,7 @@ def test_the_studies_are_there() -> None:
     assert grid.study_names() == STUDIES
 
 
-@pytest.mark.parametrize("scale", grid.SCALES)
+@pytest.mark.parametrize("scale", compose.SCALES)
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_composes_and_can_be_planned(name: str, scale: str, tmp_path: Path) -> None:
     study = grid.load_study(name, scale, [f"records={tmp_path}"])
@@ -164,3 +164,26 @@ def test_mistakes_in_commands(typed: Callable) -> None:  # noqa: F811
     assert "did you mean status" in typed("statu", "study=isc_table1").err
     assert "name a study" in typed("plan").err
     assert "unknown scale" in typed("plan", "study=isc_table1", "scale=tiny").err
+
+
+def test_a_launcher_runs_points_by_number(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+    from harness.study.launch import launch
+
+    study = commands.study_of([small, *options])
+    launch(study, "local", [])
+    launch(study, "local", [0, 1])
+    assert "2 done, 6 missing, 5 to do" in typed("status", small, *options).out
+
+
+def test_a_cluster_without_its_launcher_is_one_sentence(
+    typed: Callable,  # noqa: F811
+    options: list[str],  # noqa: F811
+    small: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from harness.study import launch
+
+    monkeypatch.setitem(launch.LAUNCHERS, "ray", "NoSuchLauncher")
+    refused = typed(small, *options, "cluster=ray")
+    assert refused.status == 2
+    assert "pip install" in refused.err
