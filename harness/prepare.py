@@ -27,7 +27,7 @@ from harness.models.loading import (
 )
 from harness.record.identity import fingerprint
 
-PIPELINE = 2
+PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
 
 

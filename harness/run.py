@@ -23,7 +23,7 @@ from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import load_model, load_tokenizer
+from harness.models.loading import fuse_attention, load_model, load_tokenizer
 from harness.models.surgery import operate
 from harness.prepare import Prepared
 from harness.record.provenance import provenance
@@ -62,6 +62,7 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
     if cfg.method is not None:
         reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
 
+    fuse_attention(model)
     with stages.time("evaluate"):
         context = Context(ready.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
         measures = [asdict(m) for evaluator in cfg.evaluators.values() for m in evaluator(model, tokenizer, context)]
