@@ -22,7 +22,7 @@ from harness.save import is_saved
 INTERRUPTED = "interrupted"
 
 
-def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool) -> tuple[Path, Record]:
+def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool = True) -> tuple[Path, Record]:
     """Run a prepared point unless its record is there, write the record, tell the tracker.
 
     In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one.
@@ -33,7 +33,8 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool) -> tuple[Path, R
     found = None if cfg.force else _finished(cfg, ready)
     if found:
         path, record = found
-        print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
+        if announce:
+            print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
         track(cfg.tracker, record, cfg.records)
         return path, record
     record = _attempt(cfg, ready, in_sweep)

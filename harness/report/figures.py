@@ -31,6 +31,8 @@ def draw(
     panels = _curves(plt, data) if layout.get("figure") == "curves" else _bars(plt, data, metric)
     width = int(panels.get_figwidth() * 12)  # characters that fit
     panels.suptitle(textwrap.fill(f"{title} · scale {scale}", width), fontsize=10)
+    panels.canvas.draw()
+    panels.set_layout_engine("none")  # laid out once, not again for each file
     panels.savefig(folder / "figure.svg", metadata={"Date": None})
     panels.savefig(folder / "figure.png", dpi=150, metadata={"Software": None})
     plt.close(panels)
@@ -82,7 +84,7 @@ def _curve_panel(axis: Any, here: pd.DataFrame, scope: str, methods: Mapping[str
             axis.annotate(row.pattern, (row.sparsity, row.ours), fontsize=6, xytext=(4, -2), textcoords="offset points")
     axis.set_yscale("log")
     axis.set_xticks(sorted(set(here["sparsity"])), [f"{value:g}" for value in sorted(set(here["sparsity"]))])
-    axis.grid(alpha=0.3, which="both", linewidth=0.4)
+    axis.grid(alpha=0.3, linewidth=0.4)
     axis.tick_params(labelsize=7)
 
 

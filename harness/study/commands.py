@@ -101,7 +101,7 @@ def _is_done(point: Point, item: Prepared) -> bool:
 
 def _run_point(point: Point, item: Prepared, position: str | None) -> None:
     assert point.cfg is not None
-    path, record = execute(point.cfg, item, in_sweep=True)
+    path, record = execute(point.cfg, item, in_sweep=True, announce=False)
     if position:
         seconds = sum(stage["seconds"] for stage in record.stages.values())
         print(f"{position} {point}: {record.status} in {seconds:.1f} s", flush=True)
