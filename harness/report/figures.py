@@ -71,7 +71,7 @@ def _curves(plt: Any, data: pd.DataFrame) -> Any:
 def _curve_panel(axis: Any, here: pd.DataFrame, scope: str, methods: Mapping[str, tuple[str, str]]) -> None:
     for value in here[here["method"] == "none"]["ours"]:
         axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
-    here = here[here["scope"] == scope]
+    here = here[(here["scope"] == scope) & (here["method"] != "none")]
     for method, (colour, marker) in methods.items():
         mine = here[here["method"] == method]
         free = mine[mine["pattern"] == "unstructured"].sort_values("sparsity")
@@ -80,8 +80,9 @@ def _curve_panel(axis: Any, here: pd.DataFrame, scope: str, methods: Mapping[str
             free["sparsity"], free["ours"], color=colour, marker=marker, markersize=4, linewidth=1.2, label=method
         )
         axis.plot(fixed["sparsity"], fixed["ours"], color=colour, marker=marker, markersize=6, linestyle="", mfc="none")
-        for row in fixed.drop_duplicates("pattern").itertuples():
-            axis.annotate(row.pattern, (row.sparsity, row.ours), fontsize=6, xytext=(4, -2), textcoords="offset points")
+    for pattern, points in here[here["pattern"] != "unstructured"].groupby("pattern"):
+        top = (points["sparsity"].iloc[0], points["ours"].max())
+        axis.annotate(pattern, top, fontsize=6, xytext=(5, -2), textcoords="offset points")
     axis.set_yscale("log")
     axis.set_xticks(sorted(set(here["sparsity"])), [f"{value:g}" for value in sorted(set(here["sparsity"]))])
     axis.grid(alpha=0.3, linewidth=0.4)
