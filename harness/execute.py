@@ -30,7 +30,7 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool =
     Raises:
         UserError: a user's mistake in a single run (no record is written).
     """
-    found = None if cfg.force else _finished(cfg, ready)
+    found = finished(cfg, ready)
     if found:
         path, record = found
         if announce:
@@ -46,8 +46,9 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool =
     return path, record
 
 
-def _finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
-    found = schema.find(cfg.records, ready.fingerprint)
+def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
+    """The record that makes running this point needless, if there is one."""
+    found = None if cfg.force else schema.find(cfg.records, ready.fingerprint)
     if found is None or found[1].status not in schema.FINISHED:
         return None
     if cfg.save is not None and found[1].status == "ok" and not is_saved(cfg.save):

@@ -47,11 +47,6 @@ class Budget:
         return replace(self, levels=tuple(sorted(levels))) if levels else self
 
 
-def uniform(sites: Mapping[str, int], pattern: Pattern) -> Allocation:
-    """Every site the same pattern."""
-    return dict.fromkeys(sites, pattern)
-
-
 def mean_sparsity(allocation: Allocation, sizes: Mapping[str, int]) -> float:
     """The parameter-weighted mean that the allocation asks for."""
     total = sum(sizes[site] for site in allocation)

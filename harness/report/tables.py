@@ -17,7 +17,6 @@ LATEX_MARKS = {
     "—": "---",
     "≥": r"$\geq$",
 }
-CELL = ["model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "task", "metric"]
 LEGEND = (
     "In brackets: the reported number and the verdict on ours (✓ within tolerance, ✗ off, n/c not comparable). "
     "No bracket: nothing is reported for the cell. Sparsity NofM keeps N of every M weights."

@@ -12,8 +12,7 @@ import torch
 
 from harness import compose
 from harness.core.errors import UserError, unknown
-from harness.execute import execute
-from harness.models.loading import find_checkpoint
+from harness.execute import execute, finished
 from harness.prepare import Prepared, prepare
 from harness.record import schema
 from harness.record.provenance import ROOT
@@ -68,7 +67,7 @@ def run_study(name: str, overrides: Sequence[str]) -> int:
     if cluster not in compose.choices("cluster"):
         raise unknown("cluster", cluster, compose.choices("cluster"))
     ready = _check(study)
-    todo = [(point, item) for point, item in ready if not _is_done(point, item)]
+    todo = [(point, item) for point, item in ready if point.cfg and not finished(point.cfg, item)]
     print(f"{study.name} at scale {study.scale}: {len(ready) - len(todo)} cells done, {len(todo)} to run", flush=True)
     if cluster == "local":
         for number, (point, item) in enumerate(ready, 1):
@@ -91,12 +90,6 @@ def _check(study: Study) -> list[tuple[Point, Prepared]]:
         schema.check_writable("records", point.cfg.records)
         ready.append((point, item))
     return ready
-
-
-def _is_done(point: Point, item: Prepared) -> bool:
-    assert point.cfg is not None
-    found = None if point.cfg.force else schema.find(point.cfg.records, item.fingerprint)
-    return found is not None and found[1].status in schema.FINISHED
 
 
 def _run_point(point: Point, item: Prepared, position: str | None) -> None:
@@ -186,7 +179,6 @@ def prefetch(study: Study) -> int:
     """Download the models and texts of a study, so that its runs work offline."""
     for point in study.points:
         if point.cfg is not None:
-            find_checkpoint(point.cfg.model)
             prepare(point.cfg)
     print("everything the study needs is here")
     return 0
