@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.end_to_end.conftest import save_tiny
+from tests.end_to_end.conftest import Typed, save_tiny
 
 SIMPLE = {
     "methodd=wanda": "did you mean method",
@@ -49,7 +49,7 @@ SIMPLE = {
 }
 
 
-def said(done: object, expected: str, records: Path) -> None:
+def said(done: Typed, expected: str, records: Path) -> None:
     assert done.status == 2, done
     lines = done.err.strip().splitlines()
     assert len(lines) == 1, done.err
