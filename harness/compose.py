@@ -29,7 +29,7 @@ from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
 from harness.data.corpora import EMBEDDED, assets
 from harness.data.windows import Calibration
-from harness.models.loading import ModelChoice
+from harness.models.loading import ASSETS, ModelChoice
 
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
@@ -199,11 +199,8 @@ def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
     path = str(model["path"] or "")
     if path.startswith("embedded:"):
         path = str(EMBEDDED / path.removeprefix("embedded:"))
-    if path.startswith("assets:"):
-        folder = assets()
-        if folder is None:
-            raise UserError(f"model={model['name']} is a local model: set HARNESS_ASSETS to the folder that holds it.")
-        path = str(folder / path.removeprefix("assets:"))
+    if path.startswith(ASSETS) and (folder := assets()):
+        path = str(folder / path.removeprefix(ASSETS))  # without the folder it stays as it is, for a plan needs none
     return ModelChoice(model["name"], path, model.get("revision"), "auto", bool(model.get("trust_remote_code")))
 
 

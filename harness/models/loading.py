@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ASSETS = "assets:"
+"""Opens the path of a model below `HARNESS_ASSETS`."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -62,6 +64,8 @@ def find_checkpoint(choice: ModelChoice) -> Checkpoint:
     """
     if not choice.path:
         raise UserError("model=hf needs model.path=<hub id or folder>.")
+    if choice.path.startswith(ASSETS):
+        raise UserError(f"model={choice.name} is a local model: set HARNESS_ASSETS to the folder that holds it.")
     folder, revision = Path(choice.path).expanduser(), choice.revision
     if not folder.is_dir():
         if choice.path.startswith(("/", ".", "~")) or choice.path.count("/") != 1:

@@ -34,6 +34,7 @@ def compare(
     reported: pd.DataFrame,
     pairs: pd.DataFrame,
     dense: pd.DataFrame,
+    tasks: Sequence[tuple[str, str]] = (),
     expected: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row per cell of ours, beside the best reported number of that cell.
@@ -43,6 +44,7 @@ def compare(
         reported: every reported number.
         pairs: which reported protocol may meet which of ours.
         dense: known values of dense models; a model that misses its value takes its pruned cells out of comparison.
+        tasks: the (task, metric) pairs that every point is to be measured by.
         expected: reported rows that the study reproduces; those of points that `ours` lacks are added as missing.
 
     Returns:
@@ -54,7 +56,7 @@ def compare(
     gates = _gates(cells, dense)
     rows = [_row(cell, table.meetings(cell), gates.get(cell.gate, "")) for cell in cells]
     points = {(cell.values["study"], table.key(cell.values)) for cell in cells}
-    rows += _unmeasured(ours, cells, table, points)
+    rows += _unmeasured(ours, tasks, table, points)
     if expected is not None:
         known = {key for _, key in points} | {table.key(_point(row)) for row in ours.to_dict("records")}
         study = {name: ours[name].iloc[0] if len(ours) else "" for name in ("study", "scale")}
@@ -298,32 +300,23 @@ def _nothing(verdict: Verdict, why: str) -> dict[str, Any]:
 
 
 def _unmeasured(
-    ours: pd.DataFrame, cells: Sequence[Cell], table: Reported, measured: set[tuple[str, tuple[Any, ...]]]
+    ours: pd.DataFrame, tasks: Sequence[tuple[str, str]], table: Reported, measured: set[tuple[str, tuple[Any, ...]]]
 ) -> list[dict[str, Any]]:
-    """Points of the study without a measure: a row per task that the study measures elsewhere, or one row."""
+    """Points of the study without a measure: a row per task of the study, or one row."""
     points: dict[tuple[Any, ...], tuple[dict[str, Any], Values]] = {}
     for row in ours.to_dict("records"):
         point = _point(row)
         if not point["protocol"] and (point["study"], table.key(point)) not in measured:
             points.setdefault(tuple(point.values()), (point, row))
-    tasks: dict[str, dict[tuple[str, str], None]] = defaultdict(dict)
-    for cell in cells:
-        tasks[cell.values["study"]][cell.values["task"], cell.values["metric"]] = None
     answer = []
     for point, row in points.values():
-        own = {(point["task"], point["metric"]): None} if point["task"] else tasks[point["study"]]
         state = str(row.get("status", ""))
         reason = "" if pd.isna(row.get("reason")) else str(row["reason"])
         why = ": ".join(part for part in ("not run" if state in ("", "to do", "missing") else state, reason) if part)
-        for task, metric in own or _reported_tasks(point, table) or {(None, None): None}:
+        for task, metric in tasks or [(None, None)]:
             values = point | {"task": task, "metric": metric, "protocol": None, "state": state}
             answer.append(_absent(values, table, why))
     return answer
-
-
-def _reported_tasks(point: Values, table: Reported) -> dict[tuple[str, str], None]:
-    rows = [rows[0] for rows in table.cells.get(table.key(point), [])]
-    return {(row["task"], row["metric"]): None for row in rows if row["metric"] in ("perplexity", *ACCURACIES)}
 
 
 def _absent(values: dict[str, Any], table: Reported, why: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import pandas as pd
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito
 MARKERS = "osD^vP*"
+FEWEST_BARS = 6
+"""A panel is at least so many bars wide."""
 
 
 def draw(
@@ -90,9 +92,9 @@ def _curve_panel(axis: Any, here: pd.DataFrame, scope: str, methods: Mapping[str
 
 
 def _bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
-    """One panel per model; groups of bars per sparsity (and allocator), a bar per method, mean over the tasks."""
-    models = list(dict.fromkeys(data["model"]))
-    tasks = list(dict.fromkeys(data["task"])) if metric == "perplexity" else [None]
+    """One panel per model and task, or their mean; groups of bars per sparsity (and allocator), a bar per method."""
+    models, tasks = list(dict.fromkeys(data["model"])), list(dict.fromkeys(data["task"]))
+    tasks = [task for task in tasks if task.startswith("mean")] or tasks
     figure, axes = plt.subplots(
         len(models),
         len(tasks),
@@ -102,9 +104,9 @@ def _bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
     )
     for model, line in zip(models, axes, strict=True):
         for task, axis in zip(tasks, line, strict=True):
-            here = data[(data["model"] == model) & ((data["task"] == task) if task else True)]
+            here = data[(data["model"] == model) & (data["task"] == task)]
             _bar_panel(axis, here, metric, _methods(data))
-            axis.set_title(f"{model}: {task or 'mean over ' + str(here['task'].nunique()) + ' tasks'}", fontsize=8)
+            axis.set_title(f"{model}: {task}", fontsize=8)
     axes[0][0].set_ylabel("perplexity" if metric == "perplexity" else f"{metric} (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
@@ -112,24 +114,22 @@ def _bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
 
 
 def _bar_panel(axis: Any, here: pd.DataFrame, metric: str, methods: Mapping[str, tuple[str, str]]) -> None:
-    factor = 1 if metric == "perplexity" else 100
-    means = (
-        here.groupby(["method", "pattern", "sparsity", "allocator"], sort=False)["ours"]
-        .mean()
-        .mul(factor)
-        .reset_index()
-    )
-    for value in means[means["method"] == "none"]["ours"]:
+    here = here.assign(shown=here["ours"] * (1 if metric == "perplexity" else 100))
+    for value in here[here["method"] == "none"]["shown"]:
         axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
-    pruned = means[means["method"] != "none"]
+    pruned = here[here["method"] != "none"]
     groups = list(dict.fromkeys(zip(pruned["pattern"], pruned["sparsity"], pruned["allocator"], strict=True)))
     width = 0.8 / max(1, len(methods))
     for number, (method, (colour, _)) in enumerate(methods.items()):
-        mine = {(r.pattern, r.sparsity, r.allocator): r.ours for r in pruned[pruned["method"] == method].itertuples()}
+        mine = {(r.pattern, r.sparsity, r.allocator): r.shown for r in pruned[pruned["method"] == method].itertuples()}
         heights = [mine.get(group, float("nan")) for group in groups]
         axis.bar([i + number * width for i in range(len(groups))], heights, width, color=colour, label=method)
     single = len({group[2] for group in groups}) == 1
     names = [(g[0] if "of" in g[0] else f"{g[1]:.0%}") + ("" if single else f"\n{g[2]}") for g in groups]
-    axis.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(groups))], names, fontsize=7)
+    centre = width * (len(methods) - 1) / 2
+    axis.set_xticks([i + centre for i in range(len(groups))], names, fontsize=7)
+    empty = max(0.6, (FEWEST_BARS * width - len(groups)) / 2)  # a lone bar keeps the width of one among several
+    axis.set_xlim(centre - empty, len(groups) - 1 + centre + empty)
     axis.tick_params(axis="y", labelsize=7)
+    axis.set_axisbelow(True)
     axis.grid(axis="y", alpha=0.3, linewidth=0.4)

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.core.errors import UserError
-from harness.record.schema import Record
 from harness.report.compare import compare
 from harness.report.figures import draw
-from harness.report.reported import load_dense, load_pairs, load_reported
+from harness.report.reported import load_dense, load_pairs, load_reported, of_tables
 from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
-from harness.report.tidy import Cell, tidy
+from harness.report.tidy import Cell, mean_name, tidy
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about: a study at a scale, the tasks it measures, the printed tables that it reproduces."""
+
+    study: str
+    scale: str
+    title: str
+    layout: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    reproduces: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        return str(self.layout.get("metric") or "perplexity")
+
+    @property
+    def mean_of(self) -> str | None:
+        """The metric whose mean over the tasks the study shows, if it shows one."""
+        return self.metric if self.layout.get("mean") else None
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(task, metric) of everything that each point is measured by."""
+        means = [mean_name(self.tasks)] if self.mean_of and len(self.tasks) > 1 else []
+        return [(task, self.metric) for task in [*self.tasks, *means]]
 
 
 @dataclass(frozen=True)
@@ -28,30 +54,26 @@ class Outputs:
     tables: Mapping[str, pd.DataFrame]
 
 
-def write_outputs(
-    study: str,
-    scale: str,
-    title: str,
-    layout: Mapping[str, Any],
-    cells: Sequence[tuple[Mapping[str, Any], Record | None, str, str]],
-    folder: Path,
-) -> Outputs:
+def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outputs:
     """Tables and figure of a study at a scale, from its records alone.
 
     Raises:
         UserError: the records measure one task by unlike protocols, or the folder cannot be written.
     """
-    measured = tidy(study, scale, [Cell(*cell) for cell in cells])
+    measured = tidy(subject.study, subject.scale, cells, subject.mean_of)
     refuse_unlike(measured)
-    compared = compare(measured, load_reported(), load_pairs(), load_dense())
-    table = lay_out(measured, compared, layout)
-    markdown = to_markdown(table, title, scale, compared)
+    reported = load_reported()
+    # other scales run other models: nothing that a paper prints is expected of them
+    expected = of_tables(reported, **subject.reproduces) if subject.reproduces and subject.scale == "paper" else None
+    compared = compare(measured, reported, load_pairs(), load_dense(), subject.columns, expected)
+    table = lay_out(measured, compared, subject.layout)
+    markdown = to_markdown(table, subject.title, subject.scale, compared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         compared.to_csv(folder / "table.csv", index=False)
         (folder / "table.md").write_text(markdown)
-        (folder / "table.tex").write_text(to_latex(table, title, scale))
-        draw(measured, compared, layout, title, scale, folder)
+        (folder / "table.tex").write_text(to_latex(table, subject.title, subject.scale))
+        draw(measured, compared, subject.layout, subject.title, subject.scale, folder)
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
     return Outputs(folder, markdown, comparison_text(compared), {"table": compared})

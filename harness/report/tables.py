@@ -32,8 +32,6 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     shown = shown.assign(
         level=[_level(row) for row in shown.itertuples()], text=[_cell(row) for row in shown.itertuples()]
     )
-    if layout.get("mean"):
-        shown = pd.concat([shown, _means(shown, row_keys)], ignore_index=True)
     columns = list(dict.fromkeys(shown[column_key].dropna()))
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in shown.to_dict("records"):
@@ -104,15 +102,6 @@ def number(value: float, metric: str) -> str:
     if metric != "perplexity":
         return f"{100 * value:.2f}"
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e5 else f"{value:.2e}"
-
-
-def _means(shown: pd.DataFrame, row_keys: list[str]) -> pd.DataFrame:
-    rows = []
-    for _, group in shown.dropna(subset=["ours"]).groupby([*row_keys, "model", "method", "scope", "level"], sort=False):
-        first = group.iloc[0].to_dict()
-        mean = group["ours"].mean()
-        rows.append(first | {"task": f"mean of {len(group)}", "ours": mean, "text": number(mean, first["metric"])})
-    return pd.DataFrame(rows, columns=shown.columns)
 
 
 def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,6 +18,9 @@ COLUMNS = [
     *("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "seed"),
     *("task", "metric", "value", "stderr", "protocol", "samples", "status", "reason", "fingerprint"),
 ]
+WANDA_SEVEN = {"boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
+"""The tasks behind the mean that Wanda prints (arXiv 2306.11695, table 2)."""
+
 NOT_ASKED = ("records", "save", "force", "tracker", "study", "scale", "plugins", "device")
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
@@ -38,23 +45,58 @@ def config_key(config: Mapping[str, Any]) -> str:
     return json.dumps(asked, sort_keys=True)
 
 
-def tidy(study: str, scale: str, cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row per measure of every cell; a cell without measures keeps one row that says why."""
-    rows = [row for cell in cells for row in _rows(study, scale, cell)]
+def tidy(study: str, scale: str, cells: Sequence[Cell], mean_of: str | None = None) -> pd.DataFrame:
+    """One row per measure of every cell, and one of the mean over its tasks in the metric `mean_of`, if that is given.
+
+    A cell without measures keeps one row that says why.
+    """
+    rows = [row for cell in cells for row in _rows(study, scale, cell, mean_of)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype({"value": "float64", "stderr": "float64"})
 
 
-def _rows(study: str, scale: str, cell: Cell) -> list[dict[str, Any]]:
+def mean_name(tasks: Iterable[str]) -> str:
+    """What the mean over these tasks is called: `mean7` is that of Wanda's seven, for which numbers are reported."""
+    known = set(tasks)
+    return "mean7" if known == WANDA_SEVEN else f"mean of {len(known)}"
+
+
+def _rows(study: str, scale: str, cell: Cell, mean_of: str | None) -> list[dict[str, Any]]:
     record = cell.record
     head = {"study": study, "scale": scale, "status": cell.state, "reason": cell.why, **_coordinates(cell)}
     if record is None or not record.measures:
         return [head]
     head["fingerprint"] = record.fingerprint
+    measures = [*record.measures, *_mean([m for m in record.measures if m["metric"] == mean_of])]
     return [
         head | {key: measure[key] for key in ("task", "metric", "value", "stderr", "protocol", "samples")}
-        for measure in record.measures
+        for measure in measures
     ]
+
+
+def _mean(measures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The unweighted mean of several accuracies as a measure of its own; its errors are taken as independent."""
+    if len(measures) < 2 or any(measure["value"] is None for measure in measures):
+        return []
+    name = mean_name(measure["task"] for measure in measures)
+    errors = [measure["stderr"] or 0.0 for measure in measures]
+    mean = {
+        "task": name,
+        "value": fmean(measure["value"] for measure in measures),
+        "stderr": math.hypot(*errors) / len(measures),
+        "samples": None,
+        "protocol": _mean_protocol(name, [measure["protocol"] for measure in measures]),
+    }
+    return [{**measures[0], **mean}]
+
+
+def _mean_protocol(name: str, protocols: Sequence[str]) -> str:
+    """`boolq@lm-eval-2.0,0-shot,no-bos#…` and its peers → `mean7@lm-eval-1.0+2.0,0-shot,no-bos#…`."""
+    parts = [re.fullmatch(r"[^@]*@(lm-eval-)?([^,#]*)([^#]*)#.*", text) for text in protocols]
+    versions = "+".join(sorted({part[2] for part in parts if part}))
+    settings = "/".join(sorted({part[3] for part in parts if part}))
+    digest = hashlib.sha256(" ".join(sorted(protocols)).encode()).hexdigest()[:8]
+    return f"{name}@lm-eval-{versions}{settings}#{digest}"
 
 
 def _coordinates(cell: Cell) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from harness.prepare import Prepared, prepare
 from harness.record import schema
 from harness.record.provenance import ROOT
 from harness.record.trackers import Report, check_tracker, track_report
-from harness.report.outputs import Outputs, write_outputs
+from harness.report.outputs import Outputs, Subject, write_outputs
+from harness.report.tidy import Cell
 from harness.study.estimate import estimate
 from harness.study.grid import Point, Study, load_study, output_folder
 from harness.study.plan import Progress, prepared, progress_of
@@ -129,18 +130,14 @@ def status(study: Study) -> int:
 
 
 def retry(study: Study) -> int:
-    """Run the failed points of a study again."""
-    failed = [item.point for item in progress_of(study) if item.state == "failed"]
-    print(f"{len(failed)} failed points to run again")
-    for point in failed:
-        assert point.cfg is not None
-        _run_point(point, prepare(point.cfg), point_label(point))
+    """Run the points of a study that failed, or that left no record, again."""
+    again = [item for item in progress_of(study) if item.state in ("failed", "to do")]
+    failed = sum(item.state == "failed" for item in again)
+    print(f"{failed} failed and {len(again) - failed} lost points to run again")
+    for number, item in enumerate(again, 1):
+        assert item.point.cfg is not None
+        _run_point(item.point, prepare(item.point.cfg), f"[{number}/{len(again)}]")
     return 1 if any(item.state == "failed" for item in progress_of(study)) else 0
-
-
-def point_label(point: Point) -> str:
-    """How a point is announced when it runs outside the order of its study."""
-    return f"[{point.axes.get('model', 'retry')}]"
 
 
 def tables(study: Study) -> int:
@@ -192,8 +189,9 @@ def prefetch_run(overrides: Sequence[str]) -> int:
 
 
 def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
-    cells = [(item.point.axes, item.record, item.state, item.why) for item in items]
-    outputs = write_outputs(study.name, study.scale, study.title, study.table, cells, folder)
+    cells = [Cell(item.point.axes, item.record, item.state, item.why) for item in items]
+    subject = Subject(study.name, study.scale, study.title, study.table, study.tasks, study.reproduces)
+    outputs = write_outputs(subject, cells, folder)
     tracker = next((point.cfg.tracker for point in study.points if point.cfg), None)
     if tracker is not None:
         report = Report(study.name, study.scale, outputs.tables, [outputs.folder / "figure.png"])

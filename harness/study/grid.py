@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from harness.compose import CONF, SCALES, Choices
+from harness.compose import COMPONENT_GROUPS, CONF, SCALES, Choices, choices
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 
@@ -52,13 +52,23 @@ class Study:
         """How the table and the figure are laid out."""
         return dict(self.content.get("table") or {})
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The texts and tasks by which every point is measured."""
+        return next((tuple(point.cfg.evaluators) for point in self.points if point.cfg), ())
+
+    @property
+    def reproduces(self) -> Mapping[str, Any]:
+        """The paper, and which of its tables, whose numbers the study is to meet at paper scale."""
+        return dict(self.content.get("reproduces") or {})
+
     @cached_property
     def points(self) -> tuple[Point, ...]:
         """All points, in the order of the table; a method that does not exist (yet) gives a point without a run."""
         here = self.content["scales"][self.scale]
         fixed = [f"{key}={value}" for key, value in (here.get("fixed") or {}).items()]
-        choices = Choices([*fixed, f"scale={self.scale}", *self.extra])
-        return tuple(_point(choices, axes, self.name) for axes in self._axes(here.get("axes") or {}))
+        made = Choices([*fixed, f"scale={self.scale}", *self.extra])
+        return tuple(_point(made, axes, self.name) for axes in self._axes(here.get("axes") or {}))
 
     def _axes(self, scale_axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         seen = set()
@@ -72,12 +82,11 @@ class Study:
                     yield point
 
 
-def _point(choices: Choices, axes: dict[str, Any], study: str) -> Point:
-    try:
-        cfg = choices.point({**axes, "study": study})
-    except UserError as error:
-        return Point(axes, None, str(error))
-    return Point(axes, cfg)
+def _point(made: Choices, axes: dict[str, Any], study: str) -> Point:
+    for group in COMPONENT_GROUPS:
+        if group in axes and axes[group] not in choices(group):
+            return Point(axes, None, f"the {group} {axes[group]} is not here yet")
+    return Point(axes, made.point({**axes, "study": study}))
 
 
 def study_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -63,12 +64,14 @@ def verdicts(
     pairs: list[dict[str, Any]] | None = None,
     gate: list[dict[str, Any]] | None = None,
     expected: list[dict[str, Any]] | None = None,
+    tasks: Sequence[tuple[str, str]] = (("wikitext2", "perplexity"),),
 ) -> list[dict[str, Any]]:
     answer = compare(
         pd.DataFrame(ours),
         pd.DataFrame(reported, columns=list(SCHEMA)).astype(dict.fromkeys(("value", "seed", "digits"), "float64")),
         pd.DataFrame([pair()] if pairs is None else pairs, columns=list(PAIR)),
         pd.DataFrame(gate or [], columns=list(DENSE)),
+        tasks,
         None if expected is None else pd.DataFrame(expected),
     )
     assert tuple(answer.columns) == COLUMNS
@@ -220,9 +223,13 @@ def test_a_point_without_a_measure_is_missing_and_shows_what_is_reported(status:
 def test_a_study_that_has_not_run_shows_every_point_once() -> None:
     nothing = {"task": None, "metric": None, "protocol": None, "samples": None, "status": "to do"}
     ours = [measured(None, **nothing), measured(None, method="other", **nothing)]
-    rows = verdicts(ours, [printed(), printed(30.0, task="ptb")])
-    assert [(row["method"], row["task"]) for row in rows[:2]] == [("wanda", "wikitext2"), ("wanda", "ptb")]
-    assert len(rows) == 3 and rows[2]["method"] == "other" and pd.isna(rows[2]["task"])
+    reported = [printed(), printed(30.0, task="ptb"), printed(0.5, task="boolq", metric="acc")]
+    rows = verdicts(ours, reported, tasks=[("wikitext2", "perplexity"), ("ptb", "perplexity")])
+    assert [(row["method"], row["task"]) for row in rows] == [
+        *(("wanda", "wikitext2"), ("wanda", "ptb")),
+        *(("other", "wikitext2"), ("other", "ptb")),
+    ]
+    assert [row["reported"] for row in rows[:2]] == [7.26, 30.0]
     assert {row["verdict"] for row in rows} == {"missing"}
 
 

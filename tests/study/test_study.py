@@ -57,7 +57,7 @@ def test_every_study_composes_and_can_be_planned(name: str, scale: str, tmp_path
     for item in progress_of(study):
         if item.point.cfg is None:
             assert item.state == "missing"
-            assert "unknown" in item.why
+            assert "is not here yet" in item.why
         else:
             assert item.state == "to do"
             assert item.point.cfg.resolved["study"] == name
@@ -125,7 +125,31 @@ def test_failed_points_are_retried(
     assert "failed" in typed("status", small, *options).out
     retried = typed("retry", small, *options)
     assert retried.status == 0
-    assert "4 failed points to run again" in retried.out
+    assert "4 failed and 0 lost points to run again" in retried.out
+
+
+def test_lost_points_are_retried_too(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+    typed(small, *options)
+    lost = next(path for path in (tmp_path / "records").glob("*.json") if "_wanda_" in path.name)
+    lost.unlink()
+    assert "0 failed and 1 lost points to run again" in typed("retry", small, *options).out
+    assert lost.is_file()
+
+
+def test_a_mistake_in_a_point_is_said_and_not_called_missing(
+    typed: Callable,  # noqa: F811
+    options: list[str],  # noqa: F811
+    small: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = typed(small, *options, "model.window=1")
+    assert (said.status, said.out) == (2, "")
+    assert "model.window=1 has to be a number of tokens" in said.err
+    monkeypatch.delenv("HARNESS_ASSETS")
+    said = typed("study=sparsellm_table2", "scale=proxy", options[-1])
+    assert said.status == 2
+    assert "set HARNESS_ASSETS to the folder that holds it" in said.err
+    assert typed("plan", "study=sparsellm_table2", "scale=proxy", options[-1]).status == 0  # it needs no checkpoint
 
 
 def test_publishing_copies_records_and_makes_the_table(
