@@ -33,9 +33,17 @@ _plugin_sources: dict[str, str] = {}
 
 
 def component(kind: str, name: str) -> Callable[[type[T]], type[T]]:
-    """Register a frozen dataclass under a kind (method, allocator, planner, recovery, evaluator) and a name."""
+    """Register a frozen dataclass under a kind (method, allocator, planner, recovery, evaluator) and a name.
+
+    Raises:
+        TypeError: there is no such kind, or the class is no dataclass (`@component` stands above `@dataclass`).
+    """
+    if kind not in KINDS:
+        raise TypeError(f"components are of the kinds {', '.join(KINDS)}, not '{kind}'")
 
     def register(cls: type[T]) -> type[T]:
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"the component {cls.__name__} is no dataclass; write @component above @dataclass")
         _registry[kind][name] = cls
         return cls
 
@@ -75,7 +83,7 @@ def load_plugin(where: str) -> None:
             name = importlib.import_module(where).__name__
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"plugins={where} cannot be imported: {type(error).__name__}: {error}.") from error
     source = getattr(sys.modules[name], "__file__", None)
     if source:
@@ -172,10 +180,10 @@ def _coerce(where: str, value: Any, hint: Any) -> Any:
         if value in arguments:
             return value
         raise unknown(f"value of {where}:", value, map(str, arguments))
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}={value} has to be a list such as [0,1,2].")
-        return tuple(_coerce(where, item, arguments[0]) for item in value)
+        return origin(_coerce(where, item, arguments[0]) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

@@ -13,10 +13,9 @@ from omegaconf import DictConfig
 from harness import compose
 from harness.config import RunConfig
 from harness.core.errors import UserError
-from harness.execute import execute
-from harness.prepare import Prepared, prepare
-from harness.record.schema import check_writable
-from harness.record.trackers import check_tracker
+from harness.execute import check_points, execute
+from harness.prepare import prepare
+from harness.record.schema import FINISHED
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -41,63 +40,54 @@ def dispatch(arguments: list[str]) -> int:
     points = compose.points(overrides)
     if not options.multirun and len(points) > 1:
         raise UserError("these overrides make a sweep; add -m to run its points.")
-    ready = check_points(points)
-    return _run(arguments, ready, in_sweep=options.multirun)
+    here = (_value_of(overrides, "cluster") or "local") == "local"
+    composed = [(" ".join(point), _composed(point, alone=len(points) == 1)) for point in points]
+    check_points(composed, here=here)
+    return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun, here=here)
 
 
-def check_points(points: Sequence[Sequence[str]]) -> list[tuple[RunConfig, Prepared]]:
-    """Compose and prepare every point before the first runs.
-
-    Raises:
-        UserError: the first mistake found, with the point it is in if there are several.
-    """
-    ready = []
-    for point in points:
-        try:
-            cfg = compose.compose_run(point)
-            check_tracker(cfg.tracker)
-            check_writable("records", cfg.records)
-            if cfg.save is not None:
-                check_writable("save", cfg.save)
-            ready.append((cfg, prepare(cfg)))
-        except UserError as error:
-            if len(points) == 1:
-                raise
-            raise UserError(f"at the point {' '.join(point)}: {error}") from error
-    folders = [cfg.save for cfg, _ in ready if cfg.save is not None]
-    if len(set(folders)) < len(folders):
-        raise UserError(
-            "several points would save to one folder; give each its own, for example save='out/${method.name}'."
-        )
-    return ready
+def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
+    try:
+        return compose.compose_run(point)
+    except UserError as error:
+        if alone:
+            raise
+        raise UserError(f"at the point {' '.join(point)}: {error}") from error
 
 
-def _run(arguments: list[str], ready: list[tuple[RunConfig, Prepared]], *, in_sweep: bool) -> int:
-    """Let Hydra launch what was checked; the status is read from the records afterwards."""
+def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, here: bool) -> int:
+    """Let Hydra launch what was checked. Returns 1 if a point has failed, else 0."""
     mistakes: list[UserError] = []
+    statuses: list[str] = []
 
     def job(config: DictConfig) -> str | None:
-        cfg = compose.typed(compose.plain(config))
+        values = compose.plain(config)
+        compose.register(compose.plugins_in([f"plugins={values['plugins']}"]))  # a worker process knows no component
+        cfg = compose.typed(values)
         try:
             path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep)
         except UserError as error:
             mistakes.append(error)
+            if not here:  # what this process remembers is lost with it; its log is not
+                print(f"error: {error}", file=sys.stderr)
             return None
+        statuses.append(record.status)
         print(f"record: {path}", flush=True)
         return str(path) if record.status != "failed" else None
 
-    _through_hydra(arguments, job)
+    broken = _through_hydra(arguments, job)
     if mistakes:
         raise mistakes[0]
-    return worst_status(ready)
+    if here:
+        return 1 if broken or "failed" in statuses else 0
+    return 0 if all(_has_finished(cfg) for cfg in points) else 1
 
 
-def worst_status(ready: Sequence[tuple[RunConfig, Prepared]]) -> int:
-    """1 if any point has no finished record, else 0."""
-    from harness.record.schema import FINISHED, find
+def _has_finished(cfg: RunConfig) -> bool:
+    """Whether a point that ran elsewhere left a finished record."""
+    from harness.study.plan import find_answers
 
-    found = [find(cfg.records, prepared.fingerprint) for cfg, prepared in ready]
-    return 0 if all(item and item[1].status in FINISHED for item in found) else 1
+    return any(record.status in FINISHED for _, record in find_answers(cfg, {}))
 
 
 def _through_hydra(arguments: list[str], job: Callable[[DictConfig], object]) -> int:

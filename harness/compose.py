@@ -7,6 +7,7 @@ are stored here as the choices of the groups `method`, `allocator`, `planner` an
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import catalogue
 from harness.config import RunConfig, Scope, Tracker
+from harness.core.allocation import Budget
 from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
 from harness.data.corpora import EMBEDDED, assets
@@ -43,7 +45,7 @@ def register(plugins: Sequence[str] = ()) -> None:
     for plugin in plugins:
         catalogue.load_plugin(plugin)
     store = ConfigStore.instance()
-    for group in COMPONENT_GROUPS:
+    for group in (*COMPONENT_GROUPS, "evaluator"):
         for name in catalogue.names(group):
             store.store(group=group, name=name, node=catalogue.defaults(group, name))
     store.store(group="method", name="none", node={"name": "none"})
@@ -51,10 +53,9 @@ def register(plugins: Sequence[str] = ()) -> None:
 
 def plugins_in(overrides: Sequence[str]) -> list[str]:
     """The value of a `plugins=` override, which has to be known before anything is composed."""
-    for override in overrides:
-        if match := re.fullmatch(r"\+?plugins=(.*)", override):
-            return [item.strip(" '\"") for item in match[1].strip("[]").split(",") if item.strip(" '\"")]
-    return []
+    given = [match[1] for text in overrides if (match := re.fullmatch(r"\+?plugins=(.*)", text))]
+    items = given[-1].strip("[]").split(",") if given else []  # as Hydra does, the last one counts
+    return [item.strip(" '\"") for item in items if item.strip(" '\"")]
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def _compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
     with _hydra():
         try:
             config = compose("config", overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _explained(error, overrides) from error
     return plain(config)
 
@@ -171,17 +172,19 @@ def typed(resolved: dict[str, Any]) -> RunConfig:
     _one_of(resolved, "scale", SCALES)
     pattern = parse_pattern(resolved["sparsity"])
     method_name = resolved["method"]["name"]
+    allocator = catalogue.build("allocator", resolved["allocator"])
+    Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
     return RunConfig(
         model=_model_choice(resolved["model"]),
         window=_window(resolved["model"]),
         method=None if method_name == "none" else catalogue.build("method", resolved["method"]),
-        allocator=catalogue.build("allocator", resolved["allocator"]),
+        allocator=allocator,
         planner=catalogue.build("planner", resolved["planner"]),
         recovery=catalogue.build("recovery", resolved["recovery"]),
         pattern=pattern,
         scope=Scope(str(resolved["scope"])),
         calibration=_calibration(resolved),
-        evaluators=_evaluators(resolved["evaluation"]),
+        evaluators=_evaluators(resolved.get("evaluation")),
         evaluation_window=_positive(resolved, "evaluation_window", 2),
         evaluation_limit=_positive(resolved, "evaluation_limit", 1),
         seed=_integer(resolved, "seed"),
@@ -190,7 +193,7 @@ def typed(resolved: dict[str, Any]) -> RunConfig:
         tracker=_tracker(resolved),
         records=_folder(resolved, "records"),
         save=Path(str(resolved["save"])).expanduser() if resolved["save"] else None,
-        force=bool(resolved["force"]),
+        force=_boolean(resolved, "force"),
         resolved=resolved,
     )
 
@@ -201,7 +204,7 @@ def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
         path = str(EMBEDDED / path.removeprefix("embedded:"))
     if path.startswith(ASSETS) and (folder := assets()):
         path = str(folder / path.removeprefix(ASSETS))  # without the folder it stays as it is, for a plan needs none
-    return ModelChoice(model["name"], path, model.get("revision"), "auto", bool(model.get("trust_remote_code")))
+    return ModelChoice(model["name"], path, model.get("revision"), _boolean(model, "trust_remote_code"))
 
 
 def _window(model: Mapping[str, Any]) -> int | str | None:
@@ -215,13 +218,19 @@ def _calibration(resolved: Mapping[str, Any]) -> Calibration:
     settings = dict(resolved["calibration"])
     settings.pop("name")
     settings["seed"] = resolved["seed"] if settings.get("seed") is None else settings["seed"]
+    _known_settings("calibration", settings, Calibration)
     for key in ("windows", "length", "seed"):
         if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
             raise UserError(f"calibration.{key}={settings[key]} has to be a whole number.")
-    try:
-        return Calibration(**settings)
-    except TypeError:
-        raise unknown("calibration setting", next(iter(settings)), Calibration.__dataclass_fields__) from None
+    return Calibration(**{**settings, "corpus": str(settings["corpus"]), "split": str(settings["split"])})
+
+
+def _known_settings(group: str, settings: Mapping[str, Any], kind: type) -> None:
+    """Refuse what was added (`++group.key=`) to a group whose settings are the fields of `kind`."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting of {group}:", key, known)
 
 
 def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
@@ -231,6 +240,7 @@ def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any
 def _tracker(resolved: Mapping[str, Any]) -> Tracker:
     settings = dict(resolved["tracker"])
     settings["group"] = settings.get("group") or resolved["study"]
+    _known_settings("tracker", settings, Tracker)
     return Tracker(**settings)
 
 
@@ -245,6 +255,12 @@ def _integer(resolved: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise UserError(f"{key}={value} has to be a whole number.")
     return value
+
+
+def _boolean(values: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(values[key], bool):
+        raise UserError(f"{key}={values[key]} has to be true or false.")
+    return values[key]
 
 
 def _positive(resolved: Mapping[str, Any], key: str, least: int) -> int | None:
@@ -289,6 +305,10 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
         key = match[1].split("@")[0]
         parent, _, leaf = key.rpartition(".")
         return unknown(f"setting of {parent}:" if parent else "option", leaf, _settings_of(parent, overrides))
+    if "Config group override must be" in text:  # Hydra does not say which
+        groups = (*COMPONENT_GROUPS, *FILE_GROUPS)
+        wrong = [text for text in overrides if re.fullmatch(rf"({'|'.join(groups)})=(null|[\d.]+)?", text)]
+        return UserError(f"{', '.join(wrong)}: a choice has to be a name; method=none leaves a model dense.")
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return UserError(f"these overrides cannot be read: {first.rstrip('.')}.")
 
@@ -297,7 +317,9 @@ def _settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
     """The names that exist below `parent`, for the choice these overrides make."""
     if not parent:
         return [*_known_options(), "cluster"]
-    group = parent.split(".")[0]
+    group, _, item = parent.partition(".")
+    if group == "evaluation" and item in choices(group):
+        return [key for key in _compose_plain([f"evaluation=[{item}]"])[group][item] if key != "name"]
     chosen = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{group}=")), _default_choice(group))
     if group in COMPONENT_GROUPS:
         known = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}

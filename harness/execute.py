@@ -1,4 +1,4 @@
-"""Around one run: an earlier record is reused, a failure becomes a record, the tracker is told."""
+"""Around runs: all are checked before the first, an earlier record is reused, a failure becomes a record."""
 
 from __future__ import annotations
 
@@ -6,26 +6,60 @@ import dataclasses
 import gc
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from harness.config import RunConfig
 from harness.core.errors import Refusal, UserError
-from harness.prepare import Prepared
+from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
-from harness.record.schema import Record
-from harness.record.trackers import track
+from harness.record.schema import Record, check_writable
+from harness.record.trackers import check_tracker, track
 from harness.run import run, without_numbers
-from harness.save import is_saved
+from harness.save import check_targets, is_saved
 
 INTERRUPTED = "interrupted"
+
+
+def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list[Prepared]:
+    """Look at every point, by its label, before the first runs.
+
+    Args:
+        here: whether they run on this machine; a login node needs neither their memory nor their device.
+
+    Returns:
+        The prepared points; none where they run elsewhere.
+
+    Raises:
+        UserError: the first mistake found, with the point it is in if there are several.
+    """
+    ready, targets = [], []
+    for label, cfg in points:
+        try:
+            check_tracker(cfg.tracker)
+            check_writable("records", cfg.records)
+            if cfg.save is not None:
+                check_writable("save", cfg.save)
+            inputs = look_up(cfg)
+            if cfg.save is not None:
+                targets.append((cfg.save, inputs.checkpoint.folder))
+            if here:
+                ready.append(prepare(cfg))
+        except UserError as error:
+            if len(points) == 1:
+                raise
+            raise UserError(f"at the point {label}: {error}") from error
+    check_targets(targets)
+    return ready
 
 
 def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool = True) -> tuple[Path, Record]:
     """Run a prepared point unless its record is there, write the record, tell the tracker.
 
-    In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one.
+    In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one. A
+    failure never replaces a finished record (`force=true` and then an interrupt, say).
 
     Raises:
         UserError: a user's mistake in a single run (no record is written).
@@ -37,8 +71,13 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool =
             print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
         track(cfg.tracker, record, cfg.records)
         return path, record
-    record = _attempt(cfg, ready, in_sweep)
-    path = schema.write(record, cfg.records)
+    before = schema.find(cfg.records, ready.fingerprint)
+    record = _attempt(cfg, ready, in_sweep, attempt=before[1].attempt + 1 if before else 1)
+    if before and before[1].status in schema.FINISHED and record.status == "failed":
+        path = before[0]
+        print(f"the earlier {before[1].status} record stays", file=sys.stderr)
+    else:
+        path = schema.write(record, cfg.records)
     track(cfg.tracker, record, cfg.records)
     if record.reason == INTERRUPTED:
         print(f"record: {path}", flush=True)
@@ -51,28 +90,24 @@ def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
     found = None if cfg.force else schema.find(cfg.records, ready.fingerprint)
     if found is None or found[1].status not in schema.FINISHED:
         return None
-    if cfg.save is not None and found[1].status == "ok" and not is_saved(cfg.save):
+    if cfg.save is not None and found[1].status == "ok" and not is_saved(cfg.save, ready.fingerprint):
         return None
     return found
 
 
-def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> Record:
-    before = schema.find(cfg.records, ready.fingerprint)
-    attempt = before[1].attempt + 1 if before else 1
+def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> Record:
     try:
         record = run(cfg, ready)
     except UserError as error:
         if not in_sweep:
             raise
-        record = without_numbers(
-            cfg, ready.fingerprint, "skipped" if isinstance(error, Refusal) else "failed", str(error)
-        )
+        record = without_numbers(cfg, ready, "skipped" if isinstance(error, Refusal) else "failed", str(error))
         print(f"{record.status}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        record = without_numbers(cfg, ready.fingerprint, "failed", INTERRUPTED)
+        record = without_numbers(cfg, ready, "failed", INTERRUPTED)
     except Exception as error:
         traceback.print_exc()
-        record = without_numbers(cfg, ready.fingerprint, "failed", f"{type(error).__name__}: {error}")
+        record = without_numbers(cfg, ready, "failed", f"{type(error).__name__}: {error}")
     finally:
         gc.collect()
         if torch.cuda.is_available():

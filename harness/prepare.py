@@ -18,11 +18,12 @@ from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
 from harness.evaluation.protocol import Context
 from harness.models.loading import (
     Checkpoint,
+    architecture,
     check_memory,
-    file_hash,
     find_checkpoint,
     resolve_device,
     resolve_dtype,
+    tokenizer_hashes,
     weights_hash,
 )
 from harness.record.identity import fingerprint
@@ -36,48 +37,97 @@ LONGEST_PROMPT = 1024
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run whose inputs were looked at: nothing is missing, too long or too large."""
+class Inputs:
+    """A run whose files were looked at, on whatever machine: nothing is missing or too long."""
 
     checkpoint: Checkpoint
-    device: torch.device
-    dtype: torch.dtype
+    default_window: int
     calibration_length: int
     evaluation_window: int
     needs_calibration: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start on this machine: its inputs, where it computes, what they are known by."""
+
+    inputs: Inputs
+    device: torch.device
+    dtype: torch.dtype
     facts: dict[str, Any]
     fingerprint: str
+    config: Mapping[str, Any]
+    """The configuration with nothing left open: what `null` and `auto` came to mean."""
 
 
-def prepare(cfg: RunConfig) -> Prepared:
-    """Look at everything that can be wrong before a model is loaded.
+def look_up(cfg: RunConfig) -> Inputs:
+    """Find every file of a run, downloading what only the hub has; says nothing about this machine.
 
     Raises:
-        UserError: a file is missing or not the one known, a window is longer than the context, memory is short, …
+        UserError: a file is missing or not the one known, a window is longer than the context, …
     """
     checkpoint = find_checkpoint(cfg.model)
     cfg.scope.blocks(int(checkpoint.config.get("num_hidden_layers", 1)))
-    device = resolve_device(cfg.device)
-    dtype = resolve_dtype(cfg.dtype, checkpoint, device)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
-    needed = cfg.method is not None and _uses_calibration(cfg)
-    check_memory(
-        checkpoint, dtype, device, _activation_bytes(cfg, checkpoint, dtype, length, evaluation_window, needed)
-    )
-    context = Context(evaluation_window, cfg.evaluation_limit, cfg.seed, device)
-    data = {name: _evaluator_facts(evaluator, context) for name, evaluator in cfg.evaluators.items()}
+    needed = _uses_calibration(cfg)
     if needed:
+        read_text(cfg.calibration.corpus, cfg.calibration.split)
+    for evaluator in cfg.evaluators.values():
+        if hasattr(evaluator, "corpus"):
+            read_text(evaluator.corpus, evaluator.split)
+        else:
+            evaluator.data_hash()
+    return Inputs(checkpoint, window, length, evaluation_window, needed)
+
+
+def prepare(cfg: RunConfig) -> Prepared:
+    """Look at everything that can be wrong before a model is loaded, on the machine that will load it.
+
+    Raises:
+        UserError: as `look_up`; or the device is not there, or memory is short.
+    """
+    inputs = look_up(cfg)
+    device = resolve_device(cfg.device)
+    dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
+    check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype))
+    context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
+    data = {name: _evaluator_facts(evaluator, context) for name, evaluator in cfg.evaluators.items()}
+    if inputs.needs_calibration:
         data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
     facts: dict[str, Any] = {
-        "weights_sha256": weights_hash(checkpoint),
-        "model_revision": checkpoint.revision,
-        "dtype": str(dtype).removeprefix("torch."),
+        "weights_sha256": weights_hash(inputs.checkpoint),
+        "model_revision": inputs.checkpoint.revision,
+        "dtype": _name(dtype),
+        "defaults": {"window": inputs.default_window, "dtype": _name(resolve_dtype("auto", inputs.checkpoint, device))},
+        "revisions": revisions(cfg),
         "data": data,
     }
-    identity = _identity(cfg, checkpoint, facts, device, context, length)
-    return Prepared(checkpoint, device, dtype, length, evaluation_window, needed, facts, fingerprint(identity))
+    identity = _identity(cfg, inputs, facts, device, context)
+    return Prepared(inputs, device, dtype, facts, fingerprint(identity), _resolved(cfg, inputs, device, dtype))
+
+
+def revisions(cfg: RunConfig) -> dict[str, Any]:
+    """The revision of everything that decides the numbers; a record of others is of an earlier version."""
+    parts = {"method": cfg.method, "allocator": cfg.allocator} if cfg.method else {}
+    parts |= {"planner": cfg.planner, "recovery": cfg.recovery, **cfg.evaluators}
+    return {"pipeline": PIPELINE} | {name: catalogue.revision(part) for name, part in parts.items()}
+
+
+def _resolved(cfg: RunConfig, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    calibration = {"length": inputs.calibration_length, "seed": cfg.calibration.seed}
+    return {
+        **cfg.resolved,
+        "calibration": {**cfg.resolved["calibration"], **calibration},
+        "evaluation_window": inputs.evaluation_window,
+        "device": str(device),
+        "dtype": _name(dtype),
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
@@ -88,26 +138,27 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 def _uses_calibration(cfg: RunConfig) -> bool:
     """Whether any component asks the model about inputs; magnitude with uniform does not."""
-    method_asks = getattr(cfg.method, "statistic", norms) is not None
-    return method_asks or not _is("allocator", "uniform", cfg.allocator) or not _is("planner", "none", cfg.planner)
+    if not _is("planner", "none", cfg.planner):
+        return True
+    if cfg.method is None:
+        return False
+    return getattr(cfg.method, "statistic", norms) is not None or not _is("allocator", "uniform", cfg.allocator)
 
 
 def _is(kind: str, name: str, instance: object) -> bool:
     return type(instance) is catalogue.lookup(kind, name)
 
 
-def _activation_bytes(
-    cfg: RunConfig, checkpoint: Checkpoint, dtype: torch.dtype, length: int, window: int, needed: bool
-) -> int:
+def _activation_bytes(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype) -> int:
     """Memory beside the weights: two copies of the hidden states, the largest Gram matrices, one batch of logits."""
-    config = checkpoint.config
+    config, length = inputs.checkpoint.config, inputs.calibration_length
     hidden, vocabulary = int(config.get("hidden_size", 0)), int(config.get("vocab_size", 0))
     wide = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden)
     calibration = 2 * cfg.calibration.windows * length * hidden * dtype.itemsize + 4 * (wide**2 + 3 * hidden**2) * 3
-    logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), window * vocabulary * 4)
+    logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), inputs.evaluation_window * vocabulary * 4)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
-    logits = max(logits, rows * min(checkpoint.context, LONGEST_PROMPT) * vocabulary * (4 + dtype.itemsize))
-    return (calibration if needed else 0) + (logits if cfg.evaluators else 0)
+    logits = max(logits, rows * min(inputs.checkpoint.context, LONGEST_PROMPT) * vocabulary * (4 + dtype.itemsize))
+    return (calibration if inputs.needs_calibration else 0) + (logits if cfg.evaluators else 0)
 
 
 def _text_facts(corpus: str, split: str) -> dict[str, Any]:
@@ -116,45 +167,46 @@ def _text_facts(corpus: str, split: str) -> dict[str, Any]:
 
 
 def _evaluator_facts(evaluator: Any, context: Context) -> dict[str, Any]:
-    if hasattr(evaluator, "corpus"):
-        return _text_facts(evaluator.corpus, evaluator.split)
-    return {"sha256": evaluator.data_hash(), "protocol": str(evaluator.protocol(context))}
+    protocol = evaluator.protocol(context)
+    text = hasattr(evaluator, "corpus")
+    facts = _text_facts(evaluator.corpus, evaluator.split) if text else {"sha256": evaluator.data_hash()}
+    return {**facts, "protocol": {"id": str(protocol), **protocol.settings}}
 
 
 def _identity(
-    cfg: RunConfig,
-    checkpoint: Checkpoint,
-    facts: Mapping[str, Any],
-    device: torch.device,
-    context: Context,
-    length: int,
+    cfg: RunConfig, inputs: Inputs, facts: Mapping[str, Any], device: torch.device, context: Context
 ) -> dict[str, Any]:
     """Everything that decides the numbers; paths, tracker, cluster and perplexity's batch size are not in it."""
     identity: dict[str, Any] = {
         "pipeline": PIPELINE,
         "weights": facts["weights_sha256"],
-        "tokenizer": [file_hash(path) for path in sorted(checkpoint.folder.glob("tokenizer*")) if path.is_file()],
+        "architecture": architecture(inputs.checkpoint),
+        "tokenizer": tokenizer_hashes(inputs.checkpoint),
         "dtype": facts["dtype"],
         "device": device.type,
         "scope": cfg.scope.text,
+        "planner": _settings(cfg.planner),
+        "recovery": _settings(cfg.recovery),
         "evaluation": {
             name: [str(evaluator.protocol(context)), _settings(evaluator), facts["data"][name]["sha256"]]
             for name, evaluator in cfg.evaluators.items()
         },
     }
-    if cfg.method is None:
-        return identity
-    return identity | {
-        "method": _settings(cfg.method),
-        "allocator": _settings(cfg.allocator),
-        "planner": _settings(cfg.planner),
-        "recovery": _settings(cfg.recovery),
-        "sparsity": str(cfg.pattern),
-        "fraction": cfg.pattern.sparsity,
-        "calibration": dataclasses.asdict(dataclasses.replace(cfg.calibration, length=length)),
-        "calibration_data": facts["data"].get("calibration", {}).get("sha256"),
-        "seed": cfg.seed,
-    }
+    if cfg.method is not None:
+        identity |= {
+            "method": _settings(cfg.method),
+            "allocator": _settings(cfg.allocator),
+            "sparsity": str(cfg.pattern),
+            "fraction": cfg.pattern.sparsity,
+        }
+    if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
+        calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
+        identity |= {
+            "calibration": dataclasses.asdict(calibration),
+            "calibration_data": facts["data"].get("calibration", {}).get("sha256"),
+            "seed": cfg.seed,
+        }
+    return identity
 
 
 def _settings(instance: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harness.calibration.probe import ModelProbe
 from harness.calibration.stream import batched, stream
 from harness.config import RunConfig
 from harness.core.allocation import Allocation, Budget
+from harness.core.edit import Edit
 from harness.core.errors import Refusal
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What pruning did: the pattern asked of each site, the blocks that were in scope, remarks."""
+    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks."""
 
     allocation: Allocation
     scope: range
-    notes: tuple[str, ...] = ()
+    edit: Edit
+    notes: tuple[str, ...]
 
 
 def run(cfg: RunConfig, ready: Prepared) -> Record:
@@ -53,27 +55,25 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
     """
     stages = Stages(ready.device)
     with stages.time("load"):
-        tokenizer = load_tokenizer(ready.checkpoint, cfg.model)
-        model = load_model(ready.checkpoint, cfg.model, ready.dtype, ready.device)
+        tokenizer = load_tokenizer(ready.inputs.checkpoint, cfg.model)
+        model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device)
         anatomy = anatomy_of(model)
         self_check(model, anatomy)
 
-    reduced = Reduced({}, cfg.scope.blocks(len(anatomy.block_list(model))))
-    if cfg.method is not None:
-        reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
+    reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
 
     fuse_attention(model)
     with stages.time("evaluate"):
-        context = Context(ready.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
+        context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
         measures = [asdict(m) for evaluator in cfg.evaluators.values() for m in evaluator(model, tokenizer, context)]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
     if cfg.save is not None:
-        save_model(model, tokenizer, cfg.save, sites)
+        save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
     return Record(
         status="ok",
         reason="",
         fingerprint=ready.fingerprint,
-        config=cfg.resolved,
+        config=ready.config,
         sparsity={
             "asked": cfg.asked,
             "achieved": fraction_of_zeros(model, anatomy, reduced.scope),
@@ -83,6 +83,7 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         measures=tuple(measures),
         stages=stages.finished,
         provenance=provenance(ready.device, ready.facts),
+        edit=asdict(reduced.edit),
         notes=reduced.notes,
     )
 
@@ -94,25 +95,28 @@ def _reduce(
     scope = cfg.scope.blocks(len(anatomy.block_list(model)))
     with stages.time("calibrate"):
         batches = []
-        if ready.needs_calibration:
-            windows = calibration_windows(cfg.calibration, tokenizer, ready.calibration_length)
+        if ready.inputs.needs_calibration:
+            windows = calibration_windows(cfg.calibration, tokenizer, ready.inputs.calibration_length)
             batches = batched(windows.to(ready.device))
     with stages.time("plan"):
         edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope))
         if edit:
             operate(model, anatomy, edit)
             scope = cfg.scope.blocks(len(anatomy.block_list(model)))
-    with stages.time("allocate"):
-        probe = ModelProbe(model, anatomy, batches, scope)
-        allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
-        check_fit(cfg.method, allocation, probe.shapes)
-    with stages.time("prune"):
-        pruned = prune(model, anatomy, batches, scope, cfg.method, allocation)
+    allocation: Allocation = {}
+    pruned: dict[str, Pruned] = {}
+    if cfg.method is not None:
+        with stages.time("allocate"):
+            probe = ModelProbe(model, anatomy, batches, scope)
+            allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
+            check_fit(cfg.method, allocation, probe.shapes)
+        with stages.time("prune"):
+            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
-        cfg.recovery.heal(model, kept, rng(cfg.seed, "recovery"))
+        cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
     notes = tuple(f"{site}: {result.note}" for site, result in pruned.items() if result.note)
-    return Reduced(allocation, scope, notes)
+    return Reduced(allocation, scope, edit, notes)
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -142,7 +146,8 @@ def prune(
     return done
 
 
-def without_numbers(cfg: RunConfig, fingerprint: str, status: Any, reason: str) -> Record:
+def without_numbers(cfg: RunConfig, ready: Prepared, status: Any, reason: str) -> Record:
     """The record of a run that was skipped or failed."""
     sparsity = {"asked": cfg.asked, "achieved": None, "model": None}
-    return Record(status=status, reason=reason, fingerprint=fingerprint, config=cfg.resolved, sparsity=sparsity)
+    facts = provenance(ready.device, ready.facts)
+    return Record(status, reason, ready.fingerprint, ready.config, sparsity=sparsity, provenance=facts)

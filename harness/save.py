@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
+MARK = "pruning.json"
+"""In a saved folder: the fingerprint of the run whose model lies there."""
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: Any, folder: Path, sites: Mapping[str, Mapping[str, Any]], fingerprint: str
+) -> None:
     """Write model and tokenizer, read the pruned matrices back and count their zeros.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    mark = folder / MARK
     try:
+        mark.unlink(missing_ok=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        _count_again(folder, sites)
+        mark.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
     except OSError as error:
         raise UserError(f"save={folder} cannot be written: {error.strerror}.") from error
+
+
+def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
     saved = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -37,6 +51,29 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, sites: Mapp
         )
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether a model lies in the folder."""
-    return any(folder.glob("*.safetensors"))
+def is_saved(folder: Path, fingerprint: str) -> bool:
+    """Whether the model of this run lies in the folder."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+    except (OSError, ValueError):
+        return False
+    known = isinstance(mark, dict) and mark.get("fingerprint") == fingerprint
+    return known and any(folder.glob("*.safetensors"))
+
+
+def check_targets(targets: Sequence[tuple[Path, Path]]) -> None:
+    """Refuse folders that a save would spoil.
+
+    Args:
+        targets: (folder to save to, folder of the dense model) of every point that saves.
+
+    Raises:
+        UserError: a point would overwrite its own source, or two points each other.
+    """
+    for target, source in targets:
+        if target.resolve() == source.resolve():
+            raise UserError(f"save={target} is the folder of the dense model; choose another.")
+    if len({target.resolve() for target, _ in targets}) < len(targets):
+        raise UserError(
+            "several points would save to one folder; give each its own, for example save='out/${method.name}'."
+        )

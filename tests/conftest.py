@@ -10,7 +10,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")  # as in harness.__main__, be
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets are imported
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin on a shared core cost minutes
 
 import pytest
 import torch

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from random import Random
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
@@ -76,3 +77,10 @@ class Planner(Protocol):
     """Which structures go (depth, width, experts), as data."""
 
     def plan(self, probe: Probe) -> Edit: ...
+
+
+@runtime_checkable
+class Recovery(Protocol):
+    """How a pruned model is healed: changes `model` in place, and leaves the zeros outside `kept` (O, I) alone."""
+
+    def heal(self, model: nn.Module, tokenizer: Any, kept: Mapping[Site, Tensor], generator: Random) -> None: ...

@@ -244,7 +244,7 @@ def read_text(name: str, split: str) -> Text:
             raise UserError(f"the file {path} is not what '{name}' should be: {error}.") from error
         return Text(rows, part.join, digest, part.local.path, None)
     if part.hub:
-        return _read_hub(name, part, part.hub)
+        return _read_hub(name, split, part, part.hub)
     raise UserError(
         f"the corpus '{name}' ({split}) is a local file only: "
         f"set HARNESS_ASSETS to the folder that holds data/{part.local.path if part.local else ''}."
@@ -278,13 +278,14 @@ def read_known(name: str, local: Local, path: Path) -> tuple[bytes, str]:
     return data, digest
 
 
-def _read_hub(name: str, part: Split, hub: Hub) -> Text:
+def _read_hub(name: str, split: str, part: Split, hub: Hub) -> Text:
+    use = f"calibration={name}" if split == "train" else f"'evaluation=[{name}]'"
     try:
         rows, revision = _hub_file_rows(part, hub) if hub.file else _hub_dataset_rows(hub)
     except Exception as error:
         raise UserError(
             f"the corpus '{name}' is neither below HARNESS_ASSETS nor to be had from the hub ({type(error).__name__}); "
-            f"on a machine with a network run: python -m harness prefetch calibration={name}"
+            f"on a machine with a network run: python -m harness prefetch {use}"
         ) from error
     digest = hashlib.sha256("\0".join(rows).encode()).hexdigest()
     return Text(tuple(rows), part.join, digest, f"{hub.repository}:{hub.file or hub.configuration}", revision)

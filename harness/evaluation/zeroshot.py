@@ -127,7 +127,7 @@ class ZeroShot:
             raise UserError(
                 f"the task '{self.task}' is neither below HARNESS_ASSETS nor to be had from the hub "
                 f"({type(error).__name__}); on a machine with a network run: "
-                f"python -m harness prefetch evaluation=[{self.task}]"
+                f"python -m harness prefetch 'evaluation=[{self.task}]'"
             ) from error
 
     def _files(self) -> dict[str, tuple[Local, Path]]:
@@ -142,6 +142,8 @@ class ZeroShot:
             return {}
         if not self.fewshot:
             return {known.evaluated: found[known.evaluated]}
+        if "train" not in found and not known.template:
+            raise UserError(f"the generated task '{self.task}' has no examples to show: set fewshot=0.")
         if "train" not in found:
             raise UserError(
                 f"the local files of '{self.task}' have no training split to draw {self.fewshot} examples from: "

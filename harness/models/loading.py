@@ -23,6 +23,11 @@ ASSETS = "assets:"
 """Opens the path of a model below `HARNESS_ASSETS`."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+HUB_COPIES = ["original/*", "consolidated*"]
+"""The same weights in another layout, which transformers does not read."""
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+"""Entries of `config.json` that do not decide what is computed; the dtype of a run is an option of its own."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,6 @@ class ModelChoice:
     name: str
     path: str
     revision: str | None
-    dtype: str
     trust_remote_code: bool = False
 
 
@@ -48,7 +52,12 @@ class Checkpoint:
     @property
     def context(self) -> int:
         """The longest window the model takes."""
-        return int(self.config.get("max_position_embeddings", 2048))
+        return int(self.config.get("max_position_embeddings") or 2048)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that the configuration names; float32 where it names none."""
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
 
     @property
     def size(self) -> int:
@@ -89,7 +98,10 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     """The files that transformers loads: those of the index, or the single file, not copies in other layouts."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return tuple(sorted({folder / name for name in _read_json(index).get("weight_map", {}).values()}))
+        files = tuple(sorted({folder / str(name) for name in _read_json(index).get("weight_map", {}).values()}))
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise UserError(f"{folder} lacks {missing[0]}, which its {index.name} names.")
+        return files
     single = folder / "model.safetensors"
     return (single,) if single.is_file() else tuple(sorted(folder.glob("*.safetensors")))
 
@@ -98,7 +110,12 @@ def _from_hub(choice: ModelChoice) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(choice.path, revision=choice.revision, allow_patterns=HUB_PATTERNS)
+        folder = snapshot_download(
+            choice.path,
+            revision=choice.revision,
+            allow_patterns=[*HUB_PATTERNS, "*.py"] if choice.trust_remote_code else HUB_PATTERNS,
+            ignore_patterns=HUB_COPIES,
+        )
     except Exception as error:
         raise UserError(
             f"the model {choice.path} is neither a local folder nor to be had from the hub ({type(error).__name__}); "
@@ -142,6 +159,17 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `config.json` says of the computation: equal weights under another norm's epsilon are another model."""
+    return {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+
+
+def tokenizer_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """File name → sha256 of every file that decides the tokens."""
+    found = {path.name: path for pattern in TOKENIZER_FILES for path in checkpoint.folder.glob(pattern)}
+    return {name: file_hash(path) for name, path in sorted(found.items()) if path.is_file()}
+
+
 def resolve_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """`auto` is float32 on a CPU and the model file's dtype on a GPU.
 
@@ -149,8 +177,7 @@ def resolve_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> 
         UserError: the file's dtype is none that the harness computes in.
     """
     if wanted == "auto":
-        stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-        wanted = "float32" if device.type == "cpu" else str(stored)
+        wanted = "float32" if device.type == "cpu" else checkpoint.stored_dtype
     if wanted not in DTYPES:
         raise UserError(f"the checkpoint is stored as {wanted}; choose dtype={' or '.join(DTYPES)}.")
     return DTYPES[wanted]
@@ -181,7 +208,7 @@ def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     Raises:
         UserError: less memory is free on the device than is needed.
     """
-    stored = {"float32": 4}.get(str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")), 2)
+    stored = 4 if checkpoint.stored_dtype == "float32" else 2
     needed = checkpoint.size * dtype.itemsize // stored + extra
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     if needed > free:

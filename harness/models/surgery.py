@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.core.edit import Edit
+from harness.core.errors import Refusal
 from harness.models.anatomy import Anatomy
 
 if TYPE_CHECKING:
@@ -12,10 +13,17 @@ if TYPE_CHECKING:
 
 
 def operate(model: PreTrainedModel, anatomy: Anatomy, edit: Edit) -> None:
-    """Leave out the blocks that the edit drops; the rest keeps its order."""
+    """Leave out the blocks that the edit drops; the rest keeps its order.
+
+    Raises:
+        Refusal: the model has no such block, or none would be left.
+    """
     blocks = anatomy.block_list(model)
+    dropped = set(edit.dropped_blocks)
+    if not dropped < set(range(len(blocks))):
+        raise Refusal(f"the blocks {sorted(dropped)} cannot all be dropped: the model has 0-{len(blocks) - 1}.")
     kinds = getattr(model.config, "layer_types", None)  # some families give each block its own mask, by position
-    for index in sorted(edit.dropped_blocks, reverse=True):
+    for index in sorted(dropped, reverse=True):
         del blocks[index]
         if kinds:
             del kinds[index]

@@ -31,6 +31,7 @@ class Record:
     measures: tuple[Mapping[str, Any], ...] = ()
     stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    edit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     attempt: int = 1
     schema: int = SCHEMA
@@ -45,9 +46,14 @@ class Record:
         parts += [config["scope"], f"s{config['seed']}"]
         return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)) for part in parts)
 
+    @property
+    def name(self) -> str:
+        """The slug with the fingerprint: no two different runs share it."""
+        return f"{self.slug}_{self.fingerprint}"
+
     def path(self, folder: Path) -> Path:
-        """Where the record of this name and fingerprint lives."""
-        return folder / f"{self.slug}_{self.fingerprint}.json"
+        """Where the record of this name lives."""
+        return folder / f"{self.name}.json"
 
 
 def write(record: Record, folder: Path) -> Path:

@@ -38,8 +38,14 @@ def check_tracker(tracker: TrackerSettings) -> None:
     """Find out before the work starts whether the tracker can be reached at all.
 
     Raises:
-        UserError: W&B is asked for online and nobody is logged in.
+        UserError: wandb is not installed, or W&B is asked for online and nobody is logged in.
     """
+    if tracker.name == "csv":
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise UserError(f"tracker={tracker.name} needs the package wandb: pip install wandb.") from None
     if tracker.name != "wandb":
         return
     if not (os.environ.get("WANDB_API_KEY") or _logged_in()):
@@ -61,9 +67,9 @@ def track(tracker: TrackerSettings, record: Record, folder: Path) -> None:
     """Hand a record to the tracker; what goes wrong there is said and not raised."""
     if tracker.name == "csv":
         return
-    identifier = f"{record.slug}-{record.attempt}"
+    identifier = f"{record.name}-{record.attempt}"
     try:
-        with _session(tracker, folder, identifier, record.slug, _config_of(record), "run") as session:
+        with _session(tracker, folder, identifier, record.name, _config_of(record), "run") as session:
             session.summary.update(values_of(record))
             if record.status == "failed":
                 session.finish(exit_code=1)

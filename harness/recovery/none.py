@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,5 +17,5 @@ from harness.catalogue import component
 class NoRecovery:
     """The pruned model stays as it is."""
 
-    def heal(self, model: nn.Module, kept: Mapping[str, Tensor], generator: random.Random) -> None:
+    def heal(self, model: nn.Module, tokenizer: Any, kept: Mapping[str, Tensor], generator: random.Random) -> None:
         """Leaves `model` alone."""

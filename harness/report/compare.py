@@ -309,11 +309,12 @@ def _unmeasured(
         if not point["protocol"] and (point["study"], table.key(point)) not in measured:
             points.setdefault(tuple(point.values()), (point, row))
     answer = []
+    columns: Sequence[tuple[str | None, str | None]] = tasks or [(None, None)]
     for point, row in points.values():
         state = str(row.get("status", ""))
         reason = "" if pd.isna(row.get("reason")) else str(row["reason"])
         why = ": ".join(part for part in ("not run" if state in ("", "to do", "missing") else state, reason) if part)
-        for task, metric in tasks or [(None, None)]:
+        for task, metric in columns:
             values = point | {"task": task, "metric": metric, "protocol": None, "state": state}
             answer.append(_absent(values, table, why))
     return answer

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
+STALE = "†"
 LATEX_MARKS = {
     "✓": r"$\checkmark$",
     "✗": r"$\times$",
@@ -15,12 +16,15 @@ LATEX_MARKS = {
     "_": r"\_",
     "±": r"$\pm$",
     "—": "---",
+    "†": r"\textdagger{}",
     "≥": r"$\geq$",
 }
 LEGEND = (
     "In brackets: the reported number and the verdict on ours (✓ within tolerance, ✗ off, n/c not comparable). "
     "No bracket: nothing is reported for the cell. Sparsity NofM keeps N of every M weights."
 )
+
+STALE_LEGEND = f"{STALE} measured by an earlier revision of a component; running the study again replaces it."
 
 
 def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str, Any]) -> pd.DataFrame:
@@ -86,6 +90,8 @@ def _cell(row: Any) -> str:
     text = number(row.ours, row.metric)
     if row.n > 1 and not pd.isna(row.sd):
         text += f" ± {number(row.sd, row.metric)}"
+    if row.state == "stale":
+        text += STALE
     if pd.isna(row.reported):
         return text
     return f"{text} ({number(row.reported, row.metric)} {MARKS[row.verdict]})"
@@ -111,7 +117,8 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFr
     lines += [_line(row, widths) for row in table.itertuples(index=False)]
     verdicts = compared["verdict"].value_counts().to_dict()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    return "\n".join([*lines, "", LEGEND, f"Verdicts: {counts}.", ""])
+    stale = [STALE_LEGEND] if (compared["state"] == "stale").any() else []
+    return "\n".join([*lines, "", LEGEND, *stale, f"Verdicts: {counts}.", ""])
 
 
 def _line(values: Any, widths: list[int]) -> str:

@@ -34,15 +34,43 @@ class Cell(NamedTuple):
     why: str
 
 
-def config_key(config: Mapping[str, Any]) -> str:
+def question(config: Mapping[str, Any]) -> str:
     """What a configuration asks for, as a string that is equal for equal questions."""
     asked = {key: value for key, value in config.items() if key not in NOT_ASKED}
     model = config["model"]
     asked["model"] = [model["name"], model["path"] if model["name"] == "hf" else None, model["window"]]
-    if config["method"]["name"] == "none":
+    asked["evaluation"] = {
+        name: {key: value for key, value in settings.items() if value is not None}
+        for name, settings in (config.get("evaluation") or {}).items()
+    }
+    if config["method"]["name"] == "none" and config["planner"]["name"] == "none":
         for key in ("sparsity", "allocator", "calibration", "seed"):
             asked.pop(key)
     return json.dumps(asked, sort_keys=True)
+
+
+def answered(record: Record) -> set[str]:
+    """Every question that a record answers.
+
+    Its configuration has nothing open; a question that leaves an option open asks for the default, which was the
+    record's if its value is the default of its model and machine.
+    """
+    defaults = record.provenance.get("defaults", {})
+    configs = [dict(record.config)]
+    for key, default, left_open in (
+        ("evaluation_window", defaults.get("window"), None),
+        ("dtype", defaults.get("dtype"), "auto"),
+        ("calibration.length", defaults.get("window"), None),
+        ("calibration.seed", record.config["seed"], None),
+    ):
+        group, _, leaf = key.rpartition(".")
+        value = (record.config[group] if group else record.config)[leaf]
+        if value == default:
+            configs += [
+                config | ({group: {**config[group], leaf: left_open}} if group else {leaf: left_open})
+                for config in configs
+            ]
+    return {question(config) for config in configs}
 
 
 def tidy(study: str, scale: str, cells: Sequence[Cell], mean_of: str | None = None) -> pd.DataFrame:

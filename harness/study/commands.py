@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from harness import compose
+from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
-from harness.execute import execute, finished
-from harness.prepare import Prepared, prepare
+from harness.execute import check_points, execute, finished
+from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.provenance import ROOT
 from harness.record.trackers import Report, check_tracker, track_report
@@ -21,7 +22,7 @@ from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
 from harness.study.estimate import estimate
 from harness.study.grid import Point, Study, load_study, output_folder
-from harness.study.plan import Progress, prepared, progress_of
+from harness.study.plan import Found, Progress, progress_of
 
 
 def dispatch(command: str, overrides: Sequence[str]) -> int:
@@ -39,67 +40,76 @@ def dispatch(command: str, overrides: Sequence[str]) -> int:
 
 
 def study_of(overrides: Sequence[str]) -> Study:
-    """The study that `study=… scale=…` names, the other overrides applied to every point.
+    """The study that `study=… scale=… cluster=…` names, the other overrides applied to every point.
 
     Raises:
-        UserError: no `study=` among them, or an unknown study or scale.
+        UserError: no `study=` among them, or an unknown study, scale or cluster.
     """
-    values = {"scale": "embedded"}
+    values = {"scale": "embedded", "cluster": "local"}
     extra = []
     for text in overrides:
         key, _, value = text.partition("=")
-        if key in ("study", "scale"):
+        if key in ("study", "scale", "cluster"):
             values[key] = value
-        elif key != "cluster":
+        else:
             extra.append(text)
     if "study" not in values:
         raise UserError("name a study: study=<paper>_<item>, for example study=sparsellm_table2.")
-    return load_study(values["study"], values["scale"], extra)
+    if values["cluster"] not in compose.choices("cluster"):
+        raise unknown("cluster", values["cluster"], compose.choices("cluster"))
+    return load_study(values["study"], values["scale"], extra, values["cluster"])
 
 
 def run_study(name: str, overrides: Sequence[str]) -> int:
-    """Run what a study lacks, then write and print its table. Returns 1 if a point failed.
+    """Run what a study lacks, then write and print its table. Returns 1 if a point failed or was lost.
 
     Raises:
         UserError: a mistake in the study or the overrides, before anything runs.
     """
     study = study_of([f"study={name}", *overrides])
-    cluster = next((text.split("=", 1)[1] for text in overrides if text.startswith("cluster=")), "local")
-    if cluster not in compose.choices("cluster"):
-        raise unknown("cluster", cluster, compose.choices("cluster"))
-    ready = _check(study)
-    todo = [(point, item) for point, item in ready if point.cfg and not finished(point.cfg, item)]
+    return tables(study, _run_points(study, study.points))
+
+
+def _run_points(study: Study, points: Sequence[Point]) -> dict[int, Found]:
+    """Run those of the points that are not done, here or through a launcher.
+
+    Returns:
+        The records found or made here, by the number of their point.
+    """
+    numbers = [study.points.index(point) for point in points if point.cfg]
+    configs = [(str(study.points[number]), _config(study, number)) for number in numbers]
+    here = study.cluster == "local"
+    ready = check_points(configs, here=here)
+    if here:
+        return _run_here(study, dict(zip(numbers, ready, strict=True)))
+    from harness.study.launch import launch
+
+    progress = progress_of(study)
+    todo = [number for number in numbers if progress[number].to_run]
+    print(f"{study.name} at scale {study.scale}: {len(numbers) - len(todo)} cells done, {len(todo)} to run", flush=True)
+    launch(study, todo)
+    return {}
+
+
+def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
+    todo = [number for number, item in ready.items() if not finished(_config(study, number), item)]
     print(f"{study.name} at scale {study.scale}: {len(ready) - len(todo)} cells done, {len(todo)} to run", flush=True)
-    if cluster == "local":
-        for number, (point, item) in enumerate(ready, 1):
-            _run_point(point, item, f"[{number}/{len(ready)}]" if (point, item) in todo else None)
-    else:
-        from harness.study.launch import launch
-
-        launch(study, cluster, [study.points.index(point) for point, _ in todo])
+    made = {}
+    for position, (number, item) in enumerate(ready.items(), 1):
+        path, record = execute(_config(study, number), item, in_sweep=True, announce=False)
+        made[number] = (path, record)
+        if number in todo:
+            seconds = sum(stage["seconds"] for stage in record.stages.values())
+            print(f"[{position}/{len(ready)}] {study.points[number]}: {record.status} in {seconds:.1f} s", flush=True)
+        print(f"record: {path}", flush=True)
     print(f"ran {len(todo)} of {len(ready)} cells", flush=True)
-    return tables(study)
+    return made
 
 
-def _check(study: Study) -> list[tuple[Point, Prepared]]:
-    ready = []
-    for point, item in prepared(study.points):
-        if isinstance(item, UserError):
-            raise UserError(f"at the point {point}: {item}") from item
-        assert point.cfg is not None
-        check_tracker(point.cfg.tracker)
-        schema.check_writable("records", point.cfg.records)
-        ready.append((point, item))
-    return ready
-
-
-def _run_point(point: Point, item: Prepared, position: str | None) -> None:
-    assert point.cfg is not None
-    path, record = execute(point.cfg, item, in_sweep=True, announce=False)
-    if position:
-        seconds = sum(stage["seconds"] for stage in record.stages.values())
-        print(f"{position} {point}: {record.status} in {seconds:.1f} s", flush=True)
-    print(f"record: {path}", flush=True)
+def _config(study: Study, number: int) -> RunConfig:
+    cfg = study.points[number].cfg
+    assert cfg is not None
+    return cfg
 
 
 def plan(study: Study) -> int:
@@ -108,7 +118,7 @@ def plan(study: Study) -> int:
     total = 0.0
     items = progress_of(study)
     for item in items:
-        guess = estimate(item.point.cfg, device) if item.point.cfg and item.state in ("to do", "failed") else None
+        guess = estimate(item.point.cfg, device) if item.point.cfg and item.to_run else None
         if guess:
             total += guess.seconds
         cost = f"  ~{_duration(guess.seconds)}, {guess.peak_bytes / 2**30:.1f} GiB" if guess else ""
@@ -123,7 +133,7 @@ def status(study: Study) -> int:
     """Print how far the study is, from its files, and why points failed or were skipped."""
     items = progress_of(study)
     for item in items:
-        if item.state in ("failed", "skipped", "missing"):
+        if item.state not in ("done", "to do"):
             print(f"{item.state:8}{item.point}  ({item.why})")
     print(_counts(items))
     return 0
@@ -131,28 +141,31 @@ def status(study: Study) -> int:
 
 def retry(study: Study) -> int:
     """Run the points of a study that failed, or that left no record, again."""
-    again = [item for item in progress_of(study) if item.state in ("failed", "to do")]
+    again = [item for item in progress_of(study) if item.to_run]
     failed = sum(item.state == "failed" for item in again)
     print(f"{failed} failed and {len(again) - failed} lost points to run again")
-    for number, item in enumerate(again, 1):
-        assert item.point.cfg is not None
-        _run_point(item.point, prepare(item.point.cfg), f"[{number}/{len(again)}]")
-    return 1 if any(item.state == "failed" for item in progress_of(study)) else 0
+    made = _run_points(study, [item.point for item in again])
+    return _status(progress_of(study, made))
 
 
-def tables(study: Study) -> int:
+def _status(items: Sequence[Progress]) -> int:
+    """1 if a point failed or was lost."""
+    return 1 if any(item.to_run for item in items) else 0
+
+
+def tables(study: Study, made: Mapping[int, Found] | None = None) -> int:
     """Write and print the table of a study from its records alone. Returns 1 if a point failed."""
-    items = progress_of(study)
-    outputs = _write(study, items, output_folder(study, _records(study)))
+    items = progress_of(study, made)
+    outputs = _write(study, items, output_folder(study))
     print(outputs.markdown)
     print(f"table and figure: {outputs.folder}")
-    return 1 if any(item.state == "failed" for item in items) else 0
+    return _status(items) if made is not None else int(any(item.state == "failed" for item in items))
 
 
 def compare(study: Study) -> int:
     """Print every cell beside the reported number, with its verdict and the reason for it."""
     items = progress_of(study)
-    outputs = _write(study, items, output_folder(study, _records(study)))
+    outputs = _write(study, items, output_folder(study))
     print(outputs.comparison_markdown)
     return 0
 
@@ -176,31 +189,29 @@ def prefetch(study: Study) -> int:
     """Download the models and texts of a study, so that its runs work offline."""
     for point in study.points:
         if point.cfg is not None:
-            prepare(point.cfg)
+            look_up(point.cfg)
     print("everything the study needs is here")
     return 0
 
 
 def prefetch_run(overrides: Sequence[str]) -> int:
     """Download the model and texts of one run."""
-    prepare(compose.compose_run(overrides))
+    look_up(compose.compose_run(overrides))
     print("everything the run needs is here")
     return 0
 
 
 def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
+    tracker = next((point.cfg.tracker for point in study.points if point.cfg), None)
+    if tracker:
+        check_tracker(tracker)
     cells = [Cell(item.point.axes, item.record, item.state, item.why) for item in items]
     subject = Subject(study.name, study.scale, study.title, study.table, study.tasks, study.reproduces)
     outputs = write_outputs(subject, cells, folder)
-    tracker = next((point.cfg.tracker for point in study.points if point.cfg), None)
-    if tracker is not None:
+    if tracker:
         report = Report(study.name, study.scale, outputs.tables, [outputs.folder / "figure.png"])
-        track_report(tracker, report, _records(study))
+        track_report(tracker, report, study.records)
     return outputs
-
-
-def _records(study: Study) -> Path:
-    return next((point.cfg.records for point in study.points if point.cfg), Path("results/records"))
 
 
 def _counts(items: Sequence[Progress]) -> str:

@@ -36,12 +36,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """A study at one scale, with the user's further overrides in `extra`."""
+    """A study at one scale, with the user's further overrides in `extra`, and where its points run."""
 
     name: str
     scale: str
     content: Mapping[str, Any]
     extra: tuple[str, ...] = ()
+    cluster: str = "local"
 
     @property
     def title(self) -> str:
@@ -58,6 +59,12 @@ class Study:
         return next((tuple(point.cfg.evaluators) for point in self.points if point.cfg), ())
 
     @property
+    def records(self) -> Path:
+        """The folder of the records, whether or not any point can run."""
+        given = [text.partition("=")[2] for text in self.extra if text.startswith("records=")]
+        return next((point.cfg.records for point in self.points if point.cfg), Path((given or ["results/records"])[-1]))
+
+    @property
     def reproduces(self) -> Mapping[str, Any]:
         """The paper, and which of its tables, whose numbers the study is to meet at paper scale."""
         return dict(self.content.get("reproduces") or {})
@@ -67,8 +74,39 @@ class Study:
         """All points, in the order of the table; a method that does not exist (yet) gives a point without a run."""
         here = self.content["scales"][self.scale]
         fixed = [f"{key}={value}" for key, value in (here.get("fixed") or {}).items()]
-        made = Choices([*fixed, f"scale={self.scale}", *self.extra])
-        return tuple(_point(made, axes, self.name) for axes in self._axes(here.get("axes") or {}))
+        narrowed = self._narrowed()
+        extra = [text for text in self.extra if text.partition("=")[0] not in narrowed]
+        made = Choices([*fixed, f"scale={self.scale}", *extra])
+        return tuple(
+            _point(made, axes, self.name)
+            for axes in self._axes(here.get("axes") or {})
+            if all(str(axes[key]) in values for key, values in narrowed.items() if key in axes)
+        )
+
+    def check_narrowing(self) -> None:
+        """An override of an axis of the study keeps only those of its values (`method=none,wanda`).
+
+        Raises:
+            UserError: a value that the axis does not have.
+        """
+        for key, values in self._narrowed().items():
+            known = self._values(key)
+            for value in values:
+                if value not in known:
+                    raise unknown(f"{key} of study {self.name}:", value, known)
+
+    def _narrowed(self) -> dict[str, list[str]]:
+        """Axis → the values that the user's overrides leave of it."""
+        given = {key: value for key, _, value in (text.partition("=") for text in self.extra)}
+        return {
+            key: [item.strip(" '\"") for item in value.strip("[]").split(",")]
+            for key, value in given.items()
+            if self._values(key)
+        }
+
+    def _values(self, key: str) -> list[str]:
+        axes = [*self.content["grids"], self.content["scales"][self.scale].get("axes") or {}]
+        return list(dict.fromkeys(str(value) for grid in axes for value in grid.get(key, ())))
 
     def _axes(self, scale_axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         seen = set()
@@ -94,7 +132,7 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
 
 
-def load_study(name: str, scale: str, extra: Sequence[str] = ()) -> Study:
+def load_study(name: str, scale: str, extra: Sequence[str] = (), cluster: str = "local") -> Study:
     """A study by name and scale.
 
     Raises:
@@ -107,9 +145,11 @@ def load_study(name: str, scale: str, extra: Sequence[str] = ()) -> Study:
         raise unknown("scale", scale, SCALES)
     if scale not in content["scales"]:
         raise UserError(f"study {name} is not defined at scale {scale}; it has {', '.join(content['scales'])}.")
-    return Study(name, scale, content, tuple(extra))
+    study = Study(name, scale, content, tuple(extra), cluster)
+    study.check_narrowing()
+    return study
 
 
-def output_folder(study: Study, records: Path) -> Path:
+def output_folder(study: Study) -> Path:
     """Where the tables and figures of a study go: beside the records they are made from."""
-    return records.parent / "tables" / study.name / study.scale
+    return study.records.parent / "tables" / study.name / study.scale

@@ -19,8 +19,8 @@ from harness.study.grid import Study, load_study
 LAUNCHERS = {"joblib": "JoblibLauncher", "slurm": "SlurmLauncher", "ray": "RayLauncher"}
 
 
-def launch(study: Study, cluster: str, numbers: Sequence[int]) -> None:
-    """Run these points through the launcher of `conf/cluster/<cluster>.yaml`; blocks until all have ended.
+def launch(study: Study, numbers: Sequence[int]) -> None:
+    """Run these points through the launcher of the study's cluster (`conf/cluster`); blocks until all have ended.
 
     Raises:
         UserError: the launcher's package is not installed.
@@ -28,13 +28,13 @@ def launch(study: Study, cluster: str, numbers: Sequence[int]) -> None:
     if not numbers:
         return
     installed = {plugin.__name__ for plugin in Plugins.instance().discover(Launcher)}
-    if LAUNCHERS.get(cluster, "BasicLauncher") not in installed | {"BasicLauncher"}:
-        raise UserError(f"cluster={cluster} needs a launcher that is not installed: pip install -e '.[cluster]'.")
+    if LAUNCHERS.get(study.cluster, "BasicLauncher") not in installed | {"BasicLauncher"}:
+        raise UserError(f"cluster={study.cluster} needs a launcher that is not installed: pip install -e '.[cluster]'.")
     extra = ",".join(f"'{text}'" for text in study.extra)
     sys.argv = [
         "harness",
         "-m",
-        f"cluster={cluster}",
+        f"cluster={study.cluster}",
         f"+numbered={study.name}",
         f"scale={study.scale}",
         f"+extra=[{extra}]",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.core.errors import UserError
+from harness.config import RunConfig
 from harness.core.pattern import misfit
-from harness.prepare import Prepared, prepare
+from harness.prepare import revisions
 from harness.record import schema
 from harness.record.schema import Record
-from harness.report.tidy import config_key
+from harness.report.tidy import answered, question
 from harness.study.grid import Point, Study
 
-State = Literal["done", "skipped", "failed", "to do", "missing"]
+State = Literal["done", "stale", "skipped", "failed", "to do", "missing"]
+"""`stale`: there is a record, by an earlier revision of a component; running the study again replaces it."""
+Found = tuple[Path, Record]
 
 
 @dataclass(frozen=True)
@@ -28,34 +31,47 @@ class Progress:
     path: Path | None = None
     record: Record | None = None
 
-
-def progress_of(study: Study) -> list[Progress]:
-    """The state of every point; needs neither checkpoint nor text."""
-    found: dict[Path, dict[str, tuple[Path, Record]]] = {}
-    return [_progress(point, found) for point in study.points]
+    @property
+    def to_run(self) -> bool:
+        return self.state in ("stale", "failed", "to do")
 
 
-def _progress(point: Point, found: dict[Path, dict[str, tuple[Path, Record]]]) -> Progress:
+def progress_of(study: Study, made: Mapping[int, Found] | None = None) -> list[Progress]:
+    """The state of every point, from the records that answer it; needs neither checkpoint nor text.
+
+    Args:
+        made: records that are known to be a point's, by its number.
+    """
+    folders: dict[Path, dict[str, list[Found]]] = {}
+    return [_progress(point, (made or {}).get(number), folders) for number, point in enumerate(study.points)]
+
+
+def _progress(point: Point, made: Found | None, folders: dict[Path, dict[str, list[Found]]]) -> Progress:
     if point.cfg is None:
         return Progress(point, "missing", point.missing)
-    folder = point.cfg.records
-    if folder not in found:
-        found[folder] = records_by_key(folder)
-    if item := found[folder].get(config_key(point.cfg.resolved)):
-        path, record = item
-        state: State = "done" if record.status == "ok" else record.status
-        return Progress(point, state, record.reason, path, record)
-    return Progress(point, "to do", _foreseen_refusal(point))
+    found = [made] if made else find_answers(point.cfg, folders)
+    if not found:
+        return Progress(point, "to do", _foreseen_refusal(point))
+    current = revisions(point.cfg)
+    path, record = max(found, key=lambda item: (_is_current(item[1], current), *_rank(*item)))
+    if record.status in schema.FINISHED and not _is_current(record, current):
+        return Progress(point, "stale", "of an earlier revision", path, record)
+    return Progress(point, "done" if record.status == "ok" else record.status, record.reason, path, record)
 
 
-def records_by_key(folder: Path) -> dict[str, tuple[Path, Record]]:
-    """Every record of a folder by what was asked of it; of several, a finished one, then the newest."""
-    best: dict[str, tuple[Path, Record]] = {}
-    for path, record in schema.read_all(folder):
-        key = config_key(record.config)
-        if key not in best or _rank(path, record) > _rank(*best[key]):
-            best[key] = (path, record)
-    return best
+def find_answers(cfg: RunConfig, folders: dict[Path, dict[str, list[Found]]]) -> list[Found]:
+    """The records of the run's folder that answer it; every folder is read once and kept in `folders`."""
+    if cfg.records not in folders:
+        answers: dict[str, list[Found]] = defaultdict(list)
+        for path, record in schema.read_all(cfg.records):
+            for key in answered(record):
+                answers[key].append((path, record))
+        folders[cfg.records] = answers
+    return folders[cfg.records].get(question(cfg.resolved), [])
+
+
+def _is_current(record: Record, current: Mapping[str, object]) -> bool:
+    return record.provenance.get("revisions") == current
 
 
 def _rank(path: Path, record: Record) -> tuple[bool, float]:
@@ -72,13 +88,3 @@ def _foreseen_refusal(point: Point) -> str:
         if why := misfit(point.cfg.pattern, (1, width)):
             return f"will be skipped: {why}"
     return ""
-
-
-def prepared(points: Sequence[Point]) -> Iterator[tuple[Point, Prepared | UserError]]:
-    """Every point with a run, prepared, or the mistake that keeps it from running."""
-    for point in points:
-        if point.cfg is not None:
-            try:
-                yield point, prepare(point.cfg)
-            except UserError as error:
-                yield point, error

@@ -46,6 +46,14 @@ SIMPLE = {
     "tracker=wandb": "wandb login",
     "study=sparsellm_table9": "did you mean sparsellm_table2",
     "dtype=": "dtype",
+    "method=null": "method=null: a choice has to be a name",
+    "force=banana": "has to be true or false",
+    "model.trust_remote_code=no": "has to be true or false",
+    "calibration.split=[a]": "unknown split",
+    "++calibration.foo=1": "unknown setting of calibration: 'foo'",
+    "++tracker.foo=1": "unknown setting of tracker: 'foo'",
+    "allocator.levels=[1,2]": "needs a pattern",
+    "evaluation.embedded-a.foo=1": "known: corpus, documents, split, windows",
 }
 
 
@@ -70,7 +78,7 @@ def test_an_override(
     rest = [text for text in options if text.split("=")[0] not in (choice, f"{choice}.path", f"{choice}.length")]
     if override.startswith(("model=", "evaluation=")):
         rest = [text for text in rest if not text.startswith(("model", "evaluation"))]
-    if override.startswith("allocator.spread"):
+    if override.startswith("allocator."):
         rest.append("allocator=owl")
     said(typed(*rest, override), SIMPLE[override], tmp_path / "records")
 
@@ -111,9 +119,33 @@ def test_checkpoints_that_cannot_be_used(typed: Callable, options: list[str], ti
     tensors["model.layers.0.mlp.up_proj.weight"][3, 3] = torch.nan
     save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
     said(typed(*with_model(sick)), "not finite", tmp_path / "records")
+    torn = copy("torn")
+    (torn / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part-2.safetensors"}}))
+    said(typed(*with_model(torn)), "lacks part-2.safetensors", tmp_path / "records")
     corrupt = copy("corrupt")
     (corrupt / "model.safetensors").write_bytes(b"not a checkpoint")
     said(typed(*with_model(corrupt)), "cannot be loaded", tmp_path / "records")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from harness.catalogue import component\n@component('methd', 'x')\nclass X: ...", "not 'methd'"),
+        ("from harness.catalogue import component\n@component('method', 'x')\nclass X: ...", "X is no dataclass"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+    ],
+)
+def test_plugins_that_cannot_be_used(
+    source: str, expected: str, typed: Callable, options: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.py").write_text(source)
+    said(typed(*options, f"plugins={tmp_path / 'p.py'}"), expected, tmp_path / "records")
+
+
+def test_saves_that_would_spoil_something(typed: Callable, options: list[str], tiny: Path, tmp_path: Path) -> None:
+    said(typed(*options, f"save={tiny}"), "is the folder of the dense model", tmp_path / "records")
+    both = typed("-m", *options, "seed=0,1", f"save={tmp_path / 'out'}")
+    said(both, "several points would save to one folder", tmp_path / "records")
 
 
 def test_no_document_is_long_enough(typed: Callable, options: list[str], tmp_path: Path) -> None:

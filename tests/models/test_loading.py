@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def choice(path: Path | str, **changes: Any) -> ModelChoice:
-    settings: dict[str, Any] = {"name": "hf", "path": str(path), "revision": None, "dtype": "auto"}
+    settings: dict[str, Any] = {"name": "hf", "path": str(path), "revision": None}
     return ModelChoice(**(settings | changes))
 
 
@@ -202,7 +202,7 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     shards = find_checkpoint(choice(tmp_path)).weights
     assert len(shards) > 2
     shards[1].unlink()
-    assert "cannot be loaded as a language model" in sentence(lambda: load(tmp_path))
+    assert f"lacks {shards[1].name}, which its model.safetensors.index.json names" in sentence(lambda: load(tmp_path))
 
 
 def test_not_a_language_model(folder: Path) -> None:

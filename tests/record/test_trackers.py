@@ -83,7 +83,7 @@ def wandb_log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_name_id_and_fingerprint_are_the_runs(wandb_log: list[Any], tmp_path: Path) -> None:
     track(Tracker("wandb", group="a_study"), record(), tmp_path)
     (_, settings), (_, summary) = wandb_log
-    assert settings["name"] == "tiny_wanda_uniform_2of4_all_s0"
+    assert settings["name"] == "tiny_wanda_uniform_2of4_all_s0_ffffffffffffffff"
     assert settings["id"] == settings["name"] + "-2"
     assert settings["config"]["fingerprint"] == "f" * 16
     assert (settings["mode"], settings["resume"], settings["group"]) == ("online", "allow", "a_study")
@@ -128,5 +128,5 @@ def test_the_real_wandb_writes_an_offline_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     track(Tracker("wandb-offline"), record(), tmp_path)
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert folder.name.endswith("tiny_wanda_uniform_2of4_all_s0-2")
+    assert folder.name.endswith("tiny_wanda_uniform_2of4_all_s0_ffffffffffffffff-2")
     assert json.dumps(values_of(record()))

@@ -128,6 +128,37 @@ def test_failed_points_are_retried(
     assert "4 failed and 0 lost points to run again" in retried.out
 
 
+def test_an_override_of_an_axis_keeps_some_of_its_values(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
+    assert "2 to do" in typed("plan", small, *options, "method=wanda", "sparsity=0.5").out
+    assert "3 to do" in typed("plan", small, *options, "method=none,wanda", "sparsity=0.5").out
+    refused = typed("plan", small, *options, "method=wnda")
+    assert refused.status == 2
+    assert "unknown method of study test_table1: 'wnda'; did you mean wanda" in refused.err
+
+
+def test_a_default_spelt_out_fills_the_same_cell(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
+    typed(*options, "method=none", "evaluation_window=32", "dtype=float32")
+    assert "1 done" in typed("status", small, *options).out
+    assert "6 to run" in typed(small, *options).out
+
+
+def test_records_of_an_earlier_revision_are_shown_and_run_again(
+    typed: Callable,  # noqa: F811
+    options: list[str],  # noqa: F811
+    small: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from harness.methods.wanda import Wanda
+
+    typed(small, *options, "sparsity=0.5")
+    monkeypatch.setattr(Wanda, "revision", 99)
+    assert "1 done, 2 stale" in typed("status", small, *options, "sparsity=0.5", "method=none,wanda").out
+    assert "†" in typed("tables", small, *options, "sparsity=0.5").out
+    again = typed(small, *options, "sparsity=0.5")
+    assert "2 to run" in again.out
+    assert "†" not in again.out
+
+
 def test_lost_points_are_retried_too(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
     typed(small, *options)
     lost = next(path for path in (tmp_path / "records").glob("*.json") if "_wanda_" in path.name)
@@ -194,8 +225,8 @@ def test_a_launcher_runs_points_by_number(typed: Callable, options: list[str], s
     from harness.study.launch import launch
 
     study = commands.study_of([small, *options])
-    launch(study, "local", [])
-    launch(study, "local", [0, 1])
+    launch(study, [])
+    launch(study, [0, 1])
     assert "2 done, 6 missing, 5 to do" in typed("status", small, *options).out
 
 
