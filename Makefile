@@ -36,8 +36,8 @@ plan: $(READY) ## the points of a study: done, to do, skipped and why, with time
 status: $(READY) ## how far a study is, from its files
 	@$(RUN) status $(STUDY)
 
-retry: $(READY) ## run the failed points of a study again
-	@$(RUN) retry $(STUDY)
+retry: $(READY) ## run the failed and lost points of a study again
+	@$(RUN) retry $(STUDY) cluster=$(CLUSTER)
 
 tables: $(READY) ## table and figure of a study from its records alone
 	@$(RUN) tables $(STUDY)

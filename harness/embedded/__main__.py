@@ -15,10 +15,10 @@ def main() -> None:
     """Parse the arguments and make what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m harness.embedded", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--only", choices=("corpora", "llama", "opt", "check"))
+    parser.add_argument("--only", choices=("texts", "llama", "opt", "check"))
     parser.add_argument("--tokens", type=int, help="training tokens per model; the default depends on the device")
     chosen = parser.parse_args()
-    if chosen.only in (None, "corpora"):
+    if chosen.only in (None, "texts"):
         language = Language()
         write_corpora(language)
         write_tasks(language)

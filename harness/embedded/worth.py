@@ -108,39 +108,48 @@ def trigram_perplexities(
     return out
 
 
-def report(
-    model: PreTrainedModel, texts: dict[str, TestText], trigrams: dict[str, float], device: str = "cpu"
-) -> list[str]:
-    """The table rows of one model."""
-    lines = []
+TEXT_HEAD = ("model", "text", "dense", "floor", "dense / floor (≤ 1.3)", "trigram", "floor / trigram (≤ 0.5)")
+TASK_HEAD = ("model", "task", "accuracy", "chance", "above chance (≥ 0.2)")
+
+
+def text_rows(
+    name: str, model: PreTrainedModel, texts: dict[str, TestText], trigrams: dict[str, float], device: str = "cpu"
+) -> list[tuple[str, ...]]:
+    """The cells of one model below `TEXT_HEAD`, a row per text; floor and trigram are perplexities too."""
+    rows = []
     for style, text in texts.items():
-        losses = model_losses(model, text.ids, device)
-        dense = float(np.exp(losses.mean(1).mean()))
+        dense = float(np.exp(model_losses(model, text.ids, device).mean(1).mean()))
         mask = target_mask(len(text.ids))
         floor = float(np.exp(text.costs[: len(mask)][mask].mean()))
-        lines.append(
-            f"embedded-{style}: dense {dense:.3f}  floor {floor:.3f}  dense/floor {dense / floor:.3f} (at most 1.3)  "
-            f"trigram {trigrams[style]:.3f}  floor/trigram {floor / trigrams[style]:.3f} (at most 0.5)"
-        )
+        numbers = (dense, floor, dense / floor, trigrams[style], floor / trigrams[style])
+        rows.append((name, f"embedded-{style}", *(f"{number:.3f}" for number in numbers)))
+    return rows
+
+
+def accuracy_rows(name: str, model: PreTrainedModel, device: str = "cpu") -> list[tuple[str, ...]]:
+    """The cells of one model below `TASK_HEAD`, a row per task."""
     ids = token_ids(Language())
-    for name in TASKS:
-        rows, golds, starts = task_rows(ids, name)
-        accuracy = task_accuracy(model, rows, golds, starts, device)
-        lines.append(f"embedded-{name}: accuracy {accuracy:.3f}, chance {1 / len(rows[0]):.3f} (at least 0.2 above)")
-    return lines
+    rows = []
+    for task in TASKS:
+        items, golds, starts = task_rows(ids, task)
+        accuracy, chance = task_accuracy(model, items, golds, starts, device), 1 / len(items[0])
+        rows.append((name, f"embedded-{task}", *(f"{number:.3f}" for number in (accuracy, chance, accuracy - chance))))
+    return rows
 
 
 def check() -> None:
-    """Print the table for the stored models."""
+    """Print what the stored models are worth, as two Markdown tables."""
     language = Language()
     texts = {style: test_text(language, style) for style in STYLE_NAMES}
     trigrams = trigram_perplexities(language, texts)
-    for name in ("llama", "opt"):
-        folder = ASSETS / f"embedded-{name}"
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    perplexities, accuracies = [], []
+    for name in ("embedded-llama", "embedded-opt"):
+        tokenizer = AutoTokenizer.from_pretrained(ASSETS / name, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(ASSETS / name, local_files_only=True, dtype=torch.float32).eval()
         stored = " ".join(str(r["text"]) for r in read_rows("corpora/embedded-a.test.jsonl"))
         if tokenizer(stored)["input_ids"] != texts["a"].ids.tolist():
             raise ValueError("the stored tokenizer does not give the generator's tokens")
-        print(f"embedded-{name}")
-        print("\n".join("  " + line for line in report(model, texts, trigrams)), flush=True)
+        perplexities += text_rows(name, model, texts, trigrams)
+        accuracies += accuracy_rows(name, model)
+    for head, rows in ((TEXT_HEAD, perplexities), (TASK_HEAD, accuracies)):
+        print("\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), end="\n\n")

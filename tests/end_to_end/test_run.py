@@ -86,6 +86,14 @@ def test_a_sweep_records_every_point_and_skips_what_is_refused(typed: Callable, 
     assert again.err.count("found") == 4
 
 
+def test_points_in_worker_processes(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    """Workers start with an empty catalogue and share nothing but the files."""
+    swept = typed("-m", *options, "method=wanda,magnitude", "sparsity=0.5,3of5", "cluster=joblib")
+    assert swept.status == 0, swept.err
+    records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")]
+    assert sorted(record["status"] for record in records) == ["ok", "ok", "skipped", "skipped"]
+
+
 def test_the_saved_model_has_the_zeros_and_scores_the_same(typed: Callable, options: list[str], tmp_path: Path) -> None:
     pruned = typed(*options, "sparsity=2of4", f"save={tmp_path / 'kept'}").record
     with safe_open(tmp_path / "kept" / "model.safetensors", "pt") as file:

@@ -17,7 +17,7 @@ from harness.study.estimate import estimate
 from harness.study.plan import progress_of
 from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
-STUDIES = ["isc_table1", "isc_table2", "sparsellm_table2", "wanda_table2", "wanda_table3"]
+STUDIES = ["harness_embedded", "isc_table1", "isc_table2", "sparsellm_table2", "wanda_table2", "wanda_table3"]
 SMALL = {
     "title": "A study of a test",
     "table": {"columns": "task", "rows": ["model", "scope", "sparsity", "method"], "figure": "curves"},
@@ -50,8 +50,14 @@ def test_the_studies_are_there() -> None:
     assert grid.study_names() == STUDIES
 
 
-@pytest.mark.parametrize("scale", compose.SCALES)
-@pytest.mark.parametrize("name", STUDIES)
+def _defined() -> list[tuple[str, str]]:
+    folder = compose.CONF / "study"
+    return [
+        (name, scale) for name in STUDIES for scale in yaml.safe_load((folder / f"{name}.yaml").read_text())["scales"]
+    ]
+
+
+@pytest.mark.parametrize(("name", "scale"), _defined())
 def test_every_study_composes_and_can_be_planned(name: str, scale: str, tmp_path: Path) -> None:
     study = grid.load_study(name, scale, [f"records={tmp_path}"])
     for item in progress_of(study):
@@ -65,6 +71,12 @@ def test_every_study_composes_and_can_be_planned(name: str, scale: str, tmp_path
             assert guess is not None
             assert guess.seconds > 0
             assert guess.peak_bytes > 1e6
+
+
+def test_a_papers_study_is_defined_at_every_scale() -> None:
+    for name in STUDIES:
+        scales = [scale for study, scale in _defined() if study == name]
+        assert scales == (["embedded"] if name.startswith("harness_") else list(compose.SCALES))
 
 
 def test_sparsellm_pruned_the_first_half(tmp_path: Path) -> None:
