@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -15,7 +17,6 @@ from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.execute import check_points, execute
 from harness.prepare import prepare
-from harness.record.schema import FINISHED
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -40,10 +41,11 @@ def dispatch(arguments: list[str]) -> int:
     points = compose.points(overrides)
     if not options.multirun and len(points) > 1:
         raise UserError("these overrides make a sweep; add -m to run its points.")
-    here = (_value_of(overrides, "cluster") or "local") == "local"
+    cluster = _value_of(overrides, "cluster") or "local"
+    in_process = cluster == "local" or not options.multirun  # Hydra launches sweeps only
     composed = [(" ".join(point), _composed(point, alone=len(points) == 1)) for point in points]
-    check_points(composed, here=here)
-    return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun, here=here)
+    check_points(composed, here=in_process or cluster in compose.THIS_MACHINE)
+    return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun, in_process=in_process)
 
 
 def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
@@ -55,10 +57,11 @@ def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
         raise UserError(f"at the point {' '.join(point)}: {error}") from error
 
 
-def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, here: bool) -> int:
+def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, in_process: bool) -> int:
     """Let Hydra launch what was checked. Returns 1 if a point has failed, else 0."""
     mistakes: list[UserError] = []
     statuses: list[str] = []
+    started = time.time()
 
     def job(config: DictConfig) -> str | None:
         values = compose.plain(config)
@@ -68,7 +71,7 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, h
             path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep)
         except UserError as error:
             mistakes.append(error)
-            if not here:  # what this process remembers is lost with it; its log is not
+            if not in_process:  # what this process remembers is lost with it; its log is not
                 print(f"error: {error}", file=sys.stderr)
             return None
         statuses.append(record.status)
@@ -78,16 +81,12 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, h
     broken = _through_hydra(arguments, job)
     if mistakes:
         raise mistakes[0]
-    if here:
+    if in_process:
         return 1 if broken or "failed" in statuses else 0
-    return 0 if all(_has_finished(cfg) for cfg in points) else 1
+    from harness.study.plan import has_finished
 
-
-def _has_finished(cfg: RunConfig) -> bool:
-    """Whether a point that ran elsewhere left a finished record."""
-    from harness.study.plan import find_answers
-
-    return any(record.status in FINISHED for _, record in find_answers(cfg, {}))
+    folders: dict[Any, Any] = {}
+    return 0 if all(has_finished(cfg, started, folders) for cfg in points) else 1
 
 
 def _through_hydra(arguments: list[str], job: Callable[[DictConfig], object]) -> int:

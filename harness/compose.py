@@ -36,6 +36,8 @@ from harness.models.loading import ASSETS, ModelChoice
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
 SCALES = ("embedded", "proxy", "paper")
+THIS_MACHINE = ("local", "joblib")
+"""The clusters whose points run on this machine."""
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 
 
@@ -100,13 +102,13 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     return typed(_compose_plain(overrides))
 
 
-def _compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
+def _compose_plain(overrides: Sequence[str], *, resolve: bool = True) -> dict[str, Any]:
     with _hydra():
         try:
             config = compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _explained(error, overrides) from error
-    return plain(config)
+    return plain(config, resolve=resolve)
 
 
 class Choices:
@@ -114,7 +116,7 @@ class Choices:
 
     def __init__(self, fixed: Sequence[str]) -> None:
         self._fixed = list(fixed)
-        self._base = _compose_plain(self._fixed)
+        self._base = _compose_plain(self._fixed, resolve=False)  # save='out/${method.name}' means each point's own
         self._parts: dict[tuple[str, str], Any] = {}
 
     def point(self, axes: Mapping[str, Any]) -> RunConfig:
@@ -135,66 +137,66 @@ class Choices:
                 if leaf not in target:
                     raise unknown("option", key, config)
                 target[leaf] = value
-        return typed(config)
+        return typed(plain(OmegaConf.create(config)))
 
     def _part(self, group: str, choice: str) -> Any:
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
         if (group, choice) not in self._parts:
-            self._parts[group, choice] = _compose_plain([*self._fixed, f"{group}={choice}"])[group]
+            self._parts[group, choice] = _compose_plain([*self._fixed, f"{group}={choice}"], resolve=False)[group]
         return self._parts[group, choice]
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed configuration as plain values, Hydra's own part left out.
+def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """A composed configuration as plain values, Hydra's own part left out; interpolations stay if not resolved.
 
     Raises:
         UserError: an interpolation that cannot be resolved.
     """
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items() if key != "hydra"}
 
 
-def typed(resolved: dict[str, Any]) -> RunConfig:
+def typed(composed: dict[str, Any]) -> RunConfig:
     """The typed form of a composed configuration.
 
     Raises:
         UserError: an unknown option, or a value that cannot be.
     """
-    extra = set(resolved) - set(_known_options())
+    extra = set(composed) - set(_known_options())
     if extra:
         raise unknown("option", extra.pop(), _known_options())
-    _integer(resolved, "seed")
-    _one_of(resolved, "scale", SCALES)
-    pattern = parse_pattern(resolved["sparsity"])
-    method_name = resolved["method"]["name"]
-    allocator = catalogue.build("allocator", resolved["allocator"])
+    _integer(composed, "seed")
+    _one_of(composed, "scale", SCALES)
+    pattern = parse_pattern(composed["sparsity"])
+    method_name = composed["method"]["name"]
+    allocator = catalogue.build("allocator", composed["allocator"])
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
     return RunConfig(
-        model=_model_choice(resolved["model"]),
-        window=_window(resolved["model"]),
-        method=None if method_name == "none" else catalogue.build("method", resolved["method"]),
+        model=_model_choice(composed["model"]),
+        window=_window(composed["model"]),
+        method=None if method_name == "none" else catalogue.build("method", composed["method"]),
         allocator=allocator,
-        planner=catalogue.build("planner", resolved["planner"]),
-        recovery=catalogue.build("recovery", resolved["recovery"]),
+        planner=catalogue.build("planner", composed["planner"]),
+        recovery=catalogue.build("recovery", composed["recovery"]),
         pattern=pattern,
-        scope=Scope(str(resolved["scope"])),
-        calibration=_calibration(resolved),
-        evaluators=_evaluators(resolved.get("evaluation")),
-        evaluation_window=_positive(resolved, "evaluation_window", 2),
-        evaluation_limit=_positive(resolved, "evaluation_limit", 1),
-        seed=_integer(resolved, "seed"),
-        device=str(resolved["device"]),
-        dtype=_one_of(resolved, "dtype", ("auto", "float32", "bfloat16", "float16")),
-        tracker=_tracker(resolved),
-        records=_folder(resolved, "records"),
-        save=Path(str(resolved["save"])).expanduser() if resolved["save"] else None,
-        force=_boolean(resolved, "force"),
-        resolved=resolved,
+        scope=Scope(str(composed["scope"])),
+        calibration=_calibration(composed),
+        evaluators=_evaluators(composed.get("evaluation")),
+        evaluation_window=_positive(composed, "evaluation_window", 2),
+        evaluation_limit=_positive(composed, "evaluation_limit", 1),
+        seed=_integer(composed, "seed"),
+        device=str(composed["device"]),
+        dtype=_one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
+        tracker=_tracker(composed),
+        records=_folder(composed, "records"),
+        save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
+        force=_boolean(composed, "force"),
+        composed=composed,
     )
 
 
@@ -214,10 +216,10 @@ def _window(model: Mapping[str, Any]) -> int | str | None:
     return value
 
 
-def _calibration(resolved: Mapping[str, Any]) -> Calibration:
-    settings = dict(resolved["calibration"])
+def _calibration(composed: Mapping[str, Any]) -> Calibration:
+    settings = dict(composed["calibration"])
     settings.pop("name")
-    settings["seed"] = resolved["seed"] if settings.get("seed") is None else settings["seed"]
+    settings["seed"] = composed["seed"] if settings.get("seed") is None else settings["seed"]
     _known_settings("calibration", settings, Calibration)
     for key in ("windows", "length", "seed"):
         if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
@@ -237,21 +239,21 @@ def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any
     return {name: catalogue.build("evaluator", settings) for name, settings in (chosen or {}).items()}
 
 
-def _tracker(resolved: Mapping[str, Any]) -> Tracker:
-    settings = dict(resolved["tracker"])
-    settings["group"] = settings.get("group") or resolved["study"]
+def _tracker(composed: Mapping[str, Any]) -> Tracker:
+    settings = dict(composed["tracker"])
+    settings["group"] = settings.get("group") or composed["study"]
     _known_settings("tracker", settings, Tracker)
     return Tracker(**settings)
 
 
-def _folder(resolved: Mapping[str, Any], key: str) -> Path:
-    if not resolved[key]:
+def _folder(composed: Mapping[str, Any], key: str) -> Path:
+    if not composed[key]:
         raise UserError(f"{key}= needs a folder.")
-    return Path(str(resolved[key])).expanduser()
+    return Path(str(composed[key])).expanduser()
 
 
-def _integer(resolved: Mapping[str, Any], key: str) -> int:
-    value = resolved[key]
+def _integer(composed: Mapping[str, Any], key: str) -> int:
+    value = composed[key]
     if not isinstance(value, int) or isinstance(value, bool):
         raise UserError(f"{key}={value} has to be a whole number.")
     return value
@@ -263,17 +265,17 @@ def _boolean(values: Mapping[str, Any], key: str) -> bool:
     return values[key]
 
 
-def _positive(resolved: Mapping[str, Any], key: str, least: int) -> int | None:
-    if resolved[key] is None:
+def _positive(composed: Mapping[str, Any], key: str, least: int) -> int | None:
+    if composed[key] is None:
         return None
-    value = _integer(resolved, key)
+    value = _integer(composed, key)
     if value < least:
         raise UserError(f"{key}={value} has to be at least {least}.")
     return value
 
 
-def _one_of(resolved: Mapping[str, Any], key: str, options: tuple[str, ...]) -> str:
-    value = str(resolved[key])
+def _one_of(composed: Mapping[str, Any], key: str, options: tuple[str, ...]) -> str:
+    value = str(composed[key])
     if value not in options:
         raise unknown(f"value of {key}:", value, options)
     return value

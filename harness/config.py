@@ -51,7 +51,7 @@ class Tracker:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything one run needs, resolved and checked; `resolved` is the plain form that the record keeps."""
+    """Everything one run needs, typed and checked; `composed` is its plain form, `auto` and `null` still in it."""
 
     model: ModelChoice
     window: int | str | None
@@ -72,7 +72,7 @@ class RunConfig:
     records: Path
     save: Path | None
     force: bool
-    resolved: Mapping[str, Any]
+    composed: Mapping[str, Any]
 
     @property
     def asked(self) -> float:

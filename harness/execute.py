@@ -46,7 +46,7 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
             if cfg.save is not None:
                 targets.append((cfg.save, inputs.checkpoint.folder))
             if here:
-                ready.append(prepare(cfg))
+                ready.append(prepare(cfg, inputs))
         except UserError as error:
             if len(points) == 1:
                 raise
@@ -78,7 +78,7 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool =
         print(f"the earlier {before[1].status} record stays", file=sys.stderr)
     else:
         path = schema.write(record, cfg.records)
-    track(cfg.tracker, record, cfg.records)
+        track(cfg.tracker, record, cfg.records)
     if record.reason == INTERRUPTED:
         print(f"record: {path}", flush=True)
         raise KeyboardInterrupt

@@ -57,7 +57,7 @@ class Prepared:
     facts: dict[str, Any]
     fingerprint: str
     config: Mapping[str, Any]
-    """The configuration with nothing left open: what `null` and `auto` came to mean."""
+    """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
 
 
 def look_up(cfg: RunConfig) -> Inputs:
@@ -82,13 +82,16 @@ def look_up(cfg: RunConfig) -> Inputs:
     return Inputs(checkpoint, window, length, evaluation_window, needed)
 
 
-def prepare(cfg: RunConfig) -> Prepared:
+def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     """Look at everything that can be wrong before a model is loaded, on the machine that will load it.
+
+    Args:
+        inputs: what `look_up` found, if it was asked already.
 
     Raises:
         UserError: as `look_up`; or the device is not there, or memory is short.
     """
-    inputs = look_up(cfg)
+    inputs = inputs or look_up(cfg)
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype))
@@ -100,7 +103,7 @@ def prepare(cfg: RunConfig) -> Prepared:
         "weights_sha256": weights_hash(inputs.checkpoint),
         "model_revision": inputs.checkpoint.revision,
         "dtype": _name(dtype),
-        "defaults": {"window": inputs.default_window, "dtype": _name(resolve_dtype("auto", inputs.checkpoint, device))},
+        "defaults": {"window": inputs.default_window, "dtype": _default_dtype(inputs, device)},
         "revisions": revisions(cfg),
         "data": data,
     }
@@ -118,12 +121,19 @@ def revisions(cfg: RunConfig) -> dict[str, Any]:
 def _resolved(cfg: RunConfig, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     calibration = {"length": inputs.calibration_length, "seed": cfg.calibration.seed}
     return {
-        **cfg.resolved,
-        "calibration": {**cfg.resolved["calibration"], **calibration},
+        **cfg.composed,
+        "calibration": {**cfg.composed["calibration"], **calibration},
         "evaluation_window": inputs.evaluation_window,
         "device": str(device),
         "dtype": _name(dtype),
     }
+
+
+def _default_dtype(inputs: Inputs, device: torch.device) -> str | None:
+    try:
+        return _name(resolve_dtype("auto", inputs.checkpoint, device))
+    except UserError:  # stored in a dtype that nobody computes in: one has to be chosen
+        return None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -101,13 +101,14 @@ def read(path: Path) -> Record:
 
 
 def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
-    """The record of a fingerprint, whatever its status; an unreadable file counts as none."""
+    """The record of a fingerprint, a finished one before a failed one; an unreadable file counts as none."""
+    found = []
     for path in sorted(folder.glob(f"*_{fingerprint}.json")):
         try:
-            return path, read(path)
+            found.append((path, read(path)))
         except UserError:
             continue
-    return None
+    return max(found, key=lambda item: item[1].status in FINISHED, default=None)
 
 
 def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:

@@ -65,7 +65,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measured:
     """One task of one point, measured; `by_seed` holds a value per seed, NaN where it is not finite."""
 
     values: Values
@@ -93,7 +93,7 @@ def _point(row: Values) -> dict[str, Any]:
     return point
 
 
-def _cells(ours: pd.DataFrame) -> list[Cell]:
+def _cells(ours: pd.DataFrame) -> list[Measured]:
     """Measures grouped over seeds, in the order of the table."""
     groups: dict[tuple[Any, ...], list[Values]] = defaultdict(list)
     for row in ours.to_dict("records"):
@@ -101,7 +101,7 @@ def _cells(ours: pd.DataFrame) -> list[Cell]:
         if point["task"] and point["protocol"]:
             groups[tuple(point.values())].append(row)
     return [
-        Cell(
+        Measured(
             _point(rows[0]) | {"state": rows[0].get("status", "")},
             {_seed(row): _number(row["value"]) for row in rows},
             fmean(_number(row["stderr"]) for row in rows),
@@ -119,7 +119,7 @@ def _number(value: Any) -> float:
     return math.nan if pd.isna(value) else float(value)
 
 
-def _gates(cells: Iterable[Cell], dense: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+def _gates(cells: Iterable[Measured], dense: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     """Why pruned cells of a scale, model and protocol do not count, for every dense value that is known and not met."""
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     scales: set[str] = set()
@@ -193,7 +193,7 @@ class Reported:
         ]
         return sorted(found, key=lambda rows: _rank(rows[0], values["study"]))
 
-    def meetings(self, cell: Cell) -> list[Meeting]:
+    def meetings(self, cell: Measured) -> list[Meeting]:
         """Every candidate with its verdict, the comparable ones first."""
         met = [_meet(cell, rows, pair_of(self.pairs, cell.values, rows[0])) for rows in self.candidates(cell.values)]
         return sorted(met, key=lambda meeting: meeting.verdict == "not comparable")
@@ -207,7 +207,7 @@ def _rank(row: Values, study: str) -> tuple[Any, ...]:
     return bool(flagged(row)), not (own and in_table), not own, row["confidence"] != "verified", "rerun" in row["paper"]
 
 
-def _meet(cell: Cell, rows: Sequence[Values], pair: Pair | None) -> Meeting:
+def _meet(cell: Measured, rows: Sequence[Values], pair: Pair | None) -> Meeting:
     """The verdict on one candidate."""
     if reason := _refusal(cell, rows[0], pair):
         return Meeting(rows, "not comparable", reason)
@@ -227,7 +227,7 @@ def _meet(cell: Cell, rows: Sequence[Values], pair: Pair | None) -> Meeting:
     return Meeting(rows, "within tolerance" if within else "off", why, difference, tolerance, seeds)
 
 
-def _refusal(cell: Cell, row: Values, pair: Pair | None) -> str:
+def _refusal(cell: Measured, row: Values, pair: Pair | None) -> str:
     """Why the two may not be compared, or nothing."""
     if reason := flagged(row):
         return reason
@@ -244,7 +244,7 @@ def _refusal(cell: Cell, row: Values, pair: Pair | None) -> str:
     return ""
 
 
-def _differ(cell: Cell, value: float, row: Values, pair: Pair) -> tuple[float, float]:
+def _differ(cell: Measured, value: float, row: Values, pair: Pair) -> tuple[float, float]:
     """Difference and tolerance; half a unit of the last printed digit is always allowed."""
     known = float(row["value"])
     rounding = 0.0 if pd.isna(row["digits"]) else 0.5 * 10.0 ** -row["digits"]
@@ -266,7 +266,7 @@ def _excess(difference: float, tolerance: float) -> float:
     return abs(difference) / tolerance if tolerance else math.inf
 
 
-def _row(cell: Cell, meetings: Sequence[Meeting], gate: str) -> dict[str, Any]:
+def _row(cell: Measured, meetings: Sequence[Meeting], gate: str) -> dict[str, Any]:
     """One row of the answer."""
     values = [value for value in cell.by_seed.values() if not math.isnan(value)]
     row = dict(cell.values) | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,16 +115,19 @@ def _bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
 
 
 def _bar_panel(axis: Any, here: pd.DataFrame, metric: str, methods: Mapping[str, tuple[str, str]]) -> None:
-    here = here.assign(shown=here["ours"] * (1 if metric == "perplexity" else 100))
+    factor = 1 if metric == "perplexity" else 100
+    here = here.assign(shown=here["ours"] * factor, spread=here["sd"].astype(float) * factor)
     for value in here[here["method"] == "none"]["shown"]:
         axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
     pruned = here[here["method"] != "none"]
     groups = list(dict.fromkeys(zip(pruned["pattern"], pruned["sparsity"], pruned["allocator"], strict=True)))
     width = 0.8 / max(1, len(methods))
     for number, (method, (colour, _)) in enumerate(methods.items()):
-        mine = {(r.pattern, r.sparsity, r.allocator): r.shown for r in pruned[pruned["method"] == method].itertuples()}
-        heights = [mine.get(group, float("nan")) for group in groups]
-        axis.bar([i + number * width for i in range(len(groups))], heights, width, color=colour, label=method)
+        rows = pruned[pruned["method"] == method].itertuples()
+        mine = {(r.pattern, r.sparsity, r.allocator): (r.shown, r.spread) for r in rows}
+        heights, spreads = zip(*(mine.get(group, (math.nan, math.nan)) for group in groups), strict=True)
+        places = [i + number * width for i in range(len(groups))]
+        axis.bar(places, heights, width, yerr=spreads, error_kw={"linewidth": 1}, color=colour, label=method)
     single = len({group[2] for group in groups}) == 1
     names = [(g[0] if "of" in g[0] else f"{g[1]:.0%}") + ("" if single else f"\n{g[2]}") for g in groups]
     centre = width * (len(methods) - 1) / 2

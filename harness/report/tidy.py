@@ -21,7 +21,7 @@ COLUMNS = [
 WANDA_SEVEN = {"boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
 """The tasks behind the mean that Wanda prints (arXiv 2306.11695, table 2)."""
 
-NOT_ASKED = ("records", "save", "force", "tracker", "study", "scale", "plugins", "device")
+NOT_ASKED = ("records", "save", "force", "tracker", "study", "scale", "plugins")
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
 
@@ -38,25 +38,26 @@ def question(config: Mapping[str, Any]) -> str:
     """What a configuration asks for, as a string that is equal for equal questions."""
     asked = {key: value for key, value in config.items() if key not in NOT_ASKED}
     model = config["model"]
-    asked["model"] = [model["name"], model["path"] if model["name"] == "hf" else None, model["window"]]
+    asked["model"] = [model["name"], model["path"], model["window"]]
+    asked["device"] = str(config["device"]).partition(":")[0]
     asked["evaluation"] = {
         name: {key: value for key, value in settings.items() if value is not None}
         for name, settings in (config.get("evaluation") or {}).items()
     }
-    if config["method"]["name"] == "none" and config["planner"]["name"] == "none":
-        for key in ("sparsity", "allocator", "calibration", "seed"):
-            asked.pop(key)
-    return json.dumps(asked, sort_keys=True)
+    dense = config["method"]["name"] == "none"
+    untouched = dense and config["planner"]["name"] == config["recovery"]["name"] == "none"
+    ignored = (*(("sparsity", "allocator") if dense else ()), *(("calibration", "seed") if untouched else ()))
+    return json.dumps({key: value for key, value in asked.items() if key not in ignored}, sort_keys=True)
 
 
 def answered(record: Record) -> set[str]:
     """Every question that a record answers.
 
     Its configuration has nothing open; a question that leaves an option open asks for the default, which was the
-    record's if its value is the default of its model and machine.
+    record's if its value is the default of its model and machine. One that leaves the device open takes any.
     """
     defaults = record.provenance.get("defaults", {})
-    configs = [dict(record.config)]
+    configs = [dict(record.config), dict(record.config) | {"device": "auto"}]
     for key, default, left_open in (
         ("evaluation_window", defaults.get("window"), None),
         ("dtype", defaults.get("dtype"), "auto"),

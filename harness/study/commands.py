@@ -20,6 +20,7 @@ from harness.record.provenance import ROOT
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
+from harness.save import is_saved
 from harness.study.estimate import estimate
 from harness.study.grid import Point, Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
@@ -78,17 +79,24 @@ def _run_points(study: Study, points: Sequence[Point]) -> dict[int, Found]:
     """
     numbers = [study.points.index(point) for point in points if point.cfg]
     configs = [(str(study.points[number]), _config(study, number)) for number in numbers]
-    here = study.cluster == "local"
-    ready = check_points(configs, here=here)
-    if here:
+    ready = check_points(configs, here=study.cluster in compose.THIS_MACHINE)
+    if study.cluster == "local":
         return _run_here(study, dict(zip(numbers, ready, strict=True)))
     from harness.study.launch import launch
 
     progress = progress_of(study)
-    todo = [number for number in numbers if progress[number].to_run]
+    todo = [number for number in numbers if _wanted(progress[number])]
     print(f"{study.name} at scale {study.scale}: {len(numbers) - len(todo)} cells done, {len(todo)} to run", flush=True)
     launch(study, todo)
     return {}
+
+
+def _wanted(item: Progress) -> bool:
+    """Whether a point has to run, as far as its files say: it is not done, is forced, or its model is to be saved."""
+    assert item.point.cfg is not None
+    save = item.point.cfg.save
+    unsaved = save is not None and item.record is not None and not is_saved(save, item.record.fingerprint)
+    return item.to_run or item.point.cfg.force or (unsaved and item.state == "done")
 
 
 def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:

@@ -63,7 +63,7 @@ class _Geometry:
 
 def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     """The cost of a point on a device type (`cpu` or `cuda`), or None where `conf/model` holds no geometry."""
-    facts = cfg.resolved["model"].get("geometry")
+    facts = cfg.composed["model"].get("geometry")
     if not facts:
         return None
     geometry = _geometry(facts)
@@ -99,8 +99,8 @@ def _pruning(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, devi
         return 0.0
     tokens = cfg.calibration.windows * window
     forward = 2 * tokens * geometry.block_parameters * geometry.blocks
-    name = cfg.resolved["method"]["name"]
-    passes = (0 if name == "magnitude" else 2) + (0 if cfg.resolved["allocator"]["name"] == "uniform" else 1)
+    name = cfg.composed["method"]["name"]
+    passes = (0 if name == "magnitude" else 2) + (0 if cfg.composed["allocator"]["name"] == "uniform" else 1)
     work = passes * forward / rate
     if name != "magnitude" and name != "wanda":
         grams = 2 * tokens * (3 * geometry.hidden**2 + geometry.wide**2) * geometry.blocks

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from harness.compose import COMPONENT_GROUPS, CONF, SCALES, Choices, choices
+from harness.compose import COMPONENT_GROUPS, CONF, FILE_GROUPS, SCALES, Choices, choices
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 
@@ -66,8 +66,8 @@ class Study:
 
     @property
     def reproduces(self) -> Mapping[str, Any]:
-        """The paper, and which of its tables, whose numbers the study is to meet at paper scale."""
-        return dict(self.content.get("reproduces") or {})
+        """The paper, and which of its tables, whose numbers the whole study is to meet at paper scale."""
+        return {} if self._narrowed() else dict(self.content.get("reproduces") or {})
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
@@ -76,11 +76,13 @@ class Study:
         fixed = [f"{key}={value}" for key, value in (here.get("fixed") or {}).items()]
         narrowed = self._narrowed()
         extra = [text for text in self.extra if text.partition("=")[0] not in narrowed]
+        # a choice that is left alone may have settings of its own among the overrides
+        fixed += [f"{key}={one[0]}" for key, one in narrowed.items() if len(one) == 1 and one[0] in _existing(key)]
         made = Choices([*fixed, f"scale={self.scale}", *extra])
         return tuple(
             _point(made, axes, self.name)
             for axes in self._axes(here.get("axes") or {})
-            if all(str(axes[key]) in values for key, values in narrowed.items() if key in axes)
+            if all(_value(axes[key]) in values for key, values in narrowed.items() if key in axes)
         )
 
     def check_narrowing(self) -> None:
@@ -99,14 +101,14 @@ class Study:
         """Axis → the values that the user's overrides leave of it."""
         given = {key: value for key, _, value in (text.partition("=") for text in self.extra)}
         return {
-            key: [item.strip(" '\"") for item in value.strip("[]").split(",")]
+            key: [_value(item.strip(" '\"")) for item in value.strip("[]").split(",")]
             for key, value in given.items()
             if self._values(key)
         }
 
     def _values(self, key: str) -> list[str]:
         axes = [*self.content["grids"], self.content["scales"][self.scale].get("axes") or {}]
-        return list(dict.fromkeys(str(value) for grid in axes for value in grid.get(key, ())))
+        return list(dict.fromkeys(_value(value) for grid in axes for value in grid.get(key, ())))
 
     def _axes(self, scale_axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         seen = set()
@@ -118,6 +120,19 @@ class Study:
                 if str(point) not in seen:
                     seen.add(str(point))
                     yield point
+
+
+def _value(value: Any) -> str:
+    """A value of an axis as text, equal for equal numbers (`.5`, `0.50`)."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return str(value)
+
+
+def _existing(key: str) -> list[str]:
+    """The choices of a group; none for an option that is no group."""
+    return choices(key) if key in COMPONENT_GROUPS or key in FILE_GROUPS else []
 
 
 def _point(made: Choices, axes: dict[str, Any], study: str) -> Point:
@@ -147,6 +162,8 @@ def load_study(name: str, scale: str, extra: Sequence[str] = (), cluster: str = 
         raise UserError(f"study {name} is not defined at scale {scale}; it has {', '.join(content['scales'])}.")
     study = Study(name, scale, content, tuple(extra), cluster)
     study.check_narrowing()
+    if not study.points:
+        raise UserError(f"study {name} has no point with {', '.join(extra)}.")
     return study
 
 

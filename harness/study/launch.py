@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import hydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from harness import compose
 from harness.core.errors import UserError
@@ -40,15 +40,22 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
         f"+extra=[{extra}]",
         f"+point={','.join(map(str, numbers))}",
     ]
-    hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(run_numbered_point)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(run_numbered_point)()
+    except SystemExit:
+        pass  # a job that was lost (killed, out of time); the files tell which, and the table is still to be made
 
 
-def run_numbered_point(config: DictConfig) -> str:
-    """One job: the study's point of this number, from its file to its record."""
-    extra = list(config.extra)
+def run_numbered_point(config: DictConfig) -> str | None:
+    """One job: the study's point of this number, from its file to its record; a user's mistake goes to its log."""
+    extra = [str(text) for text in OmegaConf.to_container(config, resolve=False)["extra"]]  # type: ignore[index,call-overload]
     compose.register(compose.plugins_in(extra))
     point = load_study(config.numbered, config.scale, extra).points[config.point]
     assert point.cfg is not None
-    path, _ = execute(point.cfg, prepare(point.cfg), in_sweep=True)
+    try:
+        path, _ = execute(point.cfg, prepare(point.cfg), in_sweep=True)
+    except UserError as error:
+        print(f"error: at the point {point}: {error}", file=sys.stderr, flush=True)
+        return None
     print(f"record: {path}", flush=True)
     return str(path)

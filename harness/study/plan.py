@@ -67,7 +67,18 @@ def find_answers(cfg: RunConfig, folders: dict[Path, dict[str, list[Found]]]) ->
             for key in answered(record):
                 answers[key].append((path, record))
         folders[cfg.records] = answers
-    return folders[cfg.records].get(question(cfg.resolved), [])
+    return folders[cfg.records].get(question(cfg.composed), [])
+
+
+def has_finished(cfg: RunConfig, since: float, folders: dict[Path, dict[str, list[Found]]]) -> bool:
+    """Whether a point that ran elsewhere left a finished record of today's revision, after `since` if it was forced."""
+    current = revisions(cfg)
+    return any(
+        record.status in schema.FINISHED
+        and _is_current(record, current)
+        and (not cfg.force or path.stat().st_mtime >= since)
+        for path, record in find_answers(cfg, folders)
+    )
 
 
 def _is_current(record: Record, current: Mapping[str, object]) -> bool:
@@ -81,7 +92,7 @@ def _rank(path: Path, record: Record) -> tuple[bool, float]:
 def _foreseen_refusal(point: Point) -> str:
     """From the geometry alone: whether the pattern cannot fit, so that the point will be skipped."""
     assert point.cfg is not None
-    geometry = point.cfg.resolved["model"].get("geometry")
+    geometry = point.cfg.composed["model"].get("geometry")
     if point.cfg.method is None or not geometry:
         return ""
     for width in (geometry["hidden"], geometry["intermediate"]):

@@ -87,6 +87,30 @@ def test_a_folder_with_another_model_is_not_this_runs(typed: Callable, options: 
     assert "found" not in typed(*options, "sparsity=0.7", save).err
 
 
+def test_a_finished_record_is_found_before_a_failed_one(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    first = typed(*options, "method=none", "seed=1")
+    failed = first.record | {"status": "failed", "reason": "made up"}
+    name = Path(first.out.strip().removeprefix("record: ")).name.replace("_s1_", "_s0_")
+    (tmp_path / "records" / name).write_text(json.dumps(failed))
+    assert "found ok record" in typed(*options, "method=none", "seed=1").err
+
+
+@pytest.mark.parametrize("group", ["recovery", "planner"])
+def test_what_a_model_without_a_method_is_asked(group: str, typed: Callable, options: list[str]) -> None:
+    config = typed(*options, "method=none").record["config"]
+    touched = config | {group: {"name": "x"}}
+    assert question(config) == question(config | {"seed": 7, "sparsity": 0.9})
+    assert question(touched) != question(touched | {"seed": 7})
+    assert question(touched) == question(touched | {"sparsity": 0.9, "allocator": {"name": "owl"}})
+
+
+def test_the_device_is_part_of_the_question(typed: Callable, options: list[str]) -> None:
+    record = typed(*options).record
+    answers = answered(Record(**{**record, "measures": tuple(record["measures"])}))
+    assert question(record["config"] | {"device": "auto"}) in answers
+    assert question(record["config"] | {"device": "cuda"}) not in answers
+
+
 def test_a_login_node_needs_no_memory(typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from harness import compose
 

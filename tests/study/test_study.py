@@ -66,7 +66,7 @@ def test_every_study_composes_and_can_be_planned(name: str, scale: str, tmp_path
             assert "is not here yet" in item.why
         else:
             assert item.state == "to do"
-            assert item.point.cfg.resolved["study"] == name
+            assert item.point.cfg.composed["study"] == name
             guess = estimate(item.point.cfg, "cuda")
             assert guess is not None
             assert guess.seconds > 0
@@ -143,6 +143,11 @@ def test_failed_points_are_retried(
 def test_an_override_of_an_axis_keeps_some_of_its_values(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
     assert "2 to do" in typed("plan", small, *options, "method=wanda", "sparsity=0.5").out
     assert "3 to do" in typed("plan", small, *options, "method=none,wanda", "sparsity=0.5").out
+    assert "1 to do" in typed("plan", small, *options, "method=wanda", "sparsity=.5", "scope=all").out
+    assert "2 to do" in typed("plan", small, *options, "method=wanda", "sparsity=0.50", "method.group=matrix").out
+    empty = typed("plan", "study=isc_table2", "method=sparsegpt", "allocator=isc")
+    assert empty.status == 2
+    assert "study isc_table2 has no point with method=sparsegpt, allocator=isc" in empty.err
     refused = typed("plan", small, *options, "method=wnda")
     assert refused.status == 2
     assert "unknown method of study test_table1: 'wnda'; did you mean wanda" in refused.err
@@ -221,10 +226,45 @@ def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small
     assert "unlike protocols" in refused.err
 
 
-def test_joblib_runs_the_same_points(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
-    told = typed(small, *options, "cluster=joblb")
+def test_a_launched_study_ends_with_its_table(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+    part = ["study=isc_table2", "model=embedded-llama", "method=none,magnitude", "evaluation_limit=2"]
+    part += [f"records={tmp_path / 'records'}", "cluster=joblib"]
+    refused = typed(*part, "device=cuda:7")  # joblib's processes run on this machine
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "device=cuda:7 is not there" in refused.err
+    ran = typed(*part)
+    assert ran.status == 0, ran.err
+    assert "0 cells done, 2 to run" in ran.out
+    assert "| embedded-llama | magnitude | uniform" in ran.out
+    assert "2 cells done, 0 to run" in typed(*part).out
+    assert "0 cells done, 2 to run" in typed(*part, "force=true").out
+    told = typed(*part[:-1], "cluster=joblb")
     assert told.status == 2
     assert "did you mean joblib" in told.err
+
+
+def test_a_job_that_dies_or_errs_does_not_stop_the_command(
+    typed: Callable,  # noqa: F811
+    options: list[str],  # noqa: F811
+    small: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from harness.core.errors import UserError
+    from harness.study import launch
+
+    study = commands.study_of([small, *options])
+    monkeypatch.setattr(launch, "prepare", lambda cfg: 1 / 0)
+    launch.launch(study, [0])
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+    def mistaken(cfg: object) -> None:
+        raise UserError("a mistake.")
+
+    monkeypatch.setattr(launch, "prepare", mistaken)
+    launch.launch(study, [0])
+    assert "error: at the point model=hf method=none: a mistake." in capfd.readouterr().err
+    assert "7 to do" in typed("status", small, *options).out
 
 
 def test_mistakes_in_commands(typed: Callable) -> None:  # noqa: F811
