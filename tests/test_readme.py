@@ -19,6 +19,14 @@ def test_the_excerpt_is_the_published_table() -> None:
     assert set(rows) <= set(published)
 
 
+def test_the_worth_of_the_embedded_default_is_the_published_table() -> None:
+    lines = README.split("make reproduce PAPER=harness ITEM=embedded")[1].split("On `embedded-b`")[0].splitlines()
+    rows = [line for line in lines if line.startswith("| embedded-")]
+    published = (ROOT / "results/published/harness_embedded/embedded/table.md").read_text().splitlines()
+    assert len(rows) == 6
+    assert set(rows) <= set(published)
+
+
 def test_files_and_targets_exist() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

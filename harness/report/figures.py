@@ -12,6 +12,7 @@ import pandas as pd
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito
 MARKERS = "osD^vP*"
+KNOWN = ("magnitude", "wanda", "sparsegpt", "sparsellm", "isc")
 FEWEST_BARS = 6
 """A panel is at least so many bars wide."""
 
@@ -42,9 +43,11 @@ def draw(
 
 
 def _methods(data: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each method, the same in every panel."""
+    """A colour and a marker for each method, the same in every panel; those of `KNOWN` the same in every figure."""
     names = [name for name in dict.fromkeys(data["method"]) if name != "none"]
-    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    order = [*KNOWN, *(name for name in names if name not in KNOWN)]
+    places = {name: order.index(name) % len(COLOURS) for name in names}
+    return {name: (COLOURS[place], MARKERS[place]) for name, place in places.items()}
 
 
 def _curves(plt: Any, data: pd.DataFrame) -> Any:
