@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -29,8 +30,9 @@ def dispatch(arguments: list[str]) -> int:
         from harness.study import commands
 
         return commands.dispatch(arguments[0], arguments[1:])
-    options = get_args_parser().parse_args(arguments)
+    options = _parsed(arguments)
     overrides = list(options.overrides)
+    arguments = [text for text in arguments if text not in overrides] + overrides  # Hydra wants its flags together
     compose.register(compose.plugins_in(overrides))
     if options.help or options.hydra_help or options.cfg or options.info:
         return _through_hydra(arguments, lambda config: None)
@@ -46,6 +48,20 @@ def dispatch(arguments: list[str]) -> int:
     composed = [(" ".join(point), _composed(point, alone=len(points) == 1)) for point in points]
     check_points(composed, here=in_process or cluster in compose.THIS_MACHINE)
     return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun, in_process=in_process)
+
+
+def _parsed(arguments: list[str]) -> Namespace:
+    """Hydra's own flags, anywhere among the overrides."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; python -m harness --hydra-help lists the flags.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)
+    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
+        refuse("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
+    return options
 
 
 def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:

@@ -92,6 +92,12 @@ def test_every_point_is_checked_before_the_first(typed: Callable, options: list[
     said(done, "at the point", tmp_path / "records")
 
 
+def test_flags_of_hydra(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    said(typed(*options, "--no-such-flag"), "unrecognized arguments: --no-such-flag", tmp_path / "records")
+    said(typed(*options, "-m", "--cfg", "job"), "only one of", tmp_path / "records")
+    assert typed(*options[:3], "-m", *options[3:], "method=none").status == 0  # anywhere among the overrides
+
+
 def test_unwritable_records(typed: Callable, options: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     rest = [text for text in options if not text.startswith("records")]
