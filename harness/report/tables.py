@@ -57,9 +57,10 @@ def _spread_dense(frame: pd.DataFrame, row_keys: list[str]) -> pd.DataFrame:
 
 
 def _ordered(table: pd.DataFrame, row_keys: list[str], measured: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order in which the study names models, scopes and methods; dense first in its group."""
+    """Rows in the order in which the study names models, scopes, allocators, methods; dense first in its group."""
     ranks = {
-        key: {value: rank for rank, value in enumerate(dict.fromkeys(measured[key]))} for key in ("model", "scope")
+        key: {value: rank for rank, value in enumerate(dict.fromkeys(measured[key]))}
+        for key in ("model", "scope", "allocator")
     }
     methods = ["none", *(m for m in dict.fromkeys(measured["method"]) if m != "none")]
     ranks["method"] = {value: rank for rank, value in enumerate(methods)}
