@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
@@ -35,7 +33,7 @@ def dispatch(arguments: list[str]) -> int:
     arguments = [text for text in arguments if text not in overrides] + overrides  # Hydra wants its flags together
     compose.register(compose.plugins_in(overrides))
     if options.help or options.hydra_help or options.cfg or options.info:
-        return _through_hydra(arguments, lambda config: None)
+        return compose.through_hydra(arguments, lambda config: None)
     if study := _value_of(overrides, "study"):
         from harness.study import commands
 
@@ -94,7 +92,7 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
         print(f"record: {path}", flush=True)
         return str(path) if record.status != "failed" else None
 
-    broken = _through_hydra(arguments, job)
+    broken = compose.through_hydra(arguments, job)
     if mistakes:
         raise mistakes[0]
     if in_process:
@@ -103,19 +101,6 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
 
     folders: dict[Any, Any] = {}
     return 0 if all(has_finished(cfg, started, folders) for cfg in points) else 1
-
-
-def _through_hydra(arguments: list[str], job: Callable[[DictConfig], object]) -> int:
-    sys.argv = ["harness", *arguments]
-    decorated = hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(job)
-    try:
-        decorated()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
 
 
 def _value_of(overrides: Sequence[str], key: str) -> str | None:

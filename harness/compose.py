@@ -10,12 +10,15 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -109,6 +112,20 @@ def _compose_plain(overrides: Sequence[str], *, resolve: bool = True) -> dict[st
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _explained(error, overrides) from error
     return plain(config, resolve=resolve)
+
+
+def through_hydra(arguments: Sequence[str], job: Callable[[DictConfig], object]) -> int:
+    """Let Hydra launch the job, once or for every point of a sweep. Returns 1 where it or a job broke, else 0."""
+    sys.argv = ["harness", *arguments]
+    decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    try:
+        decorated()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception:  # what Hydra lets through depends on whether it thinks that it is being debugged
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 class Choices:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import hydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
@@ -31,8 +30,7 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
     if LAUNCHERS.get(study.cluster, "BasicLauncher") not in installed | {"BasicLauncher"}:
         raise UserError(f"cluster={study.cluster} needs a launcher that is not installed: pip install -e '.[cluster]'.")
     extra = ",".join(f"'{text}'" for text in study.extra)
-    sys.argv = [
-        "harness",
+    arguments = [
         "-m",
         f"cluster={study.cluster}",
         f"+numbered={study.name}",
@@ -40,10 +38,8 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
         f"+extra=[{extra}]",
         f"+point={','.join(map(str, numbers))}",
     ]
-    try:
-        hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(run_numbered_point)()
-    except SystemExit:
-        pass  # a job that was lost (killed, out of time); the files tell which, and the table is still to be made
+    # where a job was lost (killed, out of time) the files tell which, and the table is still to be made
+    compose.through_hydra(arguments, run_numbered_point)
 
 
 def run_numbered_point(config: DictConfig) -> str | None:

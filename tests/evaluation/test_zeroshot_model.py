@@ -199,7 +199,7 @@ def test_tasks_of_the_hub(monkeypatch: pytest.MonkeyPatch, model: LlamaForCausal
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     for task in ("sciq", "boolq"):
-        with pytest.raises(UserError, match=rf"prefetch evaluation=\[{task}\]"):
+        with pytest.raises(UserError, match=rf"prefetch 'evaluation=\[{task}\]'"):
             ZeroShot(task).load()
     with pytest.raises(UserError, match="reports no accuracy"):
         ZeroShot("gsm8k").load()
