@@ -226,7 +226,11 @@ def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small
     assert "unlike protocols" in refused.err
 
 
-def test_a_launched_study_ends_with_its_table(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_a_launched_study_ends_with_its_table(
+    typed: Callable,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     part = ["study=isc_table2", "model=embedded-llama", "method=none,magnitude", "evaluation_limit=2"]
     part += [f"records={tmp_path / 'records'}", "cluster=joblib"]
     refused = typed(*part, "device=cuda:7")  # joblib's processes run on this machine
@@ -237,6 +241,7 @@ def test_a_launched_study_ends_with_its_table(typed: Callable, tmp_path: Path) -
     assert "0 cells done, 2 to run" in ran.out
     assert "| embedded-llama | magnitude | uniform" in ran.out
     assert "2 cells done, 0 to run" in typed(*part).out
+    monkeypatch.setattr("harness.study.launch.launch", lambda study, numbers: None)
     assert "0 cells done, 2 to run" in typed(*part, "force=true").out
     told = typed(*part[:-1], "cluster=joblb")
     assert told.status == 2
