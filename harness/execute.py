@@ -90,9 +90,12 @@ def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
     found = None if cfg.force else schema.find(cfg.records, ready.fingerprint)
     if found is None or found[1].status not in schema.FINISHED:
         return None
-    if cfg.save is not None and found[1].status == "ok" and not is_saved(cfg.save, ready.fingerprint):
-        return None
-    return found
+    return None if is_unsaved(cfg, found[1]) else found
+
+
+def is_unsaved(cfg: RunConfig, record: Record) -> bool:
+    """Whether the model of a record is to be kept and does not lie in its folder."""
+    return cfg.save is not None and record.status == "ok" and not is_saved(cfg.save, record.fingerprint)
 
 
 def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> Record:

@@ -45,6 +45,8 @@ class Inputs:
     calibration_length: int
     evaluation_window: int
     needs_calibration: bool
+    data: Mapping[str, Mapping[str, Any]]
+    """What identifies the text or task behind every evaluation, and `calibration` where it is needed."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,10 @@ def look_up(cfg: RunConfig) -> Inputs:
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
     needed = _uses_calibration(cfg)
+    data = {name: _evaluator_facts(evaluator) for name, evaluator in cfg.evaluators.items()}
     if needed:
-        read_text(cfg.calibration.corpus, cfg.calibration.split)
-    for evaluator in cfg.evaluators.values():
-        if hasattr(evaluator, "corpus"):
-            read_text(evaluator.corpus, evaluator.split)
-        else:
-            evaluator.data_hash()
-    return Inputs(checkpoint, window, length, evaluation_window, needed)
+        data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
+    return Inputs(checkpoint, window, length, evaluation_window, needed, data)
 
 
 def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
@@ -96,9 +94,9 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
-    data = {name: _evaluator_facts(evaluator, context) for name, evaluator in cfg.evaluators.items()}
-    if inputs.needs_calibration:
-        data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
+    protocols = {name: evaluator.protocol(context) for name, evaluator in cfg.evaluators.items()}
+    described = {name: {"protocol": {"id": str(protocol), **protocol.settings}} for name, protocol in protocols.items()}
+    data = {name: {**facts, **described.get(name, {})} for name, facts in inputs.data.items()}
     facts: dict[str, Any] = {
         "weights_sha256": weights_hash(inputs.checkpoint),
         "model_revision": inputs.checkpoint.revision,
@@ -176,11 +174,10 @@ def _text_facts(corpus: str, split: str) -> dict[str, Any]:
     return {"sha256": text.sha256, "source": text.source, "revision": text.revision, "rows": len(text.rows)}
 
 
-def _evaluator_facts(evaluator: Any, context: Context) -> dict[str, Any]:
-    protocol = evaluator.protocol(context)
-    text = hasattr(evaluator, "corpus")
-    facts = _text_facts(evaluator.corpus, evaluator.split) if text else {"sha256": evaluator.data_hash()}
-    return {**facts, "protocol": {"id": str(protocol), **protocol.settings}}
+def _evaluator_facts(evaluator: Any) -> dict[str, Any]:
+    if hasattr(evaluator, "corpus"):
+        return _text_facts(evaluator.corpus, evaluator.split)
+    return {"sha256": evaluator.data_hash()}
 
 
 def _identity(

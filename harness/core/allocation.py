@@ -96,9 +96,10 @@ def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budg
     wanted = round(sum(widths.values()) * budget.of * (1 - budget.sparsity))
     beside = {site: _beside(budget.of * (1 - proposal[site]), sorted(budget.levels)) for site in proposal}
     dithered = _dithered(proposal, widths, beside, budget.of)
-    levels = _search(dithered, widths, beside, budget.of, wanted)
+    search = _exact_levels if sum(widths.values()) * budget.of < EXACT_STATES else _greedy_levels
+    levels = search(dithered, widths, beside, wanted)
     if _kept(levels, widths) != wanted:
-        levels = _search(dithered, widths, dict.fromkeys(proposal, budget.levels), budget.of, wanted)
+        levels = search(dithered, widths, dict.fromkeys(proposal, budget.levels), wanted)
     if abs(_kept(levels, widths) - wanted) > sum(widths.values()) / 2:
         raise Refusal(
             f"no assembly of the levels {list(budget.levels)} of {budget.of} meets {budget.sparsity:.4f} zeros."
@@ -130,26 +131,13 @@ def _dithered(
     return rounded
 
 
-def _search(
-    near: Mapping[str, int],
-    widths: Mapping[str, int],
-    ladders: Mapping[str, Sequence[int]],
-    of: int,
-    wanted: int,
-) -> dict[str, int]:
-    """Levels out of each site's ladder, nearest to `near` (kept of M), their sum nearest to `wanted`."""
-    search = _exact_levels if sum(widths.values()) * of < EXACT_STATES else _greedy_levels
-    return search(near, widths, ladders, of, wanted)
-
-
 def _exact_levels(
-    near: Mapping[str, float],
-    widths: Mapping[str, int],
-    ladders: Mapping[str, Sequence[int]],
-    of: int,
-    wanted: int,
+    near: Mapping[str, float], widths: Mapping[str, int], ladders: Mapping[str, Sequence[int]], wanted: int
 ) -> dict[str, int]:
-    """Dynamic programme over the sum of kept weights; the nearest reachable sum wins, then the smallest distortion."""
+    """Levels out of each site's ladder, by dynamic programming over the sum of kept weights.
+
+    The reachable sum nearest to `wanted` wins, then the smallest distortion of `near` (kept of M).
+    """
     limit = sum(width * max(ladders[site]) for site, width in widths.items())
     cost = torch.full((limit + 1,), math.inf, dtype=torch.float64)
     cost[0] = 0
@@ -174,11 +162,7 @@ def _exact_levels(
 
 
 def _greedy_levels(
-    near: Mapping[str, int],
-    widths: Mapping[str, int],
-    ladders: Mapping[str, Sequence[int]],
-    of: int,
-    wanted: int,
+    near: Mapping[str, int], widths: Mapping[str, int], ladders: Mapping[str, Sequence[int]], wanted: int
 ) -> dict[str, int]:
     """Single steps away from `near`, cheapest distortion first, while they bring the sum closer."""
     levels = dict(near)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,16 +13,15 @@ import torch
 from harness import compose
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
-from harness.execute import check_points, execute, finished
+from harness.execute import check_points, execute, finished, is_unsaved
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.provenance import ROOT
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
-from harness.save import is_saved
 from harness.study.estimate import estimate
-from harness.study.grid import Point, Study, load_study, output_folder
+from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
 
 
@@ -68,16 +67,16 @@ def run_study(name: str, overrides: Sequence[str]) -> int:
         UserError: a mistake in the study or the overrides, before anything runs.
     """
     study = study_of([f"study={name}", *overrides])
-    return tables(study, _run_points(study, study.points))
+    return tables(study, _run_points(study, range(len(study.points))))
 
 
-def _run_points(study: Study, points: Sequence[Point]) -> dict[int, Found]:
-    """Run those of the points that are not done, here or through a launcher.
+def _run_points(study: Study, chosen: Iterable[int]) -> dict[int, Found]:
+    """Run those of the chosen points, by number, that are not done, here or through a launcher.
 
     Returns:
         The records found or made here, by the number of their point.
     """
-    numbers = [study.points.index(point) for point in points if point.cfg]
+    numbers = [number for number in chosen if study.points[number].cfg]
     configs = [(str(study.points[number]), _config(study, number)) for number in numbers]
     ready = check_points(configs, here=study.cluster in compose.THIS_MACHINE)
     if study.cluster == "local":
@@ -85,23 +84,24 @@ def _run_points(study: Study, points: Sequence[Point]) -> dict[int, Found]:
     from harness.study.launch import launch
 
     progress = progress_of(study)
-    todo = [number for number in numbers if _wanted(progress[number])]
-    print(f"{study.name} at scale {study.scale}: {len(numbers) - len(todo)} cells done, {len(todo)} to run", flush=True)
+    todo = [number for number in numbers if _wanted(_config(study, number), progress[number])]
+    _announce(study, len(numbers), len(todo))
     launch(study, todo)
     return {}
 
 
-def _wanted(item: Progress) -> bool:
+def _wanted(cfg: RunConfig, item: Progress) -> bool:
     """Whether a point has to run, as far as its files say: it is not done, is forced, or its model is to be saved."""
-    assert item.point.cfg is not None
-    save = item.point.cfg.save
-    unsaved = save is not None and item.record is not None and not is_saved(save, item.record.fingerprint)
-    return item.to_run or item.point.cfg.force or (unsaved and item.state == "done")
+    return item.to_run or cfg.force or (item.record is not None and is_unsaved(cfg, item.record))
+
+
+def _announce(study: Study, cells: int, todo: int) -> None:
+    print(f"{study.name} at scale {study.scale}: {cells - todo} cells done, {todo} to run", flush=True)
 
 
 def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
     todo = [number for number, item in ready.items() if not finished(_config(study, number), item)]
-    print(f"{study.name} at scale {study.scale}: {len(ready) - len(todo)} cells done, {len(todo)} to run", flush=True)
+    _announce(study, len(ready), len(todo))
     made = {}
     for position, (number, item) in enumerate(ready.items(), 1):
         path, record = execute(_config(study, number), item, in_sweep=True, announce=False)
@@ -149,10 +149,10 @@ def status(study: Study) -> int:
 
 def retry(study: Study) -> int:
     """Run the points of a study that failed, or that left no record, again."""
-    again = [item for item in progress_of(study) if item.to_run]
-    failed = sum(item.state == "failed" for item in again)
+    again = {number: item for number, item in enumerate(progress_of(study)) if item.to_run}
+    failed = sum(item.state == "failed" for item in again.values())
     print(f"{failed} failed and {len(again) - failed} lost points to run again")
-    made = _run_points(study, [item.point for item in again])
+    made = _run_points(study, again)
     return _status(progress_of(study, made))
 
 
