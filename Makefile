@@ -55,7 +55,7 @@ embedded: $(READY) ## make the embedded language, texts, tasks and models again
 	@$(VENV)/bin/python -m harness.embedded
 
 bench: $(READY) ## the performance tables
-	@$(VENV)/bin/python benchmarks/stages.py
+	@$(VENV)/bin/python -m benchmarks.stages
 
 test: $(READY) ## run the tests, with coverage of harness/
 	@$(VENV)/bin/python -m pytest

@@ -44,6 +44,7 @@ class Reduced:
     scope: range
     edit: Edit
     notes: tuple[str, ...]
+    blocks: Mapping[str, Mapping[str, Any]]
 
 
 def run(cfg: RunConfig, ready: Prepared) -> Record:
@@ -85,6 +86,7 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         provenance=provenance(ready.device, ready.facts),
         edit=asdict(reduced.edit),
         notes=reduced.notes,
+        blocks=reduced.blocks,
     )
 
 
@@ -105,18 +107,19 @@ def _reduce(
             scope = cfg.scope.blocks(len(anatomy.block_list(model)))
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
+    told: dict[str, dict[str, Any]] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
             probe = ModelProbe(model, anatomy, batches, scope)
             allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
             check_fit(cfg.method, allocation, probe.shapes)
         with stages.time("prune"):
-            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation)
+            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
     notes = tuple(f"{site}: {result.note}" for site, result in pruned.items() if result.note)
-    return Reduced(allocation, scope, edit, notes)
+    return Reduced(allocation, scope, edit, notes, told)
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -133,9 +136,18 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
 
 @torch.no_grad()
 def prune(
-    model: PreTrainedModel, anatomy: Anatomy, batches: list[Tensor], scope: range, method: Any, allocation: Allocation
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: list[Tensor],
+    scope: range,
+    method: Any,
+    allocation: Allocation,
+    told: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Pruned]:
-    """Block by block, the next one seeing what was done to this one. Returns site → what the method gave."""
+    """Block by block, the next one seeing what was done to this one.
+
+    Returns site → what the method gave; what it told about blocks is added to `told`, by index.
+    """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
     for block in stream(model, anatomy, batches, scope, edited=True, label="prune"):
@@ -143,6 +155,8 @@ def prune(
         for site, pruned in block_method.prune_block(block, patterns).items():
             block.write(site, pruned.weight)
             done[site] = pruned._replace(weight=torch.empty(0))  # it lives in the model now
+        if told is not None and block.told:
+            told[str(block.index)] = block.told
     return done
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import register_pytree_node, tree_flatten
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from harness import catalogue
-from harness.core.interfaces import BlockMethod
+from harness.core.interfaces import BlockMethod, FeedForward
 from harness.core.pattern import Pattern, parse_pattern
-from harness.core.statistic import Statistic, gram
+from harness.core.statistic import Gram, Statistic, gram
 
 PLUGIN = Path(__file__).parent / "conformance" / "plugin_method.py"
 
@@ -66,6 +66,9 @@ def hessian(*seen_windows: Tensor) -> Tensor:
     return seen_by(gram, *seen_windows).matrix
 
 
+register_pytree_node(Gram, lambda state: ([state.matrix, state.windows], None), lambda parts, _: Gram(*parts))
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two statistics, of whatever form, hold the same numbers."""
     flat, form = tree_flatten(one)
@@ -89,8 +92,16 @@ class FakeBlock:
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
 
-    def observe(self, statistic: Statistic) -> dict[str, Any]:
-        return {site: seen_by(statistic, self.inputs[site]) for site in self.weights}
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Any]:
+        wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self.weights, statistic)
+        return {site: seen_by(one, self.inputs[site]) for site, one in wanted.items()}
+
+    def tell(self, **facts: Any) -> None:
+        raise AssertionError("nothing is told about a made-up block")
+
+    @property
+    def feed_forward(self) -> FeedForward:
+        raise AssertionError("a made-up block has no feed-forward part")
 
 
 @dataclass

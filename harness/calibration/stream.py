@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.core.interfaces import FeedForward
 from harness.core.statistic import Seen, Statistic
 from harness.models.anatomy import Anatomy
 
@@ -88,6 +89,8 @@ class StreamedBlock:
 
     def __init__(self, stream: Stream, index: int, needs_outputs: bool) -> None:
         self.index = index
+        self.feed_forward: FeedForward = stream.anatomy.feed_forward(stream.model, index)
+        self.told: dict[str, Any] = {}
         self._stream = stream
         self._linears = stream.anatomy.block_linears(stream.model, index)
         self._outputs: list[Tensor] | None = None
@@ -102,16 +105,27 @@ class StreamedBlock:
         self._linears[site].weight.data.copy_(weight)
         self._outputs = None
 
+    def tell(self, **facts: Any) -> None:
+        """Facts about the pruning of this block, for the record."""
+        self.told |= facts
+
     @torch.no_grad()
-    def observe(self, statistic: Statistic) -> dict[str, Seen]:
-        """The statistic of every linear's inputs, window by window; linears with a common input share one value."""
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+        """The statistic of the linears' inputs, window by window; linears with a common input share one value.
+
+        One statistic is that of every linear; a mapping says it by site, and what it leaves out is not observed. Sites
+        with a common input have a common statistic: the first one that the mapping names.
+        """
         prefix = f"{self._stream.anatomy.blocks}.{self.index}."
         states: dict[str, Seen] = {}
         handles = []
-        for group in self._stream.anatomy.inputs:
-            linear = self._linears[prefix + group[0]]
-            states[group[0]] = statistic.init(linear.in_features, linear.weight.device)
-            hook = _accumulate(states, group[0], statistic, self._stream.window)
+        wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
+        groups = [[prefix + name for name in group] for group in self._stream.anatomy.inputs]
+        groups = [[site for site in group if site in wanted] for group in groups]
+        for first_site, *_ in filter(None, groups):
+            linear = self._linears[first_site]
+            states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
+            hook = _accumulate(states, first_site, wanted[first_site], self._stream.window)
             handles.append(linear.register_forward_pre_hook(hook))
         try:
             outputs = [self._stream.run_block(self.index, hidden) for hidden in self._stream.hidden]
@@ -120,7 +134,7 @@ class StreamedBlock:
                 handle.remove()
         if self._needs_outputs:
             self._outputs = outputs
-        return {prefix + name: states[group[0]] for group in self._stream.anatomy.inputs for name in group}
+        return {site: states[group[0]] for group in groups for site in group}
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -172,8 +186,10 @@ class _Unseen(StreamedBlock):
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, index: int) -> None:
         self.index = index
+        self.feed_forward = anatomy.feed_forward(model, index)
+        self.told = {}
         self._linears = anatomy.block_linears(model, index)
         self._outputs = None
 
-    def observe(self, statistic: Statistic) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
         raise AssertionError("this method or allocator observes inputs but declares no statistic")

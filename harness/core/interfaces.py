@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -25,15 +25,43 @@ class Pruned(NamedTuple):
     note: str = ""
 
 
+class FeedForward(NamedTuple):
+    """The part of a block behind attention: down(φ(gate x) ⊙ up x) if `gated`, else down(φ(up x)).
+
+    `readers` are the matrices that read x: gate and up, one matrix with the rows of gate over those of up, or up alone.
+    `biases` holds the bias (O,) of each linear that has one.
+    """
+
+    readers: tuple[Site, ...]
+    down: Site
+    gated: bool
+    activation: Callable[[Tensor], Tensor]
+    biases: Mapping[Site, Tensor]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Its matrices, as the block runs them."""
+        return (*self.readers, self.down)
+
+
 class BlockView(Protocol):
-    """One block under calibration: its weights, and what its linears see with all earlier blocks as they are now."""
+    """One block under calibration: its weights, and what its linears see with all earlier blocks as they are now.
+
+    `observe` takes one statistic for all linears, or one for each of some; linears that read the same input share it.
+    `tell` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
+    """
 
     index: int
 
     @property
     def weights(self) -> Mapping[Site, Tensor]: ...
 
-    def observe(self, statistic: Statistic) -> Mapping[Site, Seen]: ...
+    @property
+    def feed_forward(self) -> FeedForward: ...
+
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]: ...
+
+    def tell(self, **facts: Any) -> None: ...
 
 
 class Probe(Protocol):

@@ -5,6 +5,8 @@ Shapes: I inputs.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,18 @@ LADDER = 4
 """Tries of the factorisation, each with ten times the damping of the one before."""
 
 
-def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor U (I, I) of the inverse of the damped Gram matrix: Uᵀ U = (G + λI)⁻¹.
+class Inverse(NamedTuple):
+    """(G + λI)⁻¹ (I, I), its upper Cholesky factor U with Uᵀ U equal to it, and the damping behind λ."""
+
+    matrix: Tensor
+    factor: Tensor
+    damping: float
+
+
+def damped_inverse(gram: Tensor, damping: float) -> Inverse:
+    """The inverse of the damped Gram matrix (I, I) and its factor.
 
     λ is `damping` times the mean of the diagonal; when the factorisation fails it is raised tenfold, three times.
-
-    Returns:
-        U and the damping that worked.
 
     Raises:
         UserError: the matrix cannot be factorised even so (it is not finite, say).
@@ -30,11 +37,12 @@ def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
         used = damping * 10**attempt
         damped = gram.clone()
         damped.diagonal().add_(used * mean)
-        factor, info = torch.linalg.cholesky_ex(damped)
+        lower, info = torch.linalg.cholesky_ex(damped)
         if info.item() == 0:
-            upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
             if info.item() == 0 and bool(torch.isfinite(upper).all()):
-                return upper, used
+                return Inverse(inverse, upper, used)
     raise UserError(
         f"the Gram matrix of the calibration inputs cannot be factorised, even with damping {used:g}; "
         "use more calibration windows or a larger method.damping."

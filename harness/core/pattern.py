@@ -88,9 +88,15 @@ def keep(score: Tensor, pattern: Pattern, group: Group = "row", quota: Quota = "
     if removed >= groups.shape[1]:
         return torch.zeros_like(score, dtype=torch.bool)
     if quota == "threshold":
-        threshold = groups.kthvalue(removed + 1, dim=1, keepdim=True).values
-        return (groups > threshold).reshape(score.shape)
+        return (groups > _smallest(groups, removed + 1)).reshape(score.shape)
     return _drop_lowest(groups, removed).reshape(score.shape)
+
+
+def _smallest(groups: Tensor, rank: int) -> Tensor:
+    """The value (groups, 1) of this rank, counted from one, in every row."""
+    if groups.is_cuda:  # kthvalue gives a whole row to one multiprocessor: 44 times slower on an H200 (1.4 M scores)
+        return groups.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    return groups.kthvalue(rank, dim=1, keepdim=True).values
 
 
 def _keep_n_of_m(score: Tensor, pattern: NofM) -> Tensor:

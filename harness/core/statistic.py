@@ -6,11 +6,14 @@ Shapes: L tokens of one window, I inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from harness.core.linalg import Inverse, damped_inverse
 
 Seen = Any
 """What a statistic has accumulated; only the method that asked for it knows its form."""
@@ -30,11 +33,27 @@ class Norms(NamedTuple):
     windows: int
 
 
-class Gram(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gram:
     """Twice the mean over windows of Σ x xᵀ (I, I), and the number of windows."""
 
     matrix: Tensor
     windows: int
+    _inverses: dict[float, Inverse] = field(default_factory=dict, repr=False)
+
+    @property
+    def dead(self) -> Tensor:
+        """True (I,) for inputs that were never anything but zero."""
+        return self.matrix.diagonal() == 0
+
+    def damped_inverse(self, damping: float) -> Inverse:
+        """(G + λI)⁻¹ with its factor, see `linalg.damped_inverse`; made once for all linears with this input.
+
+        Dead inputs count as one, as in SparseGPT's released code.
+        """
+        if damping not in self._inverses:
+            self._inverses[damping] = damped_inverse(self.matrix + torch.diag(self.dead.float()), damping)
+        return self._inverses[damping]
 
 
 def _no_norms(width: int, device: torch.device) -> Norms:
@@ -61,6 +80,18 @@ def _add_gram(state: Gram, inputs: Tensor) -> Gram:
         return Gram(matrix.add_(torch.mm(inputs.T, inputs, out_dtype=torch.float32), alpha=2 / windows), windows)
     scaled = math.sqrt(2 / windows) * inputs.float().T
     return Gram(matrix.add_(scaled @ scaled.T), windows)
+
+
+def together(parts: Mapping[str, Statistic]) -> Statistic:
+    """Several statistics of the same inputs as one, whose state holds theirs by name."""
+
+    def init(width: int, device: torch.device) -> Seen:
+        return {name: part.init(width, device) for name, part in parts.items()}
+
+    def update(state: Seen, inputs: Tensor) -> Seen:
+        return {name: part.update(state[name], inputs) for name, part in parts.items()}
+
+    return Statistic(init, update)
 
 
 norms = Statistic(_no_norms, _add_norms)

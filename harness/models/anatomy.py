@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from harness.core.errors import UserError
+from harness.core.interfaces import FeedForward
 
 COVERAGE = 0.99
 """The share of a block's matrix weights that a layout has to name."""
@@ -17,12 +18,15 @@ class Anatomy:
     """The layout of one family.
 
     `blocks` is the path of the block list; `attention` and `mlp` name the linears of a block, those that read the same
-    input in one tuple.
+    input in one tuple, a gate before what it gates. `activation` is the path of the module between the two groups of
+    the mlp, `gated` says whether it is applied to the first half of what they give.
     """
 
     blocks: str
     attention: tuple[tuple[str, ...], ...]
     mlp: tuple[tuple[str, ...], ...]
+    activation: str
+    gated: bool = True
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -50,10 +54,18 @@ class Anatomy:
             found[f"{self.blocks}.{index}.{name}"] = linear
         return found
 
+    def feed_forward(self, model: nn.Module, index: int) -> FeedForward:
+        """The feed-forward part of one block."""
+        activation = self.block_list(model)[index].get_submodule(self.activation)
+        readers, (down,) = (tuple(f"{self.blocks}.{index}.{name}" for name in group) for group in self.mlp)
+        linears = self.block_linears(model, index)
+        biases = {site: linears[site].bias for site in (*readers, down) if linears[site].bias is not None}
+        return FeedForward(readers, down, self.gated, activation, biases)
+
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATED = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
-_LLAMA = Anatomy("model.layers", (_QKV, ("self_attn.o_proj",)), _GATED)
+_LLAMA = Anatomy("model.layers", (_QKV, ("self_attn.o_proj",)), _GATED, "mlp.act_fn")
 
 FAMILIES = {
     "llama": _LLAMA,
@@ -63,12 +75,17 @@ FAMILIES = {
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
-    "opt": Anatomy("model.decoder.layers", (_QKV, ("self_attn.out_proj",)), (("fc1",), ("fc2",))),
-    "phi": Anatomy("model.layers", (_QKV, ("self_attn.dense",)), (("mlp.fc1",), ("mlp.fc2",))),
+    "opt": Anatomy(
+        "model.decoder.layers", (_QKV, ("self_attn.out_proj",)), (("fc1",), ("fc2",)), "activation_fn", False
+    ),
+    "phi": Anatomy(
+        "model.layers", (_QKV, ("self_attn.dense",)), (("mlp.fc1",), ("mlp.fc2",)), "mlp.activation_fn", False
+    ),
     "phi3": Anatomy(
         "model.layers",
         (("self_attn.qkv_proj",), ("self_attn.o_proj",)),
         (("mlp.gate_up_proj",), ("mlp.down_proj",)),
+        "mlp.activation_fn",
     ),
 }
 """`model_type` of the Hugging Face configuration → layout."""

@@ -20,7 +20,10 @@ FINISHED = ("ok", "skipped")
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `sites` and `measures` are plain dicts with the keys that the contract names."""
+    """One run. `sites` and `measures` are plain dicts with the keys that the contract names.
+
+    `blocks` holds what a method told about blocks, by their index (SparseLLM: the loss of every epoch).
+    """
 
     status: Status
     reason: str
@@ -33,6 +36,7 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     edit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    blocks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     attempt: int = 1
     schema: int = SCHEMA
 

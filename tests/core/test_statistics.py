@@ -7,7 +7,7 @@ import torch
 from helpers import hessian, inputs, normal, pattern, seen_by
 
 from harness.core.errors import UserError
-from harness.core.linalg import inverse_factor
+from harness.core.linalg import damped_inverse
 from harness.core.statistic import Gram, Norms, gram, norms
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
@@ -91,16 +91,17 @@ def test_sparsegpt_with_unrelated_inputs_compensates_nothing() -> None:
 
 def test_the_factor_is_one_of_the_damped_inverse() -> None:
     matrix = hessian(inputs(60, 12))
-    upper, used = inverse_factor(matrix, 0.01)
+    inverse, upper, used = damped_inverse(matrix, 0.01)
     damped = matrix.double() + 0.01 * matrix.double().diagonal().mean() * torch.eye(12, dtype=torch.float64)
     assert used == 0.01 and torch.equal(upper, upper.triu())
-    torch.testing.assert_close((upper.T @ upper).double() @ damped, torch.eye(12).double(), rtol=1e-4, atol=1e-4)
+    for product in (upper.T @ upper, inverse):
+        torch.testing.assert_close(product.double() @ damped, torch.eye(12).double(), rtol=1e-4, atol=1e-4)
 
 
 def test_damping_is_raised_until_it_factors() -> None:
     """An eigenvalue of −0.05 of the mean diagonal: 0.01 fails, 0.1 holds, and the record is told."""
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.05]))
-    assert inverse_factor(matrix, 0.01)[1] == pytest.approx(0.1)
+    assert damped_inverse(matrix, 0.01).damping == pytest.approx(0.1)
     pruned = SparseGPT().prune(normal(3, 4), Gram(matrix, 1), pattern("0.5"))
     assert pruned.note == "damping 0.1" and torch.isfinite(pruned.weight).all()
     assert SparseGPT().prune(normal(3, 4), Gram(torch.eye(4), 1), pattern("0.5")).note == ""
@@ -111,7 +112,7 @@ def test_a_matrix_that_cannot_be_factored_is_said_to_be(bad: float) -> None:
     matrix = torch.eye(4)
     matrix[2, 2] = bad
     with pytest.raises(UserError, match="cannot be factorised, even with damping 10; use more calibration windows"):
-        inverse_factor(matrix, 0.01)
+        damped_inverse(matrix, 0.01)
 
 
 def test_settings_of_sparsegpt() -> None:

@@ -97,7 +97,7 @@ def test_experts_under_a_known_name_are_refused(monkeypatch: pytest.MonkeyPatch)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
     config = AutoConfig.for_model("mixtral", intermediate_size=64, num_local_experts=4, num_key_value_heads=2, **sizes)
     attention = FAMILIES["llama"].attention
-    monkeypatch.setitem(FAMILIES, "mixtral", Anatomy("model.layers", attention, ()))
+    monkeypatch.setitem(FAMILIES, "mixtral", Anatomy("model.layers", attention, (), ""))
     said = refused(AutoModelForCausalLM.from_config(config))
     assert "the layout of family 'mixtral' names " in said and "% of the weights of block 0; at least 99%" in said
 
@@ -109,7 +109,7 @@ def test_a_layout_that_misses_weights_is_refused(left_out: str, monkeypatch: pyt
         return tuple(group for group in left if group)
 
     whole = FAMILIES["llama"]
-    monkeypatch.setitem(FAMILIES, "llama", Anatomy(whole.blocks, without(whole.attention), without(whole.mlp)))
+    monkeypatch.setitem(FAMILIES, "llama", Anatomy(whole.blocks, without(whole.attention), without(whole.mlp), ""))
     assert "fused or expert weights are not covered" in refused(tiny("llama"))
 
 

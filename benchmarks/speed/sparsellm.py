@@ -1,0 +1,218 @@
+"""SparseLLM on one LLaMA block: ours, and the authors' code beside it where it is.
+
+    python -m benchmarks.speed.sparsellm --shape 7b --windows 32,128 --authors <clone>     # an H200
+    python -m benchmarks.speed.sparsellm --shape 11m --windows 32 --length 512 --authors <clone>     # two CPU cores
+
+The clone is BaiTheBest/SparseLLM at commit 27fe26a.
+
+Both sides prune the same random block to 70 % on the same tokens: attention by SparseGPT, the feed-forward part by
+SparseLLM, four epochs. The clock runs from the first calibration forward to the last weight written. Quality before
+speed: the mean squared error of the part's outputs, and of y − W_down p for each side's own p (ours from a run with one
+epoch more, not timed). On a CPU the authors' half-precision casts are lifted to float32 in memory. Prints a Markdown
+table and writes it to `results/bench/sparsellm_<shape>.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.calibration.stream import batched
+from harness.core.pattern import Unstructured
+from harness.methods.sparsellm import SparseLLM
+from harness.models.anatomy import anatomy_of
+from harness.record.provenance import ROOT, provenance
+from harness.run import prune
+
+SHAPES = {"7b": (4096, 11008, 32), "1b": (2048, 5504, 16), "11m": (256, 704, 4)}
+SPARSITY = 0.7
+VOCABULARY = 2048
+
+
+class Side(NamedTuple):
+    """What one side gave: seconds of each repeat, peak bytes, and the two errors."""
+
+    seconds: list[float]
+    peak: int
+    loss: float
+    coupling: float
+
+
+def main() -> None:
+    """Time ours for every number of windows, and the authors' code for the first of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--windows", default="32,128")
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--authors", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lines = [
+        "| side | windows | seconds (median, min–max) | peak GiB | output error | ‖y − W p‖² / n |",
+        "|---|---|---|---|---|---|",
+    ]
+    counts = [int(count) for count in options.windows.split(",")]
+    for count in counts:
+        side = ours(options.shape, tokens(count, options.length, device), options.repeat)
+        lines.append(row("ours", count, side))
+        print(lines[-1], flush=True)
+    if options.authors:
+        side = theirs(options.authors, options.shape, tokens(counts[0], options.length, device))
+        lines.append(row("authors' code", counts[0], side))
+        print(lines[-1], flush=True)
+    write(options.shape, options.length, device, lines)
+
+
+def block_model(shape: str, device: torch.device) -> LlamaForCausalLM:
+    """One random block whose inputs differ in scale from channel to channel, as real ones do."""
+    hidden, wide, heads = SHAPES[shape]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=wide, num_hidden_layers=1, num_attention_heads=heads,
+        num_key_value_heads=heads, vocab_size=VOCABULARY, max_position_embeddings=4096, use_cache=False,
+    )  # fmt: skip
+    attention = "sdpa" if device.type == "cuda" else "eager"
+    model = LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, hidden**-0.5)
+        scales = torch.exp(torch.randn(hidden))
+        model.model.embed_tokens.weight.mul_(scales * hidden**0.5)
+        model.model.layers[0].mlp.gate_proj.weight.mul_(2)
+    model.requires_grad_(False)
+    return model.to(device=device, dtype=torch.float16 if device.type == "cuda" else torch.float32).eval()
+
+
+def tokens(count: int, length: int, device: torch.device) -> Tensor:
+    """Random token ids (N, L)."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(VOCABULARY, (count, length), generator=generator).to(device)
+
+
+def ours(shape: str, ids: Tensor, repeat: int) -> Side:
+    """Our side; the first run warms up (kernels are compiled in it) and is not counted."""
+    seconds: list[float] = []
+    for _ in range(repeat + 1):
+        model = block_model(shape, ids.device)
+        taken, peak, told = timed(lambda model=model: run_ours(model, ids, SparseLLM()), ids.device)
+        seconds.append(taken)
+    more = run_ours(block_model(shape, ids.device), ids, SparseLLM(epochs=5))
+    return Side(seconds[1:], peak, told["loss"][-1], more["coupling"][3])
+
+
+def run_ours(model: LlamaForCausalLM, ids: Tensor, method: SparseLLM) -> dict[str, Any]:
+    """Prune the block; returns what the method told about it."""
+    told: dict[str, dict[str, Any]] = {}
+    anatomy = anatomy_of(model)
+    allocation = dict.fromkeys(anatomy.block_linears(model, 0), Unstructured(SPARSITY))
+    prune(model, anatomy, batched(ids), range(1), method, allocation, told)
+    return told["0"]
+
+
+def timed(work: Any, device: torch.device) -> tuple[float, int, Any]:
+    """Seconds, peak bytes (0 on a CPU), and what the work returned."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return time.perf_counter() - start, peak, result
+
+
+def theirs(folder: Path, shape: str, ids: Tensor) -> Side:
+    """The authors' side, once: their `llama_sparsellm` as it is, given our tokens and a shim for newer transformers."""
+    module = load_authors(folder, ids.device)
+    model = block_model(shape, ids.device)
+    model.seqlen = ids.shape[1]  # type: ignore[assignment]
+    caught: dict[str, Any] = {}
+
+    def mse_loss(ours: Tensor, y: Tensor) -> Tensor:
+        """Theirs ends every epoch with this loss; what is measured here is taken from where it stands then."""
+        frame = sys._getframe(1).f_locals
+        error = frame["Y"].float() - frame["subset"]["mlp.down_proj"].weight.float() @ frame["p"].float()
+        caught["loss"] = float((ours.float() - y.float()).square().mean())
+        caught["coupling"] = float(error.square().mean())
+        return original(ours, y)
+
+    original = torch.nn.functional.mse_loss
+    arguments = types.SimpleNamespace(
+        nsamples=len(ids), true_sequential=False, minlayer=-1, maxlayer=1000, prune_only="", invert=False, wbits=16,
+        sparsity=SPARSITY, prunen=0, prunem=0, percdamp=0.01, blocksize=128,
+    )  # fmt: skip
+    loader = [(window[None],) for window in ids]
+    torch.nn.functional.mse_loss = mse_loss  # type: ignore[assignment]
+    try:
+        taken, peak, _ = timed(lambda: module.llama_sparsellm(model, loader, ids.device, arguments), ids.device)
+    finally:
+        torch.nn.functional.mse_loss = original
+    return Side([taken], peak, caught["loss"], caught["coupling"])
+
+
+def load_authors(folder: Path, device: torch.device) -> types.ModuleType:
+    """Their modules, read from the clone; without a GPU its calls are no-ops and half precision is float32."""
+    for name in ("quant", "pruning_utils", "model_utils"):
+        source = (folder / f"{name}.py").read_text()
+        if device.type == "cpu":
+            source = source.replace(".half()", ".float()").replace("torch.float16", "torch.float32")
+            source = source.replace("torch.cuda.synchronize()", "None").replace("torch.cuda.empty_cache()", "None")
+        module = types.ModuleType(name)
+        sys.modules[name] = module
+        exec(compile(source, str(folder / f"{name}.py"), "exec"), module.__dict__)
+    give_positions()
+    return sys.modules["model_utils"]
+
+
+def give_positions() -> None:
+    """Blocks of newer transformers want rotary embeddings, which the authors' code does not hand on."""
+    from transformers.models.llama import modeling_llama as llama
+
+    forward = llama.LlamaDecoderLayer.forward
+
+    def with_positions(self: Any, hidden_states: Tensor, *positional: Any, **named: Any) -> Any:
+        if named.get("position_embeddings") is None:
+            rotary = llama.LlamaRotaryEmbedding(self.self_attn.config).to(hidden_states.device)
+            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
+            named["position_embeddings"] = rotary(hidden_states, positions)
+        return forward(self, hidden_states, *positional, **named)
+
+    llama.LlamaDecoderLayer.forward = with_positions  # type: ignore[method-assign]
+
+
+def row(name: str, count: int, side: Side) -> str:
+    """One line of the table."""
+    seconds = f"{statistics.median(side.seconds):.2f} ({min(side.seconds):.2f}–{max(side.seconds):.2f})"
+    peak = f"{side.peak / 2**30:.1f}" if side.peak else "–"
+    return f"| {name} | {count} | {seconds} | {peak} | {side.loss:.5g} | {side.coupling:.5g} |"
+
+
+def write(shape: str, length: int, device: torch.device, lines: list[str]) -> None:
+    """The table with what it was measured on."""
+    facts = provenance(device, {})
+    where = facts["hardware"].get("gpu", f"{facts['hardware']['threads']} CPU threads")
+    head = f"One LLaMA block of shape {shape}, windows of {length}, {SPARSITY:.0%}, {where}"
+    text = "\n".join([f"{head}, torch {facts['versions']['torch']}, commit {facts['commit']}.", "", *lines, ""])
+    folder = ROOT / "results" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"sparsellm_{shape}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""SparseGPT's walk over one block of columns: each removed weight is compensated by the columns to its right.
+
+Shapes: O outputs, B columns of the block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.core.pattern import NofM, Pattern, Unstructured, keep
+
+
+def prune_columns(block: Tensor, factor: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
+    """One column block (O, B) with its part U (B, B) of the inverse factor → pruned block, scaled errors, kept.
+
+    On a GPU one kernel walks all columns, with the same roundings as the loop here.
+    """
+    diagonal = factor.diagonal().clone()
+    kept = None
+    if isinstance(pattern, Unstructured):
+        score = block**2 / diagonal**2  # the rise of the squared error when the weight goes (eq. 4)
+        kept = keep(score, pattern, "matrix", quota="threshold")
+    if block.is_cuda:
+        from harness.core.columns_gpu import walk  # Triton comes with torch's CUDA builds only
+
+        return walk(block, factor, kept, pattern if isinstance(pattern, NofM) else None)
+    return _walk(block, factor, diagonal, kept, pattern)
+
+
+def _walk(
+    block: Tensor, factor: Tensor, diagonal: Tensor, chosen: Tensor | None, pattern: Pattern
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns are kept as rows (B, O) while we walk over them, so that each step touches contiguous memory."""
+    rest = block.T.contiguous()  # (B, O)
+    kept = torch.empty_like(rest, dtype=torch.bool) if chosen is None else chosen.T.contiguous()
+    errors = torch.empty_like(rest)
+    for i in range(rest.shape[0]):
+        if isinstance(pattern, NofM) and i % pattern.of == 0:
+            group = slice(i, i + pattern.of)
+            kept[group] = keep(rest[group].T ** 2 / diagonal[group] ** 2, pattern).T
+        errors[i] = torch.where(kept[i], 0, rest[i]) / diagonal[i]
+        rest[i + 1 :] -= torch.outer(factor[i, i + 1 :], errors[i])
+    return (rest * kept).T, errors.T, kept.T

@@ -1,0 +1,104 @@
+"""The component: its settings, what it observes, and the choice between what the epochs gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from harness.catalogue import component
+from harness.core.errors import Refusal, UserError
+from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
+from harness.core.memory import Parked
+from harness.core.pattern import Pattern
+from harness.core.statistic import Seen, Statistic, gram, together
+from harness.methods.sparsegpt import SparseGPT
+from harness.methods.sparsellm.alternating import alternate
+from harness.methods.sparsellm.problem import Problem
+from harness.methods.sparsellm.released import released_epochs, replay
+from harness.methods.sparsellm.updates import Penalties
+
+
+@component("method", "sparsellm")
+@dataclass(frozen=True)
+class SparseLLM:
+    """Bai et al. 2024 (arXiv 2402.17946), algorithm 1: W, p, z (and s) in turn, for `epochs` rounds.
+
+    Attention and the first epoch are the inner method's alone, so `epochs=1` is the inner method. From then on every
+    matrix of the feed-forward part becomes argmin ‖t − W x‖² + λ ‖W − W¹‖² (t its auxiliary output, W¹ its weights so
+    far, λ `damping` times the mean diagonal of the Gram matrix) and is pruned from there. A block whose outputs are
+    further from the dense ones than after the first epoch keeps the weights of the first, unless `fallback` is off.
+
+    `variant=released` is the authors' code (BaiTheBest/SparseLLM, 27fe26a), see `released.py`. `alpha`, `beta`, `gamma`
+    weigh the constraints of the pre-activations, of the output and of the activation; null is 1 for each, for
+    `released` what its code has (5 with a gate, 0.1 without).
+    """
+
+    inner: Any = field(default_factory=SparseGPT, metadata={"component": "method"})
+    variant: Literal["default", "released"] = "default"
+    epochs: int = 4
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    damping: float = 0.01
+    fallback: bool = True
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"method.epochs={self.epochs} has to be at least 1.")
+        if any(value is not None and value <= 0 for value in (self.alpha, self.beta, self.gamma, self.damping)):
+            raise UserError("method.alpha, method.beta, method.gamma and method.damping have to be above 0.")
+        if not isinstance(self.inner, LinearMethod):
+            raise UserError("method.inner has to prune one matrix at a time, as magnitude, wanda and sparsegpt do.")
+        if self.variant == "released" and not isinstance(self.inner, SparseGPT):
+            raise UserError("method.variant=released is the authors' code, which prunes with method.inner=sparsegpt.")
+
+    def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
+        refuses = getattr(self.inner, "refuses", None)
+        return refuses(pattern, shape) if refuses else None
+
+    @torch.no_grad()
+    def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:
+        part = block.feed_forward
+        if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
+            raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
+        seen, state = self._observe(block, part)
+        first = {
+            site: self.inner.prune(block.weights[site], seen.get(site), pattern) for site, pattern in patterns.items()
+        }
+        penalties = self._penalties(part)
+        dense = {site: block.weights[site] for site in part.sites}
+        problem = Problem(
+            part, dense, patterns, self.inner, penalties, state["x"], state["gram"], seen.get(part.readers[0])
+        )
+        mine = {site: first[site] for site in part.sites}
+        if self.variant == "released":
+            later, trace = replay(problem, mine, released_epochs(self.epochs, part, block.index))
+            back = False
+        else:
+            later, trace = alternate(problem, mine, self.epochs, self.damping)
+            back = self.fallback and not trace.loss[-1] <= trace.loss[0]
+        block.tell(**penalties._asdict(), **trace.facts, fallback=back)
+        if back:
+            note = f"kept the first epoch's weights: its loss was {trace.loss[0]:.4g}, the last {trace.loss[-1]:.4g}"
+            later = {part.down: first[part.down]._replace(note=note)}
+        return first | later
+
+    def _penalties(self, part: FeedForward) -> Penalties:
+        usual = 1.0 if self.variant == "default" else 5.0 if part.gated else 0.1
+        given = (self.alpha, self.beta, self.gamma)
+        return Penalties(*(usual if value is None else value for value in given))
+
+    def _observe(self, block: BlockView, part: FeedForward) -> tuple[dict[Site, Seen], dict[str, Seen]]:
+        """One pass over the dense block → what the inner method sees of every linear; inputs x and their Gram."""
+        statistic = self.inner.statistic
+        keeping = {"gram": gram, "x": Statistic(lambda width, device: Parked(device), Parked.append)}
+        if statistic not in (None, gram):
+            keeping["inner"] = statistic
+        mine = dict.fromkeys(part.readers, together(keeping))
+        seen = dict(block.observe({site: statistic for site in block.weights if statistic} | mine))
+        state = seen[part.readers[0]]
+        return seen | dict.fromkeys(part.readers, state.get("inner", state["gram"])), state

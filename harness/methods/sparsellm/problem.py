@@ -1,0 +1,119 @@
+"""The feed-forward part of one block over its calibration tokens: what both variants start from.
+
+Shapes: L tokens of one window, D hidden size, F feed-forward size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.core.interfaces import FeedForward, LinearMethod, Pruned, Site
+from harness.core.memory import Parked
+from harness.core.pattern import Pattern
+from harness.core.statistic import Gram, Seen
+from harness.methods.sparsellm.updates import Penalties
+
+Weights = Mapping[Site, Tensor]
+
+
+@dataclass
+class Trace:
+    """Mean squared errors by epoch: of the part's outputs (the paper's figure 3), and ‖y − W_down p‖² for its p.
+
+    p is not computed after the last epoch, nor told by the released variant.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    coupling: list[float] = field(default_factory=list)
+
+    def add(self, errors: Sequence[float]) -> None:
+        """What one epoch gave: the loss, and the coupling where there is one."""
+        self.loss.append(errors[0])
+        self.coupling.extend(errors[1:])
+
+    @property
+    def facts(self) -> dict[str, list[float | None]]:
+        """For the record, in which a number that is not finite is null."""
+        return {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in (("loss", self.loss), ("coupling", self.coupling))
+        }
+
+
+class Problem(NamedTuple):
+    """What is to be solved: the part's dense weights (O, I), what is asked of them, and its inputs.
+
+    `x` are the inputs (L, D) window by window, `gram` is their Gram matrix, and `seen` what `inner` saw of them.
+    """
+
+    part: FeedForward
+    dense: Weights
+    patterns: Mapping[Site, Pattern]
+    inner: LinearMethod
+    penalties: Penalties
+    x: Parked
+    gram: Gram
+    seen: Seen
+
+    def prune(self, site: Site, weight: Tensor, seen: Seen) -> Pruned:
+        """The inner method's answer to a float32 weight, in the dtype of the model."""
+        pruned = self.inner.prune(weight, seen, self.patterns[site])
+        return pruned._replace(weight=pruned.weight.to(self.dense[site].dtype))
+
+    def before_activation(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        """W_up x and W_gate x with their biases, (L, F) in float32; None where there is no gate."""
+        outputs = []
+        for site in self.part.readers:
+            given = product(x, weights[site])
+            outputs.append(given + self.part.biases[site] if site in self.part.biases else given)
+        if not self.part.gated:
+            return outputs[0], None
+        gate, up = outputs if len(outputs) == 2 else outputs[0].chunk(2, dim=-1)
+        return up, gate
+
+    def by_reader(self, up: Tensor, gate: Tensor | None) -> dict[Site, Tensor]:
+        """Quantities (L, F) of W_up x and W_gate x as those (L, O) of the matrices that read x."""
+        outputs = [up] if gate is None else [gate, up]
+        if len(outputs) > len(self.part.readers):
+            outputs = [torch.cat(outputs, dim=-1)]
+        return dict(zip(self.part.readers, outputs, strict=True))
+
+    def hidden(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """What `down` reads (L, F): φ(gate) ⊙ up, or φ(up)."""
+        return self.part.activation(up) if gate is None else self.part.activation(gate) * up
+
+    def target(self, x: Tensor) -> Tensor:
+        """The dense part's output y (L, D) without its bias, in float32."""
+        hidden = self.hidden(*self.before_activation(x, self.dense))
+        return product(hidden.to(x.dtype), self.dense[self.part.down])
+
+
+def squared_sum(difference: Tensor) -> Tensor:
+    """Σ of squares, summed in float64."""
+    return difference.square().sum(dtype=torch.float64)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ in float32; for 16-bit operands on a GPU exact up to the order of the sum."""
+    if x.is_cuda and x.dtype == weight.dtype and x.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    return x.float() @ weight.float().T
+
+
+@contextmanager
+def products_like(weight: Tensor) -> Iterator[None]:
+    """Float32 products on a GPU in TF32 where the model has 16 bits: no fewer bits than its own products have."""
+    before = torch.get_float32_matmul_precision()
+    if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
