@@ -1,7 +1,8 @@
 """Our numbers beside reported ones, with a verdict per cell and the reason for it.
 
 A measured cell meets a reported number only if both are of one model, method, allocator, scope, sparsity, pattern and
-task, and if `pairs.csv` says that their protocols may meet; everything else is "not comparable" and says why.
+task, and if `pairs.csv` says that their protocols may meet; everything else is "not comparable" and says why. A value
+on any further axis of the study (`method.alpha`) makes a cell of its own, which meets no reported number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from harness.report import tidy
 from harness.report.reported import ACCURACIES, Pair, flagged, pair_of
 
 Verdict = Literal["within tolerance", "off", "not comparable", "missing"]
@@ -48,20 +50,28 @@ def compare(
         expected: reported rows that the study reproduces; those of points that `ours` lacks are added as missing.
 
     Returns:
-        The columns of `COLUMNS`. `difference` and `tolerance` are relative for perplexity, absolute for accuracies;
-        where reported numbers have seeds (`seeds`), both are of the seed that differs most.
+        The columns of `COLUMNS`, with the further axes of `ours` after those of `POINT`. `difference` and `tolerance`
+        are relative for perplexity, absolute for accuracies; where reported numbers have seeds (`seeds`), both are of
+        the seed that differs most.
     """
-    table = Reported(reported, pairs)
-    cells = _cells(ours)
+    axes = [name for name in ours.columns if name not in tidy.COLUMNS]
+    table = Reported(reported, pairs, axes)
+    cells = _cells(ours, axes)
     gates = _gates(cells, dense)
     rows = [_row(cell, table.meetings(cell), gates.get(cell.gate, "")) for cell in cells]
     points = {(cell.values["study"], table.key(cell.values)) for cell in cells}
     rows += _unmeasured(ours, tasks, table, points)
     if expected is not None:
-        known = {key for _, key in points} | {table.key(_point(row)) for row in ours.to_dict("records")}
+        known = {key for _, key in points} | {table.key(_point(row, axes)) for row in ours.to_dict("records")}
         study = {name: ours[name].iloc[0] if len(ours) else "" for name in ("study", "scale")}
         rows += _not_planned(expected, table, known, study)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=[*POINT, *axes, *COLUMNS[len(POINT) :]])
+
+
+def further_axes(compared: pd.DataFrame) -> list[str]:
+    """The axes of the study beyond `POINT`, in columns after it; a cell that one does not concern is empty there."""
+    names = list(compared.columns)
+    return names[len(POINT) : names.index("task")]
 
 
 @dataclass(frozen=True)
@@ -84,25 +94,26 @@ class Measured:
         return values["scale"], "" if values["method"] == "none" else values["model"], values["protocol"]
 
 
-def _point(row: Values) -> dict[str, Any]:
+def _point(row: Values, axes: Sequence[str]) -> dict[str, Any]:
     """The coordinates of a row; a dense model has no allocator, scope or sparsity."""
-    point = {name: "" if pd.isna(row.get(name)) else row[name] for name in (*POINT, "task", "metric", "protocol")}
+    names = (*POINT, *axes, "task", "metric", "protocol")
+    point = {name: "" if pd.isna(row.get(name)) else row[name] for name in names}
     point["sparsity"] = math.nan if point["sparsity"] == "" else round(float(point["sparsity"]), 6)
     if point["method"] == "none":
         point |= {"allocator": "uniform", "scope": "all", "sparsity": 0.0, "pattern": "dense"}
     return point
 
 
-def _cells(ours: pd.DataFrame) -> list[Measured]:
+def _cells(ours: pd.DataFrame, axes: Sequence[str]) -> list[Measured]:
     """Measures grouped over seeds, in the order of the table."""
     groups: dict[tuple[Any, ...], list[Values]] = defaultdict(list)
     for row in ours.to_dict("records"):
-        point = _point(row)
+        point = _point(row, axes)
         if point["task"] and point["protocol"]:
             groups[tuple(point.values())].append(row)
     return [
         Measured(
-            _point(rows[0]) | {"state": rows[0].get("status", "")},
+            _point(rows[0], axes) | {"state": rows[0].get("status", "")},
             {_seed(row): _number(row["value"]) for row in rows},
             fmean(_number(row["stderr"]) for row in rows),
             _number(rows[0]["samples"]),
@@ -165,7 +176,8 @@ class Meeting:
 class Reported:
     """The reported numbers, found by cell, and what may meet what."""
 
-    def __init__(self, reported: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    def __init__(self, reported: pd.DataFrame, pairs: pd.DataFrame, axes: Sequence[str]) -> None:
+        self.axes = axes
         self.pairs = pairs.to_dict("records")
         self.cells: dict[tuple[Any, ...], list[list[Values]]] = defaultdict(list)
         tables: dict[tuple[Any, ...], list[Values]] = {}
@@ -179,9 +191,10 @@ class Reported:
                 tables[place] = [row]
                 self.cells[self.key(row)].append(tables[place])
 
-    @staticmethod
-    def key(row: Values) -> tuple[Any, ...]:
-        return tuple(f"{row[name]:.4f}" if name == "sparsity" else row[name] for name in JOIN)
+    def key(self, row: Values) -> tuple[Any, ...]:
+        """What makes two rows one cell; papers' rows are empty on the study's further axes."""
+        place = tuple(f"{row[name]:.4f}" if name == "sparsity" else row[name] for name in JOIN)
+        return (*place, *(row.get(axis, "") for axis in self.axes))
 
     def candidates(self, values: Values) -> list[list[Values]]:
         """Reported numbers of a cell of ours, by task and by what the metric measures, most telling first."""
@@ -305,7 +318,7 @@ def _unmeasured(
     """Points of the study without a measure: a row per task of the study, or one row."""
     points: dict[tuple[Any, ...], tuple[dict[str, Any], Values]] = {}
     for row in ours.to_dict("records"):
-        point = _point(row)
+        point = _point(row, table.axes)
         if not point["protocol"] and (point["study"], table.key(point)) not in measured:
             points.setdefault(tuple(point.values()), (point, row))
     answer = []
@@ -313,7 +326,8 @@ def _unmeasured(
     for point, row in points.values():
         state = str(row.get("status", ""))
         reason = "" if pd.isna(row.get("reason")) else str(row["reason"])
-        why = ": ".join(part for part in ("not run" if state in ("", "to do", "missing") else state, reason) if part)
+        outcome = {"done": "not measured"}.get(state, "not run" if state in ("", "to do", "missing") else state)
+        why = ": ".join(part for part in (outcome, reason) if part)
         for task, metric in columns:
             values = point | {"task": task, "metric": metric, "protocol": None, "state": state}
             answer.append(_absent(values, table, why))
@@ -338,9 +352,9 @@ def _not_planned(
     """Reported numbers that the study should reproduce and has no point for."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in expected.to_dict("records"):
-        if table.key(_point(row)) in known:
+        if table.key(_point(row, table.axes)) in known:
             continue
-        values = dict.fromkeys(("study", "scale", "variant"), "") | {
+        values = dict.fromkeys(("study", "scale", "variant", *table.axes), "") | {
             name: row[name] for name in (*JOIN, "task", "metric")
         }
         values |= {"protocol": None, "state": "missing"}

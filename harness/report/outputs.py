@@ -11,10 +11,12 @@ import pandas as pd
 
 from harness.core.errors import UserError
 from harness.report.compare import compare
+from harness.report.derived import FIRST_TASK, mean_name
 from harness.report.figures import draw
+from harness.report.layout import metric_of
 from harness.report.reported import load_dense, load_pairs, load_reported, of_tables
 from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
-from harness.report.tidy import Cell, mean_name, tidy
+from harness.report.tidy import Cell, tidy
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,14 @@ class Subject:
     tasks: tuple[str, ...] = ()
     reproduces: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def metric(self) -> str:
-        return str(self.layout.get("metric") or "perplexity")
-
-    @property
-    def mean_of(self) -> str | None:
-        """The metric whose mean over the tasks the study shows, if it shows one."""
-        return self.metric if self.layout.get("mean") else None
-
-    @property
-    def columns(self) -> list[tuple[str, str]]:
+    def columns(self, measured: pd.DataFrame) -> list[tuple[str, str]]:
         """(task, metric) of everything that each point is measured by."""
-        means = [mean_name(self.tasks)] if self.mean_of and len(self.tasks) > 1 else []
-        return [(task, self.metric) for task in [*self.tasks, *means]]
+        metric = metric_of(self.layout)
+        if metric in FIRST_TASK:
+            found = dict.fromkeys(measured.loc[measured["metric"] == metric, "task"])
+            return [(task, metric) for task in found or [FIRST_TASK[metric]]]
+        means = [mean_name(self.tasks)] if self.layout.get("mean") and len(self.tasks) > 1 else []
+        return [(task, metric) for task in [*self.tasks, *means]]
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,12 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
     Raises:
         UserError: the records measure one task by unlike protocols, or the folder cannot be written.
     """
-    measured = tidy(subject.study, subject.scale, cells, subject.mean_of)
+    measured = tidy(subject.study, subject.scale, cells, subject.layout)
     refuse_unlike(measured)
     reported = load_reported()
     # other scales run other models: nothing that a paper prints is expected of them
     expected = of_tables(reported, **subject.reproduces) if subject.reproduces and subject.scale == "paper" else None
-    compared = compare(measured, reported, load_pairs(), load_dense(), subject.columns, expected)
+    compared = compare(measured, reported, load_pairs(), load_dense(), subject.columns(measured), expected)
     table = lay_out(measured, compared, subject.layout)
     markdown = to_markdown(table, subject.title, subject.scale, compared)
     try:
@@ -73,7 +69,7 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
         compared.to_csv(folder / "table.csv", index=False)
         (folder / "table.md").write_text(markdown)
         (folder / "table.tex").write_text(to_latex(table, subject.title, subject.scale))
-        draw(measured, compared, subject.layout, subject.title, subject.scale, folder)
+        draw(compared, subject.layout, subject.title, subject.scale, folder)
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
     return Outputs(folder, markdown, comparison_text(compared), {"table": compared})

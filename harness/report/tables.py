@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from harness.report.compare import further_axes
+from harness.report.layout import axis_text, column_of, is_number, level, metric_of, varying
+
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
+UNITS = {"seconds": " (s)"}
 LATEX_MARKS = {
     "✓": r"$\checkmark$",
     "✗": r"$\times$",
@@ -28,50 +33,65 @@ STALE_LEGEND = f"{STALE} measured by an earlier revision of a component; running
 
 
 def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str, Any]) -> pd.DataFrame:
-    """The wide table: `rows` axes as index columns, tasks (or models) as columns, cells as text."""
-    metric = layout.get("metric") or "perplexity"
-    row_keys = [{"sparsity": "level"}.get(key, key) for key in layout["rows"]]
-    column_key = layout.get("columns", "task")
-    shown = _spread_dense(compared[(compared["metric"] == metric) | compared["task"].isna()], row_keys)
-    shown = shown.assign(
-        level=[_level(row) for row in shown.itertuples()], text=[_cell(row) for row in shown.itertuples()]
-    )
-    columns = list(dict.fromkeys(shown[column_key].dropna()))
+    """The wide table: the `rows` axes as index columns, the values of the `columns` axis as columns, cells as text.
+
+    An axis that the layout does not name, and of which one method has several values, becomes an index column too.
+    """
+    metric = metric_of(layout)
+    shown = compared[(compared["metric"] == metric) | compared["task"].isna()]
+    row_names = list(layout["rows"])
+    *row_keys, column_key = map(column_of, [*row_names, layout.get("columns", "task")])
+    forgotten = [axis for axis in further_axes(compared) if column_of(axis) not in (*row_keys, column_key)]
+    row_names += varying(shown, forgotten)
+    row_keys += varying(shown, forgotten)
+    shown = shown.assign(level=[level(row) for row in shown.itertuples()], text=list(map(_cell, shown.itertuples())))
+    rank = _ranking(measured, shown)
+    heads: dict[str, tuple[Any, ...]] = {}
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in _spread(shown, [*row_keys, column_key]):
+        head, place = _head(row, column_key, rank)
+        heads.setdefault(head, place)
+        rows.setdefault(tuple(row.get(key, "") for key in row_keys), {}).setdefault(head, row["text"])
+    order = sorted(rows, key=lambda values: [rank(key, value) for key, value in zip(row_keys, values, strict=True)])
+    columns = sorted(heads, key=lambda head: heads[head])
+    lines = [[*map(axis_text, values), *(rows[values].get(head, "") for head in columns)] for values in order]
+    return pd.DataFrame(lines, columns=[*row_names, *(head + UNITS.get(metric, "") for head in columns)])
+
+
+def _spread(shown: pd.DataFrame, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows wherever they belong: an unmeasured point to every task, a dense cell to every scope of its model."""
+    tasks = list(dict.fromkeys(shown["task"].dropna())) or [""]
+    pruned = shown[shown["method"] != "none"]
+    scopes = pruned.groupby("model")["scope"].unique().to_dict() if "scope" in keys else {}
     for row in shown.to_dict("records"):
-        cells = rows.setdefault(tuple(row[key] for key in row_keys), {})
-        for column in columns if pd.isna(row[column_key]) else [row[column_key]]:
-            cells.setdefault(column, row["text"])
-    table = pd.DataFrame([dict(zip(row_keys, key, strict=True)) | cells for key, cells in rows.items()])
-    return _ordered(table, row_keys, measured)[[*row_keys, *columns]].fillna("").rename(columns={"level": "sparsity"})
+        in_tasks = tasks if pd.isna(row["task"]) else [row["task"]]
+        in_scopes = scopes.get(row["model"], [row["scope"]]) if row["method"] == "none" else [row["scope"]]
+        for task, scope in itertools.product(in_tasks, in_scopes):
+            yield row | {"task": task, "scope": scope}
 
 
-def _spread_dense(frame: pd.DataFrame, row_keys: list[str]) -> pd.DataFrame:
-    """A dense cell belongs to every scope that the table shows for its model."""
-    if "scope" not in row_keys:
-        return frame
-    dense, pruned = frame[frame["method"] == "none"], frame[frame["method"] != "none"]
-    scopes = pruned.groupby("model")["scope"].unique().to_dict()
-    spread = [row | {"scope": scope} for row in dense.to_dict("records") for scope in scopes.get(row["model"], ["all"])]
-    return pd.concat([pd.DataFrame(spread, columns=frame.columns), pruned], ignore_index=True)
+def _head(row: Mapping[str, Any], key: str, rank: Callable[[str, Any], Any]) -> tuple[str, tuple[Any, ...]]:
+    """The column of a row and its place; one that the axis does not concern has a column named by its method."""
+    value = row.get(key, "")
+    if value == "" and key != "task":
+        return ("dense" if row["method"] == "none" else row["method"]), (0, rank("method", row["method"]))
+    return axis_text(value), (1, rank(key, value))
 
 
-def _ordered(table: pd.DataFrame, row_keys: list[str], measured: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order in which the study names models, scopes, allocators, methods; dense first in its group."""
-    ranks = {
-        key: {value: rank for rank, value in enumerate(dict.fromkeys(measured[key]))}
-        for key in ("model", "scope", "allocator")
-    }
-    methods = ["none", *(m for m in dict.fromkeys(measured["method"]) if m != "none")]
-    ranks["method"] = {value: rank for rank, value in enumerate(methods)}
+def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any], tuple[Any, ...]]:
+    """Where a value stands on an axis: nothing first, numbers ascending, the rest in the study's order; dense first."""
+    order = {key: list(dict.fromkeys(measured[key])) for key in measured} | {"task": list(dict.fromkeys(shown["task"]))}
+    order["method"] = ["none", *(name for name in order["method"] if name != "none")]
 
-    def rank(key: str, value: Any) -> Any:
+    def rank(key: str, value: Any) -> tuple[Any, ...]:
         if key == "level":
-            return (0.0, "") if value == "0" else (_fraction(str(value)), str(value))
-        return ranks.get(key, {}).get(value, len(ranks.get(key, {}))) if key in ranks else str(value)
+            return _fraction(value), value
+        if value == "":
+            return (0, 0)
+        known = order.get(key, [])
+        return (1, value) if is_number(value) else (2, known.index(value) if value in known else len(known))
 
-    order = sorted(table.index, key=lambda i: tuple(rank(key, table.loc[i, key]) for key in row_keys))
-    return table.loc[order]
+    return rank
 
 
 def _fraction(level: str) -> float:
@@ -79,10 +99,6 @@ def _fraction(level: str) -> float:
         keep, of = map(int, level.split("of"))
         return 1 - keep / of
     return float(level)
-
-
-def _level(row: Any) -> str:
-    return "0" if row.method == "none" else row.pattern if "of" in row.pattern else f"{row.sparsity:g}"
 
 
 def _cell(row: Any) -> str:
@@ -101,11 +117,16 @@ def _cell(row: Any) -> str:
 def _absent(row: Any) -> str:
     state = str(row.state) if not pd.isna(row.state) else "missing"
     known = "" if pd.isna(row.reported) else f" ({number(row.reported, row.metric)})"
-    return {"done": "not finite", "to do": "—"}.get(state, state) + known
+    done = "not finite" if row.n else "not measured"
+    return {"done": done, "to do": "—"}.get(state, state) + known
 
 
 def number(value: float, metric: str) -> str:
-    """A perplexity with two decimals, or none above a thousand; an accuracy in percent."""
+    """A perplexity with two decimals, or none above a thousand; seconds; a loss; an accuracy in percent."""
+    if metric == "seconds":
+        return f"{value:.2f}"
+    if metric == "loss":
+        return f"{value:.3g}"
     if metric != "perplexity":
         return f"{100 * value:.2f}"
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e5 else f"{value:.2e}"
@@ -119,7 +140,9 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFr
     verdicts = compared["verdict"].value_counts().to_dict()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     stale = [STALE_LEGEND] if (compared["state"] == "stale").any() else []
-    return "\n".join([*lines, "", LEGEND, *stale, f"Verdicts: {counts}.", ""])
+    hardware = compared.loc[(compared["metric"] == "seconds") & compared["protocol"].notna(), "protocol"].unique()
+    timed = [f"Seconds on {', '.join(hardware)}."] if len(hardware) else []
+    return "\n".join([*lines, "", LEGEND, *stale, *timed, f"Verdicts: {counts}.", ""])
 
 
 def _line(values: Any, widths: list[int]) -> str:
@@ -158,10 +181,12 @@ def _latex(value: Any) -> str:
 def comparison_text(compared: pd.DataFrame) -> str:
     """Every cell with ours, reported, difference, verdict and reason, one line each."""
     lines = []
-    for row in compared.itertuples():
+    beyond = compared[further_axes(compared)].to_dict("records")
+    for row, further in zip(compared.itertuples(), beyond, strict=True):
         ours = "—" if pd.isna(row.ours) else number(row.ours, row.metric)
         theirs = "—" if pd.isna(row.reported) else number(row.reported, row.metric)
         change = "" if pd.isna(row.difference) else f" {row.difference:+.2%}"
-        where = f"{row.model} {row.method} {row.allocator} {row.scope} {_level(row)} {row.task} {row.metric}"
+        where = f"{row.model} {row.method} {row.allocator} {row.scope} {level(row)} {row.task} {row.metric}"
+        where += "".join(f" {axis}={axis_text(value)}" for axis, value in further.items() if value != "")
         lines.append(f"{row.verdict:17}{where}: ours {ours}, reported {theirs}{change} ({row.why})")
     return "\n".join(lines)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from harness.record.schema import Record
+from harness.report.derived import derived
+from harness.report.layout import is_number
 
 COLUMNS = [
     *("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "seed"),
     *("task", "metric", "value", "stderr", "protocol", "samples", "status", "reason", "fingerprint"),
 ]
-WANDA_SEVEN = {"boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
-"""The tasks behind the mean that Wanda prints (arXiv 2306.11695, table 2)."""
+AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
+"""Axes with a column among `COLUMNS`; every other axis of a study becomes a column of its own name."""
+
+UNUSED_BY_DENSE = ("method", "allocator", "calibration")
+"""Options that a dense model ignores: its cells have no value on such an axis."""
 
 NOT_ASKED = ("records", "save", "force", "tracker", "study", "scale", "plugins")
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
@@ -74,58 +75,29 @@ def answered(record: Record) -> set[str]:
     return {question(config) for config in configs}
 
 
-def tidy(study: str, scale: str, cells: Sequence[Cell], mean_of: str | None = None) -> pd.DataFrame:
-    """One row per measure of every cell, and one of the mean over its tasks in the metric `mean_of`, if that is given.
+def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per measure of every cell, those included that only follow from its record and that `layout` asks for.
 
-    A cell without measures keeps one row that says why.
+    A cell without measures keeps one row that says why. Further axes of the study stand in columns after `COLUMNS`.
     """
-    rows = [row for cell in cells for row in _rows(study, scale, cell, mean_of)]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis not in AXES))
+    rows = [row for cell in cells for row in _rows(study, scale, cell, axes, layout)]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *axes])
     return frame.astype({"value": "float64", "stderr": "float64"})
 
 
-def mean_name(tasks: Iterable[str]) -> str:
-    """What the mean over these tasks is called: `mean7` is that of Wanda's seven, for which numbers are reported."""
-    known = set(tasks)
-    return "mean7" if known == WANDA_SEVEN else f"mean of {len(known)}"
-
-
-def _rows(study: str, scale: str, cell: Cell, mean_of: str | None) -> list[dict[str, Any]]:
+def _rows(study: str, scale: str, cell: Cell, axes: Sequence[str], layout: Mapping[str, Any]) -> list[dict[str, Any]]:
     record = cell.record
     head = {"study": study, "scale": scale, "status": cell.state, "reason": cell.why, **_coordinates(cell)}
-    if record is None or not record.measures:
+    head |= {axis: _further(cell, axis) for axis in axes}
+    measures = [*record.measures, *derived(record, layout)] if record else []
+    if record is None or not measures:
         return [head]
     head["fingerprint"] = record.fingerprint
-    measures = [*record.measures, *_mean([m for m in record.measures if m["metric"] == mean_of])]
     return [
         head | {key: measure[key] for key in ("task", "metric", "value", "stderr", "protocol", "samples")}
         for measure in measures
     ]
-
-
-def _mean(measures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The unweighted mean of several accuracies as a measure of its own; its errors are taken as independent."""
-    if len(measures) < 2 or any(measure["value"] is None for measure in measures):
-        return []
-    name = mean_name(measure["task"] for measure in measures)
-    errors = [measure["stderr"] or 0.0 for measure in measures]
-    mean = {
-        "task": name,
-        "value": fmean(measure["value"] for measure in measures),
-        "stderr": math.hypot(*errors) / len(measures),
-        "samples": None,
-        "protocol": _mean_protocol(name, [measure["protocol"] for measure in measures]),
-    }
-    return [{**measures[0], **mean}]
-
-
-def _mean_protocol(name: str, protocols: Sequence[str]) -> str:
-    """`boolq@lm-eval-2.0,0-shot,no-bos#…` and its peers → `mean7@lm-eval-1.0+2.0,0-shot,no-bos#…`."""
-    parts = [re.fullmatch(r"[^@]*@(lm-eval-)?([^,#]*)([^#]*)#.*", text) for text in protocols]
-    versions = "+".join(sorted({part[2] for part in parts if part}))
-    settings = "/".join(sorted({part[3] for part in parts if part}))
-    digest = hashlib.sha256(" ".join(sorted(protocols)).encode()).hexdigest()[:8]
-    return f"{name}@lm-eval-{versions}{settings}#{digest}"
 
 
 def _coordinates(cell: Cell) -> dict[str, Any]:
@@ -138,13 +110,23 @@ def _coordinates(cell: Cell) -> dict[str, Any]:
     return {
         "model": axes.get("model", config.get("model", {}).get("name")),
         "method": method,
-        "variant": config.get("method", {}).get("variant", ""),
+        "variant": axes.get("method.variant", config.get("method", {}).get("variant", "")),
         "allocator": "uniform" if dense else axes.get("allocator", config.get("allocator", {}).get("name", "uniform")),
         "scope": "all" if dense else axes.get("scope", config.get("scope", "all")),
         "sparsity": sparsity,
         "pattern": pattern,
         "seed": axes.get("seed", config.get("seed", 0)),
     }
+
+
+def _further(cell: Cell, axis: str) -> Any:
+    """The value of a cell on an axis beyond `AXES`; nothing where the axis does not concern it."""
+    if axis not in cell.axes or (cell.axes.get("method") == "none" and axis.split(".")[0] in UNUSED_BY_DENSE):
+        return ""
+    value = cell.axes[axis]
+    if isinstance(value, Mapping):  # a nested component with its settings
+        return str(value["name"])
+    return value if isinstance(value, str) or is_number(value) else json.dumps(value)
 
 
 def _sparsity(value: Any) -> tuple[float, str]:

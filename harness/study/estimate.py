@@ -6,7 +6,7 @@ Rates are assumptions, stated here; the counts are exact up to lower-order terms
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.config import RunConfig
@@ -70,7 +70,8 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     narrow = 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and device == "cpu") else 2
     rate = (FLOAT32_RATES if narrow == 4 else RATES)[device]
     window = _tokens(cfg, facts)
-    seconds = START[device] + _pruning(cfg, geometry, window, rate, device) + _evaluation(cfg, geometry, window, rate)
+    in_scope = replace(geometry, blocks=len(cfg.scope.blocks(geometry.blocks)))
+    seconds = START[device] + _pruning(cfg, in_scope, window, rate, device) + _evaluation(cfg, geometry, window, rate)
     weights = (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden) * narrow
     hidden = 2 * cfg.calibration.windows * window * geometry.hidden * narrow if cfg.method else 0
     grams = 4 * (geometry.wide**2 + 3 * geometry.hidden**2) * 2 if cfg.method else 0
@@ -105,7 +106,17 @@ def _pruning(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, devi
     if name != "magnitude" and name != "wanda":
         grams = 2 * tokens * (3 * geometry.hidden**2 + geometry.wide**2) * geometry.blocks
         work += grams / FLOAT32_RATES[device] + sum(geometry.widths) * geometry.blocks * COLUMN[device]
+    if name == "sparsellm":
+        work += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, device)
     return work
+
+
+def _epoch(geometry: _Geometry, tokens: int, device: str) -> float:
+    """Seconds of one epoch of SparseLLM after the first, which is SparseGPT: its updates, then the columns again."""
+    wide, hidden = geometry.wide, geometry.hidden
+    products = 2 * tokens * (wide**2 + (7 if geometry.gated else 5) * hidden * wide)  # the Gram matrix of p is wide²
+    columns = (2 if geometry.gated else 1) * hidden + wide
+    return geometry.blocks * (products / FLOAT32_RATES[device] + columns * COLUMN[device])
 
 
 def _evaluation(cfg: RunConfig, geometry: _Geometry, window: int, rate: float) -> float:

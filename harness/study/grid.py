@@ -1,12 +1,15 @@
 """A study: one YAML file of `conf/study`, its points at one scale.
 
-A study file has a title, `grids` (each a product of axes) and `scales` (what is fixed, and which models, at each
-scale). A scale's `axes` are multiplied into every grid; its `fixed` overrides hold for every point.
+A study file has a title, a `table` (see `harness/report/layout.py`), `grids` (each a product of axes) and `scales`
+(what is fixed, and which models, at each scale). An axis is any option, settings of components included
+(`method.alpha`). A scale's `axes` are multiplied into every grid that has no such axis; its `fixed` overrides hold for
+every point; its own `grids` stand in for those of the study.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +21,7 @@ import yaml
 from harness.compose import COMPONENT_GROUPS, CONF, FILE_GROUPS, SCALES, Choices, choices
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
+from harness.report.layout import KINDS, figure_of, named_axes
 
 AXIS_ORDER = ("model", "scope", "sparsity", "method", "allocator", "seed")
 
@@ -81,7 +85,7 @@ class Study:
         made = Choices([*fixed, f"scale={self.scale}", *extra])
         return tuple(
             _point(made, axes, self.name)
-            for axes in self._axes(here.get("axes") or {})
+            for axes in self._axes()
             if all(_value(axes[key]) in values for key, values in narrowed.items() if key in axes)
         )
 
@@ -97,6 +101,31 @@ class Study:
                 if value not in known:
                     raise unknown(f"{key} of study {self.name}:", value, known)
 
+    def check_layout(self) -> None:
+        """The table and the figure name axes of the study.
+
+        Raises:
+            UserError: an axis that no grid has, rows or axes that are left out, or an unknown kind of figure.
+        """
+        figure = figure_of(self.table)
+        if figure["kind"] not in KINDS:
+            raise unknown(f"figure of study {self.name}:", figure["kind"], KINDS)
+        if not self.table.get("rows") or (figure["kind"] == "lines" and not {"x", "lines"} <= set(figure)):
+            raise UserError(f"study {self.name}: a table needs rows, and a figure of lines needs x and lines.")
+        grids = list(self.content["grids"])
+        for here in self.content["scales"].values():
+            grids += [here.get("axes") or {}, *(here.get("grids") or ())]
+        known = [*AXIS_ORDER, "variant", "task", *(key for grid in grids for key in grid)]
+        for axis in named_axes(self.table):
+            if axis not in known:
+                raise unknown(f"axis in the table of study {self.name}:", axis, dict.fromkeys(known))
+
+    @property
+    def _grids(self) -> list[dict[str, Any]]:
+        """The grids at this scale, with the axes of the scale in each."""
+        here = self.content["scales"][self.scale]
+        return [{**(here.get("axes") or {}), **grid} for grid in here.get("grids") or self.content["grids"]]
+
     def _narrowed(self) -> dict[str, list[str]]:
         """Axis → the values that the user's overrides leave of it."""
         given = {key: value for key, _, value in (text.partition("=") for text in self.extra)}
@@ -107,23 +136,28 @@ class Study:
         }
 
     def _values(self, key: str) -> list[str]:
-        axes = [*self.content["grids"], self.content["scales"][self.scale].get("axes") or {}]
-        return list(dict.fromkeys(_value(value) for grid in axes for value in grid.get(key, ())))
+        return list(dict.fromkeys(_value(value) for grid in self._grids for value in grid.get(key, ())))
 
-    def _axes(self, scale_axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    def _axes(self) -> Iterator[dict[str, Any]]:
         seen = set()
-        for grid in self.content["grids"]:
-            axes = {**scale_axes, **grid}
-            keys = sorted(axes, key=lambda key: AXIS_ORDER.index(key) if key in AXIS_ORDER else len(AXIS_ORDER))
-            for values in itertools.product(*(axes[key] for key in keys)):
+        for grid in self._grids:
+            keys = sorted(grid, key=_place)
+            for values in itertools.product(*(grid[key] for key in keys)):
                 point = dict(zip(keys, values, strict=True))
                 if str(point) not in seen:
                     seen.add(str(point))
                     yield point
 
 
+def _place(axis: str) -> tuple[int, bool]:
+    """Where an axis stands among the others: a choice (`calibration`) before its settings (`calibration.windows`)."""
+    return AXIS_ORDER.index(axis) if axis in AXIS_ORDER else len(AXIS_ORDER), "." in axis
+
+
 def _value(value: Any) -> str:
-    """A value of an axis as text, equal for equal numbers (`.5`, `0.50`)."""
+    """A value of an axis as text, equal for equal numbers (`.5`, `0.50`), as a user writes it (`null`, `true`)."""
+    if value is None or isinstance(value, bool | Mapping):
+        return json.dumps(value)
     try:
         return f"{float(value):g}"
     except ValueError:
@@ -161,6 +195,7 @@ def load_study(name: str, scale: str, extra: Sequence[str] = (), cluster: str = 
     if scale not in content["scales"]:
         raise UserError(f"study {name} is not defined at scale {scale}; it has {', '.join(content['scales'])}.")
     study = Study(name, scale, content, tuple(extra), cluster)
+    study.check_layout()
     study.check_narrowing()
     if not study.points:
         raise UserError(f"study {name} has no point with {', '.join(extra)}.")

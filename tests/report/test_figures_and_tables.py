@@ -39,18 +39,18 @@ def cells(metric: str) -> pd.DataFrame:
 @pytest.mark.parametrize(("metric", "figure"), [("acc", "bars"), ("perplexity", "bars"), ("perplexity", "curves")])
 def test_a_figure_is_drawn_with_its_numbers(metric: str, figure: str, tmp_path: Path) -> None:
     compared = cells(metric)
-    draw(compared, compared, {"metric": metric, "figure": figure}, "A title", "embedded", tmp_path)
+    draw(compared, {"metric": metric, "figure": figure}, "A title", "embedded", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"figure.svg", "figure.png", "figure.csv"}
     assert len(pd.read_csv(tmp_path / "figure.csv")) == 5
     again = tmp_path / "again"
     again.mkdir()
-    draw(compared, compared, {"metric": metric, "figure": figure}, "A title", "embedded", again)
+    draw(compared, {"metric": metric, "figure": figure}, "A title", "embedded", again)
     assert (again / "figure.svg").read_bytes() == (tmp_path / "figure.svg").read_bytes()
 
 
 def test_without_pruned_cells_only_the_numbers_are_written(tmp_path: Path) -> None:
     dense = cells("acc").iloc[:2]
-    draw(dense, dense, {"metric": "acc", "figure": "bars"}, "A title", "embedded", tmp_path)
+    draw(dense, {"metric": "acc", "figure": "bars"}, "A title", "embedded", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["figure.csv"]
 
 

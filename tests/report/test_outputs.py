@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from harness.record.schema import Record
+from harness.report.derived import WANDA_SEVEN, mean_name
 from harness.report.outputs import Subject, write_outputs
-from harness.report.tidy import WANDA_SEVEN, Cell, mean_name, tidy
+from harness.report.tidy import Cell, tidy
 
 VALUES = dict(zip(sorted(WANDA_SEVEN), (0.41, 0.75, 0.72, 0.52, 0.31, 0.55, 0.66), strict=True))
 STDERR = 0.014
@@ -32,7 +33,7 @@ def scored(values: dict[str, float | None], method: str = "wanda", bos: str = "n
 
 
 def mean_rows(cell: Cell) -> pd.DataFrame:
-    frame = tidy("wanda_table2", "paper", [cell], "acc")
+    frame = tidy("wanda_table2", "paper", [cell], {"metric": "acc", "mean": True})
     return frame[frame["task"].str.startswith("mean")]
 
 

@@ -1,0 +1,47 @@
+"""A measure against sparsity, a curve per method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.report.style import Style, dense_line, legend, plot, series, shown, styles, told_apart, unit_of
+
+
+def curves(plt: Any, data: pd.DataFrame, metric: str) -> Any:
+    """A panel per model and scope (rows) and task (columns), N:M as single points."""
+    data = shown(data, metric)
+    pruned = data[data["method"] != "none"]
+    rows = list(dict.fromkeys(zip(pruned["model"], pruned["scope"], strict=True)))
+    tasks = list(dict.fromkeys(data["task"]))
+    others = told_apart(pruned, but=("scope", "level"))
+    looks = styles(pruned, "method", others)
+    size = (3.4 * len(tasks) + 1, 2.5 * len(rows) + 0.8)
+    figure, axes = plt.subplots(len(rows), len(tasks), figsize=size, squeeze=False, layout="constrained")
+    for (model, scope), line in zip(rows, axes, strict=True):
+        for task, axis in zip(tasks, line, strict=True):
+            here = data[(data["model"] == model) & (data["task"] == task)]
+            dense_line(axis, here)
+            here = here[(here["scope"] == scope) & (here["method"] != "none")]
+            _panel(axis, here, ["method", *others], looks)
+            axis.set_title(f"{model}, {scope.replace('_', ' ')}: {task}", fontsize=8)
+    axes[-1][0].set_xlabel("sparsity (fraction of zeros)")
+    axes[0][0].set_ylabel(unit_of(metric))
+    legend(figure, axes)
+    return figure
+
+
+def _panel(axis: Any, here: pd.DataFrame, keys: Sequence[str], looks: Mapping[tuple[Any, ...], Style]) -> None:
+    for style, cells in series(here, keys, looks):
+        plot(axis, "sparsity", cells[cells["pattern"] == "unstructured"], style)
+        fixed = cells[cells["pattern"] != "unstructured"]
+        plot(axis, "sparsity", fixed, style._replace(dash="", label=None), markersize=6, mfc="none")
+    for pattern, points in here[here["pattern"] != "unstructured"].groupby("pattern"):
+        top = (points["sparsity"].iloc[0], points["shown"].max())
+        axis.annotate(pattern, top, fontsize=6, xytext=(5, -2), textcoords="offset points")
+    axis.set_yscale("log")
+    axis.set_xticks(sorted(set(here["sparsity"])), [f"{value:g}" for value in sorted(set(here["sparsity"]))])
+    axis.grid(alpha=0.3, linewidth=0.4)
+    axis.tick_params(labelsize=7, which="both")

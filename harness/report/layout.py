@@ -1,0 +1,72 @@
+"""How a study's `table:` is read: what is shown, in which rows and columns, and the figure beside it.
+
+    metric: perplexity       or acc, acc_norm; `seconds` is the time of pruning, `loss` the training loss of a block
+    mean: true               the mean over the tasks too
+    block: last              whose loss: a block by number, or the last one that has any
+    rows: [model, sparsity]  axes of the study (`method.alpha` too), `variant` and `task`
+    columns: task            one of the same
+    figure: bars             or curves (against sparsity), losses (against the epoch; `{kind: losses, block: 3}`), or
+                             `{kind: lines, x: calibration.windows, lines: method}`: against an axis, a line per value
+
+An axis that a cell does not have (`method.alpha` of a dense model) is empty for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import pandas as pd
+
+KINDS = ("bars", "curves", "lines", "losses")
+"""The figures there are."""
+
+
+def metric_of(layout: Mapping[str, Any]) -> str:
+    """The metric that the table shows."""
+    return str(layout.get("metric") or "perplexity")
+
+
+def figure_of(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The figure as a mapping with its `kind`."""
+    figure = layout.get("figure") or "bars"
+    return {"kind": "bars", **figure} if isinstance(figure, Mapping) else {"kind": figure}
+
+
+def losses_of(layout: Mapping[str, Any]) -> str | None:
+    """The block whose training loss is shown, or `last`; None where no loss is."""
+    figure = figure_of(layout)
+    if metric_of(layout) != "loss" and figure["kind"] != "losses":
+        return None
+    return str(figure.get("block", layout.get("block", "last")))
+
+
+def named_axes(layout: Mapping[str, Any]) -> list[str]:
+    """Every axis that the table or the figure names."""
+    figure = figure_of(layout)
+    return [*layout["rows"], layout.get("columns", "task"), *(figure[key] for key in ("x", "lines") if key in figure)]
+
+
+def column_of(axis: str) -> str:
+    """The column in which an axis is found: `level` shows a sparsity, and every cell has a variant."""
+    return {"sparsity": "level", "method.variant": "variant"}.get(axis, axis)
+
+
+def varying(frame: pd.DataFrame, axes: Iterable[str]) -> list[str]:
+    """Those of the axes on which a model pruned by one method has several values, so that they are to be told apart."""
+    return [axis for axis in axes if (frame.groupby(["model", "method"])[axis].nunique() > 1).any()]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def axis_text(value: Any) -> str:
+    """A value of an axis as it is shown."""
+    return f"{value:g}" if is_number(value) else str(value)
+
+
+def level(row: Any) -> str:
+    """The sparsity of a row as it is shown: a fraction, or `NofM`; 0 for a dense model."""
+    return "0" if row.method == "none" else row.pattern if "of" in row.pattern else f"{row.sparsity:g}"

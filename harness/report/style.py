@@ -1,0 +1,116 @@
+"""What the figures share: how a series of cells looks and is called, units, the legend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from harness.report.compare import further_axes
+from harness.report.layout import axis_text, column_of, is_number, varying
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito
+MARKERS = "osD^vP*"
+DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+KNOWN = ("magnitude", "wanda", "sparsegpt", "sparsellm", "isc")
+NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")
+"""Axes whose values need no name beside them in a legend."""
+
+
+class Style(NamedTuple):
+    """How a series is drawn."""
+
+    label: str | None
+    colour: str
+    marker: str
+    dash: Any
+
+
+def told_apart(data: pd.DataFrame, but: Sequence[str]) -> list[str]:
+    """The axes besides `but` on which a model pruned by one method has several values."""
+    axes = dict.fromkeys(["variant", "allocator", "scope", "level", *map(column_of, further_axes(data))])
+    return varying(data, [axis for axis in axes if axis not in but])
+
+
+def styles(data: pd.DataFrame, axis: str, others: Sequence[str] = ()) -> dict[tuple[Any, ...], Style]:
+    """A style for each combination of values there is, the same in every panel.
+
+    Colour and marker follow `axis` (the methods of `KNOWN` look the same in every figure), dashes follow the `others`.
+    """
+    rows = dict.fromkeys(data[[axis, *others]].itertuples(index=False, name=None))
+    found = sorted(rows, key=lambda row: [_order(value) for value in row])
+    values = list(dict.fromkeys(row[0] for row in found))
+    places = [*KNOWN, *(name for name in values if name not in KNOWN)] if axis == "method" else values
+    rests = list(dict.fromkeys(row[1:] for row in found))
+    answer = {}
+    for key in found:
+        place, dash = places.index(key[0]), DASHES[rests.index(key[1:]) % len(DASHES)]
+        text = label(dict(zip((axis, *others), key, strict=True)))
+        answer[key] = Style(text, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], dash)
+    return answer
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """`sparsellm, alpha 0.1`; an axis that does not concern the series is left out."""
+    parts = {"sparsity" if axis == "level" else axis: axis_text(value) for axis, value in values.items() if value != ""}
+    return ", ".join(text if axis in NAMED else f"{axis.rpartition('.')[2]} {text}" for axis, text in parts.items())
+
+
+def _order(value: Any) -> tuple[bool, float]:
+    """Numbers ascending, the rest in the order it came in."""
+    return not is_number(value), float(value) if is_number(value) else 0.0
+
+
+def series(
+    data: pd.DataFrame, axes: Sequence[str], looks: Mapping[tuple[Any, ...], Style]
+) -> Iterator[tuple[Style, pd.DataFrame]]:
+    """The cells of each style."""
+    cells = dict(iter(data.groupby(list(axes), sort=False)))
+    for key, style in looks.items():
+        yield style, cells.get(key, data.iloc[:0])
+
+
+def shown(data: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The data with `shown` and `spread`: value and standard deviation over seeds, accuracies in percent."""
+    factor = 100 if metric.startswith("acc") else 1
+    return data.assign(shown=data["ours"] * factor, spread=data["sd"].astype(float) * factor)
+
+
+def unit_of(metric: str) -> str:
+    """What stands beside the axis of a metric."""
+    return f"{metric} (%)" if metric.startswith("acc") else {"loss": "training loss"}.get(metric, metric)
+
+
+def plot(axis: Any, x: str, cells: pd.DataFrame, style: Style, **more: Any) -> None:
+    """A line through cells that `shown` made, with error bars where there are several seeds."""
+    look = {"color": style.colour, "marker": style.marker, "linestyle": style.dash, "label": style.label}
+    look |= {"markersize": 4, "linewidth": 1.2} | more
+    cells = cells.sort_values(x)
+    if cells["spread"].isna().all():
+        axis.plot(cells[x], cells["shown"], **look)
+    else:
+        axis.errorbar(cells[x], cells["shown"], cells["spread"], capsize=2, **look)
+
+
+def dense_line(axis: Any, here: pd.DataFrame) -> None:
+    """The dense model as a grey dashed line."""
+    for value in here[here["method"] == "none"]["shown"]:
+        axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
+
+
+def is_wide(values: Iterable[float], ratio: float) -> bool:
+    """Whether values differ so much that a logarithmic axis tells more."""
+    known = [float(value) for value in values]
+    return bool(known) and min(known) > 0 and max(known) > ratio * min(known)
+
+
+def legend(figure: Any, axes: Any) -> None:
+    """One legend below all panels, with every series that any of them has."""
+    found: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(text, handle)
+    width = 0.6 + 0.06 * max(map(len, found))  # inches that an entry takes
+    columns = max(1, min(len(found), int(figure.get_figwidth() / width)))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
