@@ -34,9 +34,9 @@ from harness.models.anatomy import anatomy_of
 from harness.record.provenance import ROOT, provenance
 from harness.run import prune
 
-SHAPES = {"7b": (4096, 11008, 32), "1b": (2048, 5504, 16), "11m": (256, 704, 4)}
+SHAPES = {"7b": (4096, 11008, 32, 32000), "1b": (2048, 5504, 16, 32000), "11m": (256, 704, 4, 16384)}
+"""Hidden size, feed-forward size, heads and vocabulary; more kinds of tokens than hidden size, so inputs have full rank."""
 SPARSITY = 0.7
-VOCABULARY = 2048
 
 
 class Side(NamedTuple):
@@ -64,11 +64,11 @@ def main() -> None:
     ]
     counts = [int(count) for count in options.windows.split(",")]
     for count in counts:
-        side = ours(options.shape, tokens(count, options.length, device), options.repeat)
+        side = ours(options.shape, tokens(options.shape, count, options.length, device), options.repeat)
         lines.append(row("ours", count, side))
         print(lines[-1], flush=True)
     if options.authors:
-        side = theirs(options.authors, options.shape, tokens(counts[0], options.length, device))
+        side = theirs(options.authors, options.shape, tokens(options.shape, counts[0], options.length, device))
         lines.append(row("authors' code", counts[0], side))
         print(lines[-1], flush=True)
     write(options.shape, options.length, device, lines)
@@ -76,11 +76,11 @@ def main() -> None:
 
 def block_model(shape: str, device: torch.device) -> LlamaForCausalLM:
     """One random block whose inputs differ in scale from channel to channel, as real ones do."""
-    hidden, wide, heads = SHAPES[shape]
+    hidden, wide, heads, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=wide, num_hidden_layers=1, num_attention_heads=heads,
-        num_key_value_heads=heads, vocab_size=VOCABULARY, max_position_embeddings=4096, use_cache=False,
+        num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=4096, use_cache=False,
     )  # fmt: skip
     attention = "sdpa" if device.type == "cuda" else "eager"
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)
@@ -95,10 +95,10 @@ def block_model(shape: str, device: torch.device) -> LlamaForCausalLM:
     return model.to(device=device, dtype=torch.float16 if device.type == "cuda" else torch.float32).eval()
 
 
-def tokens(count: int, length: int, device: torch.device) -> Tensor:
+def tokens(shape: str, count: int, length: int, device: torch.device) -> Tensor:
     """Random token ids (N, L)."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(VOCABULARY, (count, length), generator=generator).to(device)
+    return torch.randint(SHAPES[shape][-1], (count, length), generator=generator).to(device)
 
 
 def ours(shape: str, ids: Tensor, repeat: int) -> Side:
