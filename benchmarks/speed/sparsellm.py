@@ -35,7 +35,7 @@ from harness.record.provenance import ROOT, provenance
 from harness.run import prune
 
 SHAPES = {"7b": (4096, 11008, 32, 32000), "1b": (2048, 5504, 16, 32000), "11m": (256, 704, 4, 16384)}
-"""Hidden size, feed-forward size, heads and vocabulary; more kinds of tokens than hidden size, so inputs have full rank."""
+"""Hidden size, feed-forward size, heads, vocabulary; more tokens than hidden size, so that inputs have full rank."""
 SPARSITY = 0.7
 
 
