@@ -76,7 +76,8 @@ def test_the_part_is_what_the_model_computes(name: str) -> None:
     x, y = caught[part.readers[0]][0].reshape(-1, 32), caught[part.down][1].reshape(-1, 32)
     dense = {site: model.get_submodule(site).weight for site in part.sites}
     problem = Problem(part, dense, {}, SparseGPT(), (1, 1, 1), Parked(x.device), None, None)
-    torch.testing.assert_close(problem.target(x), y - part.biases.get(part.down, 0), rtol=1e-4, atol=1e-4)
+    hidden = problem.hidden(*problem.before_activation(x, dense))
+    torch.testing.assert_close(problem.target(hidden), y - part.biases.get(part.down, 0), rtol=1e-4, atol=1e-4)
     assert set(TINY) == {*SHAPES, "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}
 
 

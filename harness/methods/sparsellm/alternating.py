@@ -101,7 +101,7 @@ class _Tokens:
         with products_like(problem.dense[problem.part.down]):
             for x in problem.x:
                 up, gate = problem.before_activation(x, problem.dense)
-                self.y.append(problem.target(x).to(x.dtype))
+                self.y.append(problem.target(problem.hidden(up, gate)))
                 self.z.append(up)
                 if gate is not None:
                     self.s.append(gate)

@@ -89,10 +89,10 @@ class Problem(NamedTuple):
         """What `down` reads (L, F): φ(gate) ⊙ up, or φ(up)."""
         return self.part.activation(up) if gate is None else self.part.activation(gate) * up
 
-    def target(self, x: Tensor) -> Tensor:
-        """The dense part's output y (L, D) without its bias, in float32."""
-        hidden = self.hidden(*self.before_activation(x, self.dense))
-        return product(hidden.to(x.dtype), self.dense[self.part.down])
+    def target(self, hidden: Tensor) -> Tensor:
+        """The dense part's output y (L, D) without its bias, in the model's dtype, from what `down` reads (L, F)."""
+        down = self.dense[self.part.down]
+        return product(hidden.to(down.dtype), down).to(down.dtype)
 
 
 def squared_sum(difference: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ class _Tokens:
         self.y, self.z, self.s, self.p = (Parked(device) for _ in range(4))
         for x in problem.x:
             up, gate = problem.before_activation(x, problem.dense)
-            self.y.append(problem.target(x).to(x.dtype))
             self.z.append(up.to(x.dtype))
             self.p.append(problem.hidden(up, gate).to(x.dtype))
+            self.y.append(problem.target(self.p[len(self.p) - 1]))
             if gate is not None:
                 self.s.append(gate.to(x.dtype))
         self._unread = _unread(problem.x)
