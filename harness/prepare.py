@@ -92,7 +92,7 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     inputs = inputs or look_up(cfg)
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
-    check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype))
+    check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
     protocols = {name: evaluator.protocol(context) for name, evaluator in cfg.evaluators.items()}
     described = {name: {"protocol": {"id": str(protocol), **protocol.settings}} for name, protocol in protocols.items()}
@@ -157,12 +157,17 @@ def _is(kind: str, name: str, instance: object) -> bool:
     return type(instance) is catalogue.lookup(kind, name)
 
 
-def _activation_bytes(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype) -> int:
-    """Memory beside the weights: two copies of the hidden states, the largest Gram matrices, one batch of logits."""
+def _activation_bytes(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> int:
+    """Memory beside the weights: two copies of the hidden states, the largest Gram matrices, one batch of logits.
+
+    What a method keeps between its own passes counts on a CPU only: on a GPU it goes to host memory where it must.
+    """
     config, length = inputs.checkpoint.config, inputs.calibration_length
     hidden, vocabulary = int(config.get("hidden_size", 0)), int(config.get("vocab_size", 0))
     wide = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden)
     calibration = 2 * cfg.calibration.windows * length * hidden * dtype.itemsize + 4 * (wide**2 + 3 * hidden**2) * 3
+    if cfg.method is not None and device.type == "cpu" and hasattr(cfg.method, "kept_bytes"):
+        calibration += cfg.method.kept_bytes(cfg.calibration.windows * length, hidden, wide, dtype.itemsize)
     logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), inputs.evaluation_window * vocabulary * 4)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * min(inputs.checkpoint.context, LONGEST_PROMPT) * vocabulary * (4 + dtype.itemsize))

@@ -118,8 +118,10 @@ def _reduce(
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
-    notes = tuple(f"{site}: {result.note}" for site, result in pruned.items() if result.note)
-    return Reduced(allocation, scope, edit, notes, told)
+    notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
+    if back := sum(bool(facts.get("fallback")) for facts in told.values()):
+        notes.append(f"{back} of {len(told)} blocks fell back")
+    return Reduced(allocation, scope, edit, tuple(notes), told)
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:

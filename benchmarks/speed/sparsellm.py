@@ -109,6 +109,7 @@ def ours(shape: str, ids: Tensor, repeat: int) -> Side:
         taken, peak, told = timed(lambda model=model: run_ours(model, ids, SparseLLM()), ids.device)
         seconds.append(taken)
     more = run_ours(block_model(shape, ids.device), ids, SparseLLM(epochs=5))
+    assert not told["fallback"], "the errors told would not be those of the weights that stay"
     return Side(seconds[1:], peak, told["loss"][-1], more["coupling"][3])
 
 
@@ -144,7 +145,10 @@ def theirs(folder: Path, shape: str, ids: Tensor) -> Side:
     caught: dict[str, Any] = {}
 
     def mse_loss(ours: Tensor, y: Tensor) -> Tensor:
-        """Theirs ends every epoch with this loss; what is measured here is taken from where it stands then."""
+        """Theirs ends every epoch with this loss; what is measured here is taken from where it stands then.
+
+        It runs on their clock: four products, some 0.5 s of 74 s at the 7b shape.
+        """
         frame = sys._getframe(1).f_locals
         error = frame["Y"].float() - frame["subset"]["mlp.down_proj"].weight.float() @ frame["p"].float()
         caught["loss"] = float((ours.float() - y.float()).square().mean())

@@ -10,18 +10,21 @@ from torch import Tensor
 
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 
+KERNEL_WIDTH = 256
+"""The widest block that the kernel holds in registers."""
+
 
 def prune_columns(block: Tensor, factor: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
     """One column block (O, B) with its part U (B, B) of the inverse factor → pruned block, scaled errors, kept.
 
-    On a GPU one kernel walks all columns, with the same roundings as the loop here.
+    On a GPU one kernel walks all columns of a block of usual width, with the same roundings as the loop here.
     """
     diagonal = factor.diagonal().clone()
     kept = None
     if isinstance(pattern, Unstructured):
         score = block**2 / diagonal**2  # the rise of the squared error when the weight goes (eq. 4)
         kept = keep(score, pattern, "matrix", quota="threshold")
-    if block.is_cuda:
+    if block.is_cuda and block.shape[1] <= KERNEL_WIDTH:
         from harness.core.columns_gpu import walk  # Triton comes with torch's CUDA builds only
 
         return walk(block, factor, kept, pattern if isinstance(pattern, NofM) else None)

@@ -45,5 +45,5 @@ def damped_inverse(gram: Tensor, damping: float) -> Inverse:
                 return Inverse(inverse, upper, used)
     raise UserError(
         f"the Gram matrix of the calibration inputs cannot be factorised, even with damping {used:g}; "
-        "use more calibration windows or a larger method.damping."
+        "use more calibration windows or a larger damping."
     )

@@ -40,11 +40,6 @@ class Parked:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
 
-    @property
-    def in_host_memory(self) -> int:
-        """How many wait away from their device."""
-        return sum(tensor.device != self.device for tensor in self._tensors)
-
     def _has_room(self) -> bool:
         if self.device.type != "cuda":
             return True

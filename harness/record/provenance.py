@@ -18,9 +18,10 @@ PACKAGES = ("torch", "transformers", "hydra-core", "lm-eval", "datasets", "safet
 
 @lru_cache(maxsize=1)
 def _commit() -> dict[str, Any]:
-    commit = _git("rev-parse", "HEAD")
-    if not commit:  # an exported tree has no history; its exporter may say what it is
-        return {"commit": os.environ.get("HARNESS_COMMIT"), "dirty": None}
+    exported = os.environ.get("HARNESS_COMMIT")  # a copied tree has no history, or another one: its maker says which
+    commit = None if exported else _git("rev-parse", "HEAD")
+    if not commit:
+        return {"commit": exported, "dirty": None}
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     return {"commit": commit, "dirty": bool(changed)}
 

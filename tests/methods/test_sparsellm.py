@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
+from harness.core.linalg import Inverse, damped_inverse
 from harness.core.memory import Parked
 from harness.core.statistic import gram
 from harness.methods.magnitude import Magnitude
@@ -99,10 +100,11 @@ def test_the_loss_is_that_of_the_block_as_it_is_left() -> None:
 
 @dataclass(frozen=True)
 class Failing:
-    """An inner method that is SparseGPT until a matrix of F inputs comes a second time; then all of it is `value`."""
+    """An inner method that is SparseGPT until a matrix of F inputs comes once too often; then all of it is `value`."""
 
     value: float
     seen: list[int]
+    times: int = 1
 
     statistic = gram
 
@@ -110,7 +112,7 @@ class Failing:
         result = SparseGPT().prune(weight, seen, wanted)
         if weight.shape[1] == 56:
             self.seen.append(1)
-            if len(self.seen) > 1:
+            if len(self.seen) > self.times:
                 return Pruned(torch.full_like(weight, self.value), result.kept)
         return result
 
@@ -130,6 +132,25 @@ def test_the_fallback_can_be_switched_off() -> None:
     ours, told, done = pruned("llama", SparseLLM(inner=Failing(50.0, []), fallback=False), num_hidden_layers=1)
     assert told["0"]["fallback"] is False and told["0"]["loss"][-1] > told["0"]["loss"][0]
     assert (ours["model.layers.0.mlp.down_proj"] == 50).all() and not any(result.note for result in done.values())
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_a_better_epoch_before_the_failure_is_kept(fallback: bool) -> None:
+    two, _, _ = pruned("llama", SparseLLM(epochs=2), num_hidden_layers=1)
+    method = SparseLLM(inner=Failing(float("nan"), [], 2), fallback=fallback)
+    ours, told, _ = pruned("llama", method, num_hidden_layers=1)
+    assert all(torch.equal(ours[site], two[site]) for site in two)
+    assert told["0"]["fallback"] is False and told["0"]["loss"][1] < told["0"]["loss"][0]
+    assert told["0"]["loss"][2:] == [None] and told["0"]["ended"] == "the error after epoch 3 is not finite"
+
+
+def test_a_damping_that_was_raised_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stubborn(matrix: Tensor, damping: float) -> Inverse:
+        return damped_inverse(matrix, 10 * damping if len(matrix) == 56 else damping)  # as after one failure, for p
+
+    monkeypatch.setattr("harness.core.statistic.damped_inverse", stubborn)
+    _, told, _ = pruned("llama", SparseLLM(epochs=3), num_hidden_layers=1)
+    assert told["0"]["raised"] == [f"epoch {n}, model.layers.0.mlp.down_proj: 0.1" for n in (2, 3)]
 
 
 def test_without_fallback_the_last_finite_weights_stay() -> None:
@@ -221,7 +242,6 @@ def test_what_waits_on_its_device_is_the_same_tensor() -> None:
     parked.append(first).append(second)
     parked[1] = first
     assert len(parked) == 2 and parked[0] is first and all(tensor is first for tensor in parked)
-    assert parked.in_host_memory == 0
 
 
 @pytest.mark.gpu
@@ -230,7 +250,7 @@ def test_what_finds_no_room_waits_in_host_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("harness.core.memory.ROOM", 2.0)
     parked = Parked(torch.device("cuda", 0)).append(torch.ones(3, device="cuda"))
     parked[0] = torch.full((3,), 2.0, device="cuda")
-    assert parked.in_host_memory == 1 and parked[0].is_cuda and parked[0].tolist() == [2, 2, 2]
+    assert not parked._tensors[0].is_cuda and parked[0].is_cuda and parked[0].tolist() == [2, 2, 2]
 
 
 def test_relu_is_recognised() -> None:

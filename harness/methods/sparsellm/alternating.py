@@ -34,14 +34,17 @@ def alternate(
         weights = {site: result.weight for site, result in pruned.items()}
         sums = tokens.sweep(weights, trace, last=len(trace.loss) + 1 == epochs)
         if not math.isfinite(trace.loss[-1]):
+            trace.ended = f"the error after epoch {len(trace.loss)} is not finite"
             return before, trace
-        if len(trace.loss) == epochs:
+        if sums is None:
             return pruned, trace
         before = pruned
         try:
-            pruned = _refit_and_prune(problem, weights, sums, damping)
-        except UserError:  # the Gram matrix of p cannot be factorised at any damping
+            pruned = _refit_and_prune(problem, weights, sums, damping, trace)
+        except UserError as error:  # the Gram matrix of p cannot be factorised at any damping
+            trace.ended = str(error)
             return pruned, trace
+        del sums  # matrices of the width of p, which the next pass makes anew
 
 
 def refit(weight: Tensor, cross: Tensor, matrix: Gram, damping: float) -> Tensor:
@@ -57,7 +60,9 @@ def refit(weight: Tensor, cross: Tensor, matrix: Gram, damping: float) -> Tensor
     return torch.addmm(weight.float(), cross, matrix.damped_inverse(damping).matrix)
 
 
-def _refit_and_prune(problem: Problem, weights: Weights, sums: _Sums, damping: float) -> dict[Site, Pruned]:
+def _refit_and_prune(
+    problem: Problem, weights: Weights, sums: _Sums, damping: float, trace: Trace
+) -> dict[Site, Pruned]:
     pruned = {}
     for site in problem.part.sites:
         down = site == problem.part.down
@@ -65,6 +70,8 @@ def _refit_and_prune(problem: Problem, weights: Weights, sums: _Sums, damping: f
         seen = sums.seen.get("inner", matrix) if down else problem.seen
         fitted = refit(weights[site], sums.cross[site], matrix, damping)
         pruned[site] = problem.prune(site, fitted, seen)
+        if (used := matrix.damped_inverse(damping).damping) != damping:
+            trace.raised.append(f"epoch {len(trace.loss) + 1}, {site}: {used:g}")
     return pruned
 
 
@@ -73,9 +80,10 @@ class _Sums:
 
     def __init__(self, problem: Problem) -> None:
         statistic = problem.inner.statistic
-        self._parts = {"gram": gram} if statistic in (None, gram) else {"gram": gram, "inner": statistic}
+        parts = {"gram": gram} if statistic in (None, gram) else {"gram": gram, "inner": statistic}
+        self._statistic = together(parts)
         down = problem.dense[problem.part.down]
-        self.seen = together(self._parts).init(down.shape[1], down.device)
+        self.seen = self._statistic.init(down.shape[1], down.device)
         self.cross = {
             site: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
             for site, weight in problem.dense.items()
@@ -88,7 +96,7 @@ class _Sums:
 
     def see(self, p: Tensor) -> None:
         """One window of p (L, F), the inputs of `down`."""
-        self.seen = together(self._parts).update(self.seen, p)
+        self.seen = self._statistic.update(self.seen, p)
 
 
 class _Tokens:
@@ -107,9 +115,9 @@ class _Tokens:
                     self.s.append(gate)
         self.elements = sum(x.numel() for x in problem.x)
 
-    def sweep(self, weights: Weights, trace: Trace, *, last: bool) -> _Sums:
+    def sweep(self, weights: Weights, trace: Trace, *, last: bool) -> _Sums | None:
         """One pass over the tokens: the loss of these weights and, unless it is the last, p, z and s anew."""
-        problem, sums = self.problem, _Sums(self.problem)
+        problem, sums = self.problem, None if last else _Sums(self.problem)
         part = problem.part
         down = weights[part.down].float()
         coupling = None if last else Coupling(down, problem.penalties.beta, problem.penalties.gamma)
@@ -119,34 +127,33 @@ class _Tokens:
                 y = self.y[index].float()
                 up, gate = problem.before_activation(x, weights)
                 error[0] += squared_sum(problem.hidden(up, gate) @ down.T - y)
-                if coupling is None:
+                if coupling is None or sums is None:
                     continue
-                p, left = self._move(index, coupling, up, gate, y)
+                p, left, z, s = self._move(index, coupling, up, gate, y)
                 error[1] += squared_sum(left)
                 sums.see(p)
                 sums.add(part.down, left, p)
-                left_up, left_gate = self.z[index] - up, None if gate is None else self.s[index] - gate
-                for site, residual in problem.by_reader(left_up, left_gate).items():
+                residuals = problem.by_reader(z - up, None if s is None or gate is None else s - gate)
+                for site, residual in residuals.items():
                     sums.add(site, residual, x)
         trace.add((error / self.elements).tolist()[: 1 if last else 2])
         return sums
 
     def _move(
         self, index: int, coupling: Coupling, up: Tensor, gate: Tensor | None, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """p, z and s of one window in turn → p (L, F) and y − W_down p (L, D)."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """p, z and s of one window in turn → p (L, F), y − W_down p (L, D), z and s."""
         alpha, gamma = self.problem.penalties.alpha, self.problem.penalties.gamma
         z, phi = self.z[index], self.problem.part.activation
         if gate is None:
             p, left = coupling(phi(z), y)
-            if isinstance(phi, nn.ReLU):
-                self.z[index] = relu_z(up, p, alpha, gamma)
-            else:
-                self.z[index] = inside(z, up, p, None, phi, alpha, gamma)
-            return p, left
+            relu = isinstance(phi, nn.ReLU)
+            self.z[index] = z = relu_z(up, p, alpha, gamma) if relu else inside(z, up, p, None, phi, alpha, gamma)
+            return p, left, z, None
         s = self.s[index]
         opened = phi(s)
         p, left = coupling(opened * z, y)
         z = gated_z(up, opened, p, alpha, gamma)
-        self.z[index], self.s[index] = z, inside(s, gate, p, z, phi, alpha, gamma)
-        return p, left
+        s = inside(s, gate, p, z, phi, alpha, gamma)
+        self.z[index], self.s[index] = z, s
+        return p, left, z, s

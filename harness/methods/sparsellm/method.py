@@ -60,6 +60,14 @@ class SparseLLM:
         refuses = getattr(self.inner, "refuses", None)
         return refuses(pattern, shape) if refuses else None
 
+    def kept_bytes(self, tokens: int, hidden: int, wide: int, itemsize: int) -> int:
+        """What stays between epochs, on the GPU or in host memory: x and y in the model's dtype, z and s in float32.
+
+        The released variant keeps p too, and all in the model's dtype.
+        """
+        per_token = 2 * wide * 4 if self.variant == "default" else 3 * wide * itemsize
+        return tokens * (2 * hidden * itemsize + per_token)
+
     @torch.no_grad()
     def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:
         part = block.feed_forward
@@ -75,16 +83,18 @@ class SparseLLM:
             part, dense, patterns, self.inner, penalties, state["x"], state["gram"], seen.get(part.readers[0])
         )
         mine = {site: first[site] for site in part.sites}
+        del seen, state  # the first epoch's Gram matrices and their inverses, but for those in the problem
         if self.variant == "released":
             later, trace = replay(problem, mine, released_epochs(self.epochs, part, block.index))
             back = False
         else:
             later, trace = alternate(problem, mine, self.epochs, self.damping)
-            back = self.fallback and not trace.loss[-1] <= trace.loss[0]
+            back = self.fallback and self.epochs > 1 and trace.got_worse
         block.tell(**penalties._asdict(), **trace.facts, fallback=back)
         if back:
             note = f"kept the first epoch's weights: its loss was {trace.loss[0]:.4g}, the last {trace.loss[-1]:.4g}"
-            later = {part.down: first[part.down]._replace(note=note)}
+            notes = filter(None, (first[part.down].note, note))
+            later = {part.down: first[part.down]._replace(note="; ".join(notes))}
         return first | later
 
     def _penalties(self, part: FeedForward) -> Penalties:

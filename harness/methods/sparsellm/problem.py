@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,14 @@ Weights = Mapping[Site, Tensor]
 class Trace:
     """Mean squared errors by epoch: of the part's outputs (the paper's figure 3), and ‖y − W_down p‖² for its p.
 
-    p is not computed after the last epoch, nor told by the released variant.
+    p is not computed after the last epoch, nor told by the released variant. `raised` are dampings that had to be
+    raised, `ended` says why there were fewer epochs than asked for.
     """
 
     loss: list[float] = field(default_factory=list)
     coupling: list[float] = field(default_factory=list)
+    raised: list[str] = field(default_factory=list)
+    ended: str = ""
 
     def add(self, errors: Sequence[float]) -> None:
         """What one epoch gave: the loss, and the coupling where there is one."""
@@ -39,12 +42,20 @@ class Trace:
         self.coupling.extend(errors[1:])
 
     @property
-    def facts(self) -> dict[str, list[float | None]]:
+    def got_worse(self) -> bool:
+        """Whether the last weights of finite error are no better than the first epoch's, or are those."""
+        finite = [value for value in self.loss if math.isfinite(value)]
+        stuck = len(self.loss) > 1 and len(finite) == 1
+        return stuck or not finite or finite[-1] > finite[0]
+
+    @property
+    def facts(self) -> dict[str, Any]:
         """For the record, in which a number that is not finite is null."""
-        return {
+        facts: dict[str, Any] = {
             name: [value if math.isfinite(value) else None for value in values]
             for name, values in (("loss", self.loss), ("coupling", self.coupling))
         }
+        return facts | ({"raised": self.raised} if self.raised else {}) | ({"ended": self.ended} if self.ended else {})
 
 
 class Problem(NamedTuple):

@@ -3,9 +3,10 @@
 What is particular to it, and kept: W ← z X⁺ without regard to the dense weights (the `down` matrix of an ungated part
 takes ten gradient steps instead); s takes two gradient steps of 0.01; the Hessian of `up` and `gate` is damped in
 place, so damping adds up over epochs; gated parts of blocks 1, 30 and 31 stop after one epoch whatever the model;
-nothing looks at the loss. Its casts to half precision are casts to the model's dtype here. Pseudo-inverses go through
-the Gram matrix in float64 instead of an SVD in float32. Shapes: L tokens of one window, D hidden size, F feed-forward
-size, O outputs, I inputs of a matrix.
+nothing looks at the loss. Its casts to half precision are casts to the model's dtype here. Pseudo-inverses and the
+inverse in the update of p go through Gram matrices in float64 instead of an SVD and a wide inverse in float32, and p is
+rounded once, not at each step: in float32 that is all the difference. Shapes: L tokens of one window, D hidden size,
+F feed-forward size, O outputs, I inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward, Pruned, Site
 from harness.core.memory import Parked
 from harness.core.statistic import Gram, gram
@@ -33,11 +35,22 @@ def released_epochs(epochs: int, part: FeedForward, index: int) -> int:
 
 
 def replay(problem: Problem, first: Mapping[Site, Pruned], epochs: int) -> tuple[dict[Site, Pruned], Trace]:
-    """The epochs after the first → the part pruned, and how it went."""
+    """The epochs after the first → the part pruned, and how it went.
+
+    Raises:
+        UserError: the variables are not finite any more, as its divergence can end.
+    """
+    try:
+        return _replay(problem, first, epochs)
+    except torch.linalg.LinAlgError as error:
+        raise UserError(f"method.variant=released diverged at {problem.part.down}: {error}.") from error
+
+
+def _replay(problem: Problem, first: Mapping[Site, Pruned], epochs: int) -> tuple[dict[Site, Pruned], Trace]:
     part, pruned = problem.part, dict(first)
     tokens = _Tokens(problem)
     inner, matrix = problem.inner, problem.gram
-    assert isinstance(inner, SparseGPT)
+    assert isinstance(inner, SparseGPT)  # the component has seen to it
     trace = Trace([tokens.loss({site: result.weight for site, result in pruned.items()})])
     for _ in range(1, epochs):
         weights = {site: result.weight for site, result in pruned.items()}
@@ -97,7 +110,7 @@ class _Tokens:
                 continue
             opened = problem.part.activation(s)
             self.z[index] = (up + opened * p) / (opened**2 + 1)  # the minimiser for alpha = gamma
-            self.s[index] = self._descend(s, gate.to(x.dtype), p, self.z[index])
+            self.s[index] = self._descend(s, gate, p, self.z[index])
 
     def _descend(self, s: Tensor, t: Tensor, p: Tensor, z: Tensor) -> Tensor:
         """Gradient steps on α (s − t)² + γ (p − φ(s) z)², counted in float32 and kept in the dtype of s (L, F)."""
@@ -106,7 +119,7 @@ class _Tokens:
         for _ in range(steps):
             at = s.float()
             value, slope = value_and_slope(self.problem.part.activation, at)
-            gradient = 2 * alpha * (at - t.float()) - 2 * gamma * (p.float() - value * z.float()) * slope * z.float()
+            gradient = 2 * alpha * (at - t) - 2 * gamma * (p.float() - value * z.float()) * slope * z.float()
             s = (at - length * gradient).to(s.dtype)
         return s
 
