@@ -16,7 +16,7 @@ import torch
 
 from harness.data import corpora
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two processes share two cores (pytest -n 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
