@@ -13,6 +13,7 @@ import torch
 from harness import compose
 from harness.prepare import prepare
 from harness.record.provenance import ROOT, provenance
+from harness.record.schema import hardware_name
 from harness.run import run
 
 METHODS = ("none", "magnitude", "wanda", "sparsegpt")
@@ -55,7 +56,7 @@ def _row(method: str, runs: list[dict[str, dict[str, float]]]) -> str:
 def _heading(overrides: list[str]) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = provenance(device, {})
-    where = facts["hardware"].get("gpu", f"{facts['hardware']['threads']} CPU threads")
+    where = hardware_name(facts["hardware"])
     return f"Median stage times, {' '.join(overrides) or 'default run'}, {where}, torch {facts['versions']['torch']}."
 
 

@@ -32,6 +32,7 @@ from harness.core.pattern import Unstructured
 from harness.methods.sparsellm import SparseLLM
 from harness.models.anatomy import anatomy_of
 from harness.record.provenance import ROOT, provenance
+from harness.record.schema import hardware_name
 from harness.run import prune
 
 SHAPES = {"7b": (4096, 11008, 32, 32000), "1b": (2048, 5504, 16, 32000), "11m": (256, 704, 4, 16384)}
@@ -209,7 +210,7 @@ def row(name: str, count: int, side: Side) -> str:
 def write(shape: str, length: int, device: torch.device, lines: list[str]) -> None:
     """The table with what it was measured on."""
     facts = provenance(device, {})
-    where = facts["hardware"].get("gpu", f"{facts['hardware']['threads']} CPU threads")
+    where = hardware_name(facts["hardware"])
     head = f"One LLaMA block of shape {shape}, windows of {length}, {SPARSITY:.0%}, {where}"
     text = "\n".join([f"{head}, torch {facts['versions']['torch']}, commit {facts['commit']}.", "", *lines, ""])
     folder = ROOT / "results" / "bench"

@@ -16,6 +16,11 @@ LADDER = 4
 """Tries of the factorisation, each with ten times the damping of the one before."""
 
 
+def is_short_on_gpu(tensor: Tensor) -> bool:
+    """Whether it has 16 bits and lies on a GPU, where a product in float32 rounds nothing but its sum."""
+    return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
+
+
 class Inverse(NamedTuple):
     """(G + λI)⁻¹ (I, I), its upper Cholesky factor U with Uᵀ U equal to it, and the damping behind λ."""
 

@@ -40,6 +40,11 @@ class Parked:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def elements(self) -> int:
+        """The number of elements of all tensors, none of which is moved for it."""
+        return sum(tensor.numel() for tensor in self._tensors)
+
     def _has_room(self) -> bool:
         if self.device.type != "cuda":
             return True

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.core.linalg import Inverse, damped_inverse
+from harness.core.linalg import Inverse, damped_inverse, is_short_on_gpu
 
 Seen = Any
 """What a statistic has accumulated; only the method that asked for it knows its form."""
@@ -75,8 +75,7 @@ def _add_gram(state: Gram, inputs: Tensor) -> Gram:
     """The running mean of SparseGPT's released code, operation by operation: its rounding is part of its masks."""
     windows = state.windows + 1
     matrix = state.matrix.mul_(state.windows / windows)
-    if inputs.is_cuda and inputs.dtype in (torch.float16, torch.bfloat16):
-        # products of 16-bit numbers are exact in float32, so tensor cores change nothing but the order of the sum
+    if is_short_on_gpu(inputs):
         return Gram(matrix.add_(torch.mm(inputs.T, inputs, out_dtype=torch.float32), alpha=2 / windows), windows)
     scaled = math.sqrt(2 / windows) * inputs.float().T
     return Gram(matrix.add_(scaled @ scaled.T), windows)

@@ -124,6 +124,11 @@ def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
             continue
 
 
+def hardware_name(hardware: Mapping[str, Any]) -> str:
+    """What `provenance` says of the machine, as tables print it: the GPU, or the number of CPU threads."""
+    return str(hardware.get("gpu") or f"{hardware['threads']} CPU threads")
+
+
 def check_writable(option: str, folder: Path) -> None:
     """Fail before the work starts if the folder of an option cannot be written.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from harness.record.schema import Record
+from harness.record.schema import Record, hardware_name
 from harness.report.layout import losses_of, metric_of
 
 WANDA_SEVEN = {"boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
@@ -66,9 +66,8 @@ def _seconds(record: Record) -> list[dict[str, Any]]:
     """The stage `prune`; its protocol is the hardware, so that times of two machines never stand side by side."""
     if "prune" not in record.stages:
         return []
-    hardware = record.provenance["hardware"]
-    protocol = hardware.get("gpu") or f"{hardware['threads']} CPU threads"
-    return [_measure("prune", "seconds", record.stages["prune"]["seconds"], protocol)]
+    machine = hardware_name(record.provenance["hardware"])
+    return [_measure("prune", "seconds", record.stages["prune"]["seconds"], machine)]
 
 
 def _losses(record: Record, block: str) -> list[dict[str, Any]]:

@@ -42,8 +42,9 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     row_names = list(layout["rows"])
     *row_keys, column_key = map(column_of, [*row_names, layout.get("columns", "task")])
     forgotten = [axis for axis in further_axes(compared) if column_of(axis) not in (*row_keys, column_key)]
-    row_names += varying(shown, forgotten)
-    row_keys += varying(shown, forgotten)
+    told_apart = varying(shown, forgotten)
+    row_names += told_apart
+    row_keys += told_apart
     shown = shown.assign(level=[level(row) for row in shown.itertuples()], text=list(map(_cell, shown.itertuples())))
     rank = _ranking(measured, shown)
     heads: dict[str, tuple[Any, ...]] = {}

@@ -113,7 +113,6 @@ class _Tokens:
                 self.z.append(up)
                 if gate is not None:
                     self.s.append(gate)
-        self.elements = sum(x.numel() for x in problem.x)
 
     def sweep(self, weights: Weights, trace: Trace, *, last: bool) -> _Sums | None:
         """One pass over the tokens: the loss of these weights and, unless it is the last, p, z and s anew."""
@@ -126,7 +125,7 @@ class _Tokens:
             for index, x in enumerate(problem.x):
                 y = self.y[index].float()
                 up, gate = problem.before_activation(x, weights)
-                error[0] += squared_sum(problem.hidden(up, gate) @ down.T - y)
+                error[0] += problem.squared_error(up, gate, y, down)
                 if coupling is None or sums is None:
                     continue
                 p, left, z, s = self._move(index, coupling, up, gate, y)
@@ -136,7 +135,7 @@ class _Tokens:
                 residuals = problem.by_reader(z - up, None if s is None or gate is None else s - gate)
                 for site, residual in residuals.items():
                     sums.add(site, residual, x)
-        trace.add((error / self.elements).tolist()[: 1 if last else 2])
+        trace.add((error / problem.x.elements).tolist()[: 1 if last else 2])
         return sums
 
     def _move(

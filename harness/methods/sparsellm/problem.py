@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.core.interfaces import FeedForward, LinearMethod, Pruned, Site
+from harness.core.linalg import is_short_on_gpu
 from harness.core.memory import Parked
 from harness.core.pattern import Pattern
 from harness.core.statistic import Gram, Seen
@@ -100,6 +101,10 @@ class Problem(NamedTuple):
         """What `down` reads (L, F): φ(gate) ⊙ up, or φ(up)."""
         return self.part.activation(up) if gate is None else self.part.activation(gate) * up
 
+    def squared_error(self, up: Tensor, gate: Tensor | None, y: Tensor, down: Tensor) -> Tensor:
+        """Σ of squares of what the outputs lack of y (L, D), for W_down (D, F) in float32."""
+        return squared_sum(self.hidden(up, gate) @ down.T - y)
+
     def target(self, hidden: Tensor) -> Tensor:
         """The dense part's output y (L, D) without its bias, in the model's dtype, from what `down` reads (L, F)."""
         down = self.dense[self.part.down]
@@ -112,8 +117,8 @@ def squared_sum(difference: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ in float32; for 16-bit operands on a GPU exact up to the order of the sum."""
-    if x.is_cuda and x.dtype == weight.dtype and x.dtype in (torch.float16, torch.bfloat16):
+    """x Wᵀ in float32."""
+    if is_short_on_gpu(x) and x.dtype == weight.dtype:
         return torch.mm(x, weight.T, out_dtype=torch.float32)
     return x.float() @ weight.float().T
 
@@ -122,7 +127,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def products_like(weight: Tensor) -> Iterator[None]:
     """Float32 products on a GPU in TF32 where the model has 16 bits: no fewer bits than its own products have."""
     before = torch.get_float32_matmul_precision()
-    if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16):
+    if is_short_on_gpu(weight):
         torch.set_float32_matmul_precision("high")
     try:
         yield

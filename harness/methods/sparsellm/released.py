@@ -21,7 +21,7 @@ from harness.core.interfaces import FeedForward, Pruned, Site
 from harness.core.memory import Parked
 from harness.core.statistic import Gram, gram
 from harness.methods.sparsegpt import SparseGPT
-from harness.methods.sparsellm.problem import Problem, Trace, Weights, squared_sum
+from harness.methods.sparsellm.problem import Problem, Trace, Weights
 from harness.methods.sparsellm.updates import relu_z, value_and_slope
 
 SHORT_BLOCKS = (1, 30, 31)
@@ -88,11 +88,11 @@ class _Tokens:
 
     def loss(self, weights: Weights) -> float:
         """The mean squared error of the part's outputs."""
-        total = torch.zeros((), dtype=torch.float64, device=self.problem.x.device)
-        for x, y in zip(self.problem.x, self.y, strict=True):
-            hidden = self.problem.hidden(*self.problem.before_activation(x, weights))
-            total += squared_sum(hidden @ weights[self.problem.part.down].float().T - y.float())
-        return float(total) / sum(y.numel() for y in self.y)
+        problem, down = self.problem, weights[self.problem.part.down].float()
+        total = torch.zeros((), dtype=torch.float64, device=down.device)
+        for x, y in zip(problem.x, self.y, strict=True):
+            total += problem.squared_error(*problem.before_activation(x, weights), y.float(), down)
+        return float(total) / self.y.elements
 
     def move(self, weights: Weights) -> None:
         """p, z and s of every window in turn."""
@@ -151,9 +151,8 @@ class _Tokens:
         for p, y in zip(self.p, self.y, strict=True):
             cross += y.float().T @ p.float()
         total = state.matrix * (len(self.p) / 2)
-        elements = sum(y.numel() for y in self.y)
         for _ in range(steps):
-            weight = weight - length * 2 / elements * (weight @ total - cross)
+            weight = weight - length * 2 / self.y.elements * (weight @ total - cross)
         return weight
 
 
