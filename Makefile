@@ -5,13 +5,15 @@ ITEM ?= table2
 SCALE ?= embedded
 CLUSTER ?= local
 OVERRIDES ?=
+RECORD ?=
+OUT ?=
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m harness
 STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) $(OVERRIDES)
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce reproduce-% plan status retry tables compare publish prefetch embedded bench
+.PHONY: help setup test check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-20s %s\n", $$1, $$2}'
@@ -50,6 +52,9 @@ publish: $(READY) ## copy records, table and figure of a study to results/publis
 
 prefetch: $(READY) ## download models and texts of a study once, so that runs work offline
 	@$(RUN) prefetch $(STUDY)
+
+allocation: $(READY) ## what RECORD=<record or allocation.json> asks of every matrix; OUT=<folder> keeps table and figure
+	@$(RUN) allocation $(if $(RECORD),"$(RECORD)") $(if $(OUT),"$(OUT)")
 
 embedded: $(READY) ## make the embedded language, texts, tasks and models again
 	@$(VENV)/bin/python -m harness.embedded

@@ -133,7 +133,8 @@ def build(kind: str, settings: Mapping[str, Any]) -> Any:
         if key not in fields:
             raise unknown(f"setting of {kind} '{settings['name']}'", key, fields)
         if nested := fields[key].metadata.get("component"):
-            values[key] = build(nested, {"name": value} if isinstance(value, str) else value)
+            named = {"name": value} if isinstance(value, str) else value
+            values[key] = None if value is None else build(nested, named)
         else:
             values[key] = _coerce(f"{kind}.{key}", value, hints[key])
     return cls(**values)
@@ -155,9 +156,23 @@ def name_of(instance: object) -> str:
     return type(instance).__name__
 
 
+def describe(instance: Any) -> dict[str, Any]:
+    """A component as plain values: its name, revision and settings, and those of the components it holds.
+
+    A component may say by `identity()` which values stand for some of its fields (a file's content for its path).
+    """
+    plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
+    return plain | (instance.identity() if hasattr(instance, "identity") else {})
+
+
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     if nested := field.metadata.get("component"):
-        return defaults(nested, name_of(value))
+        if value is None:
+            return None
+        return defaults(nested, value if isinstance(value, str) else name_of(value))
     return list(value) if isinstance(value, tuple) else value
 
 

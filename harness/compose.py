@@ -211,6 +211,7 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         dtype=_one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
         tracker=_tracker(composed),
         records=_folder(composed, "records"),
+        cache=_folder(composed, "cache"),
         save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
         force=_boolean(composed, "force"),
         composed=composed,

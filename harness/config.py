@@ -70,6 +70,7 @@ class RunConfig:
     dtype: str
     tracker: Tracker
     records: Path
+    cache: Path
     save: Path | None
     force: bool
     composed: Mapping[str, Any]

@@ -14,6 +14,7 @@ from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.statistic import norms
 from harness.data.corpora import read_text
+from harness.data.overlap import refuse_overlap
 from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
 from harness.evaluation.protocol import Context
 from harness.models.loading import (
@@ -34,6 +35,12 @@ PIPELINE = 3
 
 LONGEST_PROMPT = 1024
 """Tokens that the longest zero-shot prompt (BoolQ's) may take."""
+
+CACHED_BY = (
+    *("pipeline", "weights", "architecture", "tokenizer", "dtype", "device", "scope", "planner"),
+    *("calibration", "calibration_data"),
+)
+"""The parts of an identity that traces and searches share with other runs."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Prepared:
     dtype: torch.dtype
     facts: dict[str, Any]
     fingerprint: str
+    belongs: Mapping[str, Any]
+    """What cached values of this run's model and calibration depend on, see `calibration/cache.py`."""
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
 
@@ -75,7 +84,13 @@ def look_up(cfg: RunConfig) -> Inputs:
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
     needed = _uses_calibration(cfg)
     data = {name: _evaluator_facts(evaluator) for name, evaluator in cfg.evaluators.items()}
+    for part in (cfg.method, cfg.allocator) if cfg.method is not None else ():
+        if hasattr(part, "check"):
+            part.check()
     if needed:
+        for evaluator in cfg.evaluators.values():
+            if hasattr(evaluator, "corpus"):
+                refuse_overlap((cfg.calibration.corpus, cfg.calibration.split), (evaluator.corpus, evaluator.split))
         data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
     return Inputs(checkpoint, window, length, evaluation_window, needed, data)
 
@@ -106,7 +121,8 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "data": data,
     }
     identity = _identity(cfg, inputs, facts, device, context)
-    return Prepared(inputs, device, dtype, facts, fingerprint(identity), _resolved(cfg, inputs, device, dtype))
+    belongs = {key: identity[key] for key in CACHED_BY if key in identity}
+    return Prepared(inputs, device, dtype, facts, fingerprint(identity), belongs, _resolved(cfg, inputs, device, dtype))
 
 
 def revisions(cfg: RunConfig) -> dict[str, Any]:
@@ -145,12 +161,13 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 
 def _uses_calibration(cfg: RunConfig) -> bool:
-    """Whether any component asks the model about inputs; magnitude with uniform does not."""
+    """Whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
     if not _is("planner", "none", cfg.planner):
         return True
     if cfg.method is None:
         return False
-    return getattr(cfg.method, "statistic", norms) is not None or not _is("allocator", "uniform", cfg.allocator)
+    asks = getattr(cfg.allocator, "needs_calibration", True)
+    return asks or getattr(cfg.method, "statistic", norms) is not None
 
 
 def _is(kind: str, name: str, instance: object) -> bool:
@@ -197,17 +214,17 @@ def _identity(
         "dtype": facts["dtype"],
         "device": device.type,
         "scope": cfg.scope.text,
-        "planner": _settings(cfg.planner),
-        "recovery": _settings(cfg.recovery),
+        "planner": catalogue.describe(cfg.planner),
+        "recovery": catalogue.describe(cfg.recovery),
         "evaluation": {
-            name: [str(evaluator.protocol(context)), _settings(evaluator), facts["data"][name]["sha256"]]
+            name: [str(evaluator.protocol(context)), catalogue.describe(evaluator), facts["data"][name]["sha256"]]
             for name, evaluator in cfg.evaluators.items()
         },
     }
     if cfg.method is not None:
         identity |= {
-            "method": _settings(cfg.method),
-            "allocator": _settings(cfg.allocator),
+            "method": catalogue.describe(cfg.method),
+            "allocator": catalogue.describe(cfg.allocator),
             "sparsity": str(cfg.pattern),
             "fraction": cfg.pattern.sparsity,
         }
@@ -219,12 +236,3 @@ def _identity(
             "seed": cfg.seed,
         }
     return identity
-
-
-def _settings(instance: Any) -> dict[str, Any]:
-    """A component as plain values, with its name and revision and those of the components it holds."""
-    plain: dict[str, Any] = {"name": catalogue.name_of(instance), "revision": catalogue.revision(instance)}
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        plain[field.name] = _settings(value) if field.metadata.get("component") else value
-    return plain

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from harness.calibration.cache import Cache
 from harness.calibration.checks import self_check
 from harness.calibration.probe import ModelProbe
 from harness.calibration.stream import batched, stream
@@ -24,7 +25,7 @@ from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import fuse_attention, load_model, load_tokenizer
+from harness.models.loading import fuse_attention, load_model, load_tokenizer, other_gpus
 from harness.models.surgery import operate
 from harness.prepare import Prepared
 from harness.record.provenance import provenance
@@ -38,13 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks."""
+    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told."""
 
     allocation: Allocation
     scope: range
     edit: Edit
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
+    told: Mapping[str, Any]
 
 
 def run(cfg: RunConfig, ready: Prepared) -> Record:
@@ -87,6 +89,7 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         edit=asdict(reduced.edit),
         notes=reduced.notes,
         blocks=reduced.blocks,
+        allocation=reduced.told,
     )
 
 
@@ -108,11 +111,13 @@ def _reduce(
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
+    told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = ModelProbe(model, anatomy, batches, scope)
+            probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope)
             allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
             check_fit(cfg.method, allocation, probe.shapes)
+            told_of_allocation = probe.told
         with stages.time("prune"):
             pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told)
     with stages.time("recover"):
@@ -121,7 +126,25 @@ def _reduce(
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
-    return Reduced(allocation, scope, edit, tuple(notes), told)
+    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation)
+
+
+def _probe(
+    cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy, batches: list[Tensor],
+    scope: range,
+) -> ModelProbe:  # fmt: skip
+    """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
+
+    def draw(count: int) -> Tensor:
+        seed = rng(cfg.calibration.seed, "windows of a search").randrange(2**32)
+        further = replace(cfg.calibration, windows=count, seed=seed)
+        return calibration_windows(further, tokenizer, ready.inputs.calibration_length).to(ready.device)
+
+    return ModelProbe(
+        model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
+        cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
+        devices=other_gpus(cfg.device, ready.device),
+    )  # fmt: skip
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:

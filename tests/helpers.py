@@ -5,8 +5,9 @@ Shapes: O outputs, I inputs, T tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import register_pytree_node, tree_flatten
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from harness import catalogue
-from harness.core.interfaces import BlockMethod, FeedForward
+from harness.core.interfaces import BlockMethod, FeedForward, Trace
 from harness.core.pattern import Pattern, parse_pattern
 from harness.core.statistic import Gram, Statistic, gram
 
@@ -31,9 +32,28 @@ def components(kind: str) -> dict[str, Any]:
     return {name: catalogue.build(kind, catalogue.defaults(kind, name)) for name in catalogue.names(kind)}
 
 
+def quick(allocator: Any) -> Any:
+    """The allocator with settings under which four short windows are enough and a search ends soon."""
+    cheap = {
+        "sensitivity_windows": 2,
+        "generations": 2,
+        "population": 4,
+        "offspring": 8,
+        "stages": (1, 2, 3),
+        "probes": 1,
+    }
+    own = {name: value for name, value in cheap.items() if hasattr(allocator, name)}
+    own |= {"windows": 2} if "windows" in {f.name for f in fields(allocator)} else {}
+    return replace(allocator, **own)
+
+
 METHODS = components("method")
 LINEAR_METHODS = {name: method for name, method in METHODS.items() if not isinstance(method, BlockMethod)}
-ALLOCATORS = components("allocator")
+ALLOCATORS = {
+    name: quick(it)
+    for name, it in components("allocator").items()
+    if name != "file"  # it has to be named one
+}
 
 
 def pattern(text: str) -> Pattern:
@@ -109,6 +129,37 @@ class FakeProbe:
     """A model that is nothing but such blocks: a `Probe`."""
 
     content: list[FakeBlock]
+    method: Any = None
+    seed: int = 0
+    weights_sha256: str | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    window = 16
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {site: weight for block in self.content for site, weight in block.weights.items()}
+
+    def tell(self, **facts: Any) -> None:
+        self.told |= facts
+
+    def pruned(self, method: Any, allocation: Mapping[str, Pattern]) -> Iterator[FakeBlock]:
+        """Nothing is removed, so nothing becomes more or less redundant."""
+        yield from self.content
+
+    def fisher_trace(self, windows: int) -> dict[str, Trace]:
+        """The same for every weight."""
+        return {site: Trace(float(weight.numel())) for site, weight in self.weights.items()}
+
+    def hessian_trace(self, windows: int, probes: int, draws: str) -> dict[str, Trace]:
+        return self.fisher_trace(windows)
+
+    def assembler(self, method: Any, ladders: Any, **settings: Any) -> FakeAssembler:
+        return FakeAssembler(ladders)
+
+    def cached(self, purpose: str, settings: Mapping[str, Any]) -> FakeEntry:
+        return FakeEntry(self.kept, f"{purpose} {settings}")
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -120,6 +171,36 @@ class FakeProbe:
 
     def observe(self, statistic: Statistic) -> Iterator[FakeBlock]:
         yield from self.content
+
+
+@dataclass
+class FakeEntry:
+    """A cached value in a dictionary."""
+
+    kept: dict[str, Any]
+    key: str
+
+    def read(self) -> Any:
+        return copy.deepcopy(self.kept.get(self.key))
+
+    def write(self, value: Any) -> None:
+        self.kept[self.key] = copy.deepcopy(value)
+
+
+@dataclass
+class FakeAssembler:
+    """Every candidate is as good as any other, unless `judge` says how good it is; what was asked is counted."""
+
+    ladders: Mapping[str, Any]
+    judge: Any = None
+    asked: list[Any] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def losses(self, candidates: Any, windows: slice = slice(None)) -> list[float]:
+        for candidate in candidates:
+            assert all(pattern in self.ladders[site] for site, pattern in candidate.items())
+        self.asked += [(windows, candidate) for candidate in candidates]
+        return [self.judge(candidate) if self.judge else 1.0 for candidate in candidates]
 
 
 _SIZES = {

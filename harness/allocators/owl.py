@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.allocation import Allocation, Budget, fit
+from harness.core.allocation import Allocation, Budget
 from harness.core.errors import UserError
-from harness.core.interfaces import BlockView, Probe
+from harness.core.interfaces import Probe
+from harness.core.metric import wanda_metric
+from harness.core.proposals import fit_blocks, min_max_shift
 from harness.core.statistic import norms
 
 
@@ -33,20 +35,10 @@ class Owl:
             raise UserError("allocator.spread has to be at least 0 and allocator.threshold above 0.")
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        shares = torch.tensor([self._outliers(block) for block in probe.observe(norms)], dtype=torch.float64)
-        extent = shares.max() - shares.min()
-        density = (shares - shares.min()) / extent * 2 * self.spread if extent > 0 else torch.zeros_like(shares)
-        sparsities = budget.sparsity - (density - density.mean())
-        proposal = {
-            site: float(sparsity) for sites, sparsity in zip(probe.blocks, sparsities, strict=True) for site in sites
-        }
-        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
-        return fit(proposal, sizes, budget.narrowed(self.levels))
+        shares = [self._outliers(wanda_metric(block)) for block in probe.observe(norms)]
+        probe.tell(score=shares)
+        return fit_blocks(probe, min_max_shift(shares, budget.sparsity, self.spread), budget.narrowed(self.levels))
 
-    def _outliers(self, block: BlockView) -> float:
+    def _outliers(self, scores: Tensor) -> float:
         """The fraction of a block's scores that are outliers."""
-        seen = block.observe(norms)
-        scores = torch.cat(
-            [(weight.abs() * seen[site].mean.sqrt()).flatten() for site, weight in block.weights.items()]
-        )
         return float((scores > self.threshold * scores.mean()).double().mean())

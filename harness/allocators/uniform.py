@@ -15,6 +15,8 @@ from harness.core.pattern import NofM, Unstructured
 class Uniform:
     """The budget at every site; with an N:M budget, N of M at every site."""
 
+    needs_calibration = False
+
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         if budget.of is None:
             return dict.fromkeys(probe.shapes, Unstructured(budget.sparsity))

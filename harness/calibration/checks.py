@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.calibration.stream import Stream, first
+from harness.calibration.stream import Stream
 from harness.core.errors import UserError
 from harness.models.anatomy import Anatomy
 
@@ -44,18 +44,9 @@ def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
 
 
 def _replayed_logits(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
-    """The model's own head on the replayed blocks: the last block's output is replaced on its way."""
+    """The model's own head on the replayed blocks."""
     state = Stream(model, anatomy, [tokens])
     hidden = state.hidden[0]
     for index in range(len(state.blocks)):
         hidden = state.run_block(index, hidden)
-
-    def replace(_: nn.Module, positional: tuple[Any, ...], output: Any) -> Any:
-        first(output).copy_(hidden)
-        return output
-
-    handle = state.blocks[-1].register_forward_hook(replace)
-    try:
-        return model(tokens, use_cache=False).logits
-    finally:
-        handle.remove()
+    return state.logits(hidden)

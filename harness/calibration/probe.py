@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
+from harness.calibration.cache import Cache, CachedValue
+from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.calibration.stream import StreamedBlock, stream
+from harness.core.allocation import Allocation
+from harness.core.errors import UserError
+from harness.core.interfaces import Database, Draws, Objective, Trace
+from harness.core.pattern import Pattern
 from harness.core.statistic import Statistic
+from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
 
 
 class ModelProbe:
-    """The model as it is now, restricted to the blocks in scope: a `Probe`."""
+    """The model as it is now, restricted to the blocks in scope: a `Probe`.
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range) -> None:
+    Args:
+        batches: the calibration windows (B, L).
+        draw: further windows (count, L) of the calibration text, from a seed of their own; None takes `batches`.
+        devices: further GPUs, for traces.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        batches: Sequence[Tensor],
+        scope: range,
+        *,
+        method: Any = None,
+        seed: int = 0,
+        draw: Callable[[int], Tensor] | None = None,
+        cache: Cache | None = None,
+        weights_sha256: str | None = None,
+        devices: Sequence[torch.device] = (),
+    ) -> None:
         self._model, self._anatomy, self._batches, self._scope = model, anatomy, batches, scope
+        self._draw, self._cache, self._devices = draw, cache or Cache(), devices
+        self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
+        self.told: dict[str, Any] = {}
 
     @property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
@@ -25,12 +58,100 @@ class ModelProbe:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Site → (outputs, inputs), over the blocks in scope."""
-        found: dict[str, tuple[int, int]] = {}
+        return {site: (linear.out_features, linear.in_features) for site, linear in self._linears.items()}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Site → weight (O, I), over the blocks in scope."""
+        return {site: linear.weight.data for site, linear in self._linears.items()}
+
+    @property
+    def window(self) -> int:
+        """The length L of a calibration window."""
+        return int(self._batches[0].shape[1])
+
+    @property
+    def _linears(self) -> dict[str, nn.Linear]:
+        found: dict[str, nn.Linear] = {}
         for index in self._scope:
-            for site, linear in self._anatomy.block_linears(self._model, index).items():
-                found[site] = (linear.out_features, linear.in_features)
+            found |= self._anatomy.block_linears(self._model, index)
         return found
 
     def observe(self, statistic: Statistic) -> Iterator[StreamedBlock]:
         """The blocks in scope over the calibration windows, nothing being changed."""
         return stream(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe")
+
+    @torch.no_grad()
+    def pruned(self, method: Any, allocation: Allocation) -> Iterator[StreamedBlock]:
+        """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end."""
+        with dense_again(self._model, self._anatomy, self._scope):
+            for block in stream(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe"):
+                patterns = {site: allocation[site] for site in block.weights}
+                for site, result in as_block_method(method).prune_block(block, patterns).items():
+                    block.write(site, result.weight)
+                yield block
+
+    def fisher_trace(self, windows: int) -> dict[str, Trace]:
+        """Of the loss of the first calibration windows; cached."""
+
+        def compute() -> Mapping[str, Trace]:
+            return fisher_trace(self._model, self._anatomy, self._first(windows), self._scope, self._devices)
+
+        return self._traces("fisher", {"windows": windows}, compute)
+
+    def hessian_trace(self, windows: int, probes: int, draws: Draws) -> dict[str, Trace]:
+        """Of the loss of the first calibration windows, by Hutchinson; cached."""
+
+        def compute() -> Mapping[str, Trace]:
+            chosen = self._first(windows)
+            return hessian_trace(self._model, self._anatomy, chosen, self._scope, probes, draws, self.seed)
+
+        settings = {"windows": windows, "probes": probes, "draws": draws, "seed": self.seed}
+        return self._traces("hessian", settings, compute)
+
+    def _traces(
+        self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Mapping[str, Trace]]
+    ) -> dict[str, Trace]:
+        entry = self.cached(purpose, settings)
+        kept = entry.read()
+        if kept is None:
+            kept = {site: list(trace) for site, trace in compute().items()}
+            entry.write(kept)
+        return {site: Trace(*trace) for site, trace in kept.items()}
+
+    def _first(self, windows: int) -> Tensor:
+        every = torch.cat(list(self._batches))
+        if windows > len(every):
+            raise UserError(
+                f"allocator.sensitivity_windows={windows} are more than calibration.windows={len(every)}; take fewer."
+            )
+        return every[:windows]
+
+    def assembler(
+        self,
+        method: Any,
+        ladders: Mapping[str, Sequence[Pattern]],
+        *,
+        inputs: Allocation | None,
+        windows: int,
+        objective: Objective,
+        database: Database,
+    ) -> LevelAssembler:
+        """Candidates over these ladders, judged on `windows` further windows of the calibration text."""
+        drawn = self._draw(windows) if self._draw else torch.cat(list(self._batches))[:windows]
+        folder = None
+        if database.place == "disk":
+            folder = self._cache.folder or Path("results/cache")
+            folder.mkdir(parents=True, exist_ok=True)
+        return build_assembler(
+            self._model, self._anatomy, self._batches, self._scope, method, ladders,
+            inputs=inputs, windows=drawn, objective=objective, limit=database.limit, folder=folder,
+        )  # fmt: skip
+
+    def cached(self, purpose: str, settings: Mapping[str, Any]) -> CachedValue:
+        """A value of this model, calibration and scope."""
+        return self._cache.entry(purpose, settings)
+
+    def tell(self, **facts: Any) -> None:
+        """Facts for the record."""
+        self.told |= facts

@@ -39,18 +39,41 @@ class Stream:
         self.blocks = anatomy.block_list(model)
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-        self.hidden = [self._embed(batch) for batch in batches]
+        self._gives_tuples = False
+        self.hidden = [self.embed(batch) for batch in batches]
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
                 self._arguments[tuple(batch.shape)] = self._catch_arguments(batch)
 
     def run_block(self, index: int, hidden: Tensor) -> Tensor:
-        """The block's output (B, L, D) with the arguments that the model itself would give it."""
-        arguments = self._arguments[tuple(hidden.shape[:2])][index]
-        return first(self.blocks[index](hidden, **arguments))
+        """The block's output (B, L, D) with the arguments that the model itself would give it.
+
+        Those of a single window fit batches of any size.
+        """
+        shape = tuple(hidden.shape[:2])
+        arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
+        return first(self.blocks[index](hidden, **arguments[index]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own head on what the last block gave (B, L, D): the blocks pass it through, nothing else runs."""
+        own = [vars(block).pop("forward", None) for block in self.blocks]
+
+        def passing(*_: Any, **__: Any) -> Any:
+            return (hidden,) if self._gives_tuples else hidden
+
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        try:
+            for block in self.blocks:
+                block.forward = passing
+            return self.model(tokens, use_cache=False).logits
+        finally:
+            for block, forward in zip(self.blocks, own, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
 
     @torch.no_grad()
-    def _embed(self, batch: Tensor) -> Tensor:
+    def embed(self, batch: Tensor) -> Tensor:
         caught: list[Tensor] = []
 
         def stop(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -75,7 +98,11 @@ class Stream:
             assert len(positional) <= 1, "blocks take the hidden states first and everything else by name"
             caught.append({key: value for key, value in named.items() if key != "hidden_states"})
 
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            self._gives_tuples = isinstance(output, tuple | list)
+
         handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in self.blocks]
+        handles.append(self.blocks[0].register_forward_hook(look))
         try:
             self.model(batch, use_cache=False)
         finally:

@@ -96,7 +96,7 @@ def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budg
     wanted = round(sum(widths.values()) * budget.of * (1 - budget.sparsity))
     beside = {site: _beside(budget.of * (1 - proposal[site]), sorted(budget.levels)) for site in proposal}
     dithered = _dithered(proposal, widths, beside, budget.of)
-    search = _exact_levels if sum(widths.values()) * budget.of < EXACT_STATES else _greedy_levels
+    search = exact_levels if sum(widths.values()) * budget.of < EXACT_STATES else _greedy_levels
     levels = search(dithered, widths, beside, wanted)
     if _kept(levels, widths) != wanted:
         levels = search(dithered, widths, dict.fromkeys(proposal, budget.levels), wanted)
@@ -131,7 +131,7 @@ def _dithered(
     return rounded
 
 
-def _exact_levels(
+def exact_levels(
     near: Mapping[str, float], widths: Mapping[str, int], ladders: Mapping[str, Sequence[int]], wanted: int
 ) -> dict[str, int]:
     """Levels out of each site's ladder, by dynamic programming over the sum of kept weights.

@@ -14,34 +14,34 @@ KERNEL_WIDTH = 256
 """The widest block that the kernel holds in registers."""
 
 
-def prune_columns(block: Tensor, factor: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
+def prune_columns(block: Tensor, factor: Tensor, divisor: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
     """One column block (O, B) with its part U (B, B) of the inverse factor → pruned block, scaled errors, kept.
 
+    The score of a weight is w² over the `divisor` (B,) of its column.
     On a GPU one kernel walks all columns of a block of usual width, with the same roundings as the loop here.
     """
-    diagonal = factor.diagonal().clone()
     kept = None
     if isinstance(pattern, Unstructured):
-        score = block**2 / diagonal**2  # the rise of the squared error when the weight goes (eq. 4)
-        kept = keep(score, pattern, "matrix", quota="threshold")
+        kept = keep(block**2 / divisor, pattern, "matrix", quota="threshold")
     if block.is_cuda and block.shape[1] <= KERNEL_WIDTH:
         from harness.core.columns_gpu import walk  # Triton comes with torch's CUDA builds only
 
-        return walk(block, factor, kept, pattern if isinstance(pattern, NofM) else None)
-    return _walk(block, factor, diagonal, kept, pattern)
+        return walk(block, factor, divisor, kept, pattern if isinstance(pattern, NofM) else None)
+    return _walk(block, factor, divisor, kept, pattern)
 
 
 def _walk(
-    block: Tensor, factor: Tensor, diagonal: Tensor, chosen: Tensor | None, pattern: Pattern
+    block: Tensor, factor: Tensor, divisor: Tensor, chosen: Tensor | None, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The columns are kept as rows (B, O) while we walk over them, so that each step touches contiguous memory."""
+    diagonal = factor.diagonal().clone()
     rest = block.T.contiguous()  # (B, O)
     kept = torch.empty_like(rest, dtype=torch.bool) if chosen is None else chosen.T.contiguous()
     errors = torch.empty_like(rest)
     for i in range(rest.shape[0]):
         if isinstance(pattern, NofM) and i % pattern.of == 0:
             group = slice(i, i + pattern.of)
-            kept[group] = keep(rest[group].T ** 2 / diagonal[group] ** 2, pattern).T
+            kept[group] = keep(rest[group].T ** 2 / divisor[group], pattern).T
         errors[i] = torch.where(kept[i], 0, rest[i]) / diagonal[i]
         rest[i + 1 :] -= torch.outer(factor[i, i + 1 :], errors[i])
     return (rest * kept).T, errors.T, kept.T

@@ -19,7 +19,7 @@ ROWS = 16
 
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
-    block, factor, chosen, pruned, errors, kept,
+    block, factor, divisor, chosen, pruned, errors, kept,
     outputs, stride,
     columns: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr, DROPPED: tl.constexpr,
 ):  # fmt: skip
@@ -29,6 +29,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     place = row[:, None] * columns + column[None, :]
     weight = tl.load(block + place, mask=inside, other=0.0)
     on_diagonal = tl.load(factor + column * stride + column, mask=column < columns, other=1.0)
+    divided_by = tl.load(divisor + column, mask=column < columns, other=1.0)
     if OF == 0:  # noqa: SIM108
         stays = tl.load(chosen + place, mask=inside, other=1) != 0
     else:
@@ -37,7 +38,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     for i in range(columns):
         if OF > 0:  # noqa: SIM102
             if i % OF == 0:
-                score = tl.div_rn(weight * weight, (on_diagonal * on_diagonal)[None, :])
+                score = tl.div_rn(weight * weight, divided_by[None, :])
                 rank = tl.zeros((ROWS, WIDTH), dtype=tl.int32)
                 for k in range(i, i + OF):
                     other = tl.sum(tl.where(column[None, :] == k, score, 0.0), axis=1)[:, None]
@@ -56,16 +57,18 @@ def _kernel(  # type: ignore[no-untyped-def]
     tl.store(kept + place, stays.to(tl.int8), mask=inside)
 
 
-def walk(block: Tensor, factor: Tensor, chosen: Tensor | None, pattern: NofM | None) -> tuple[Tensor, Tensor, Tensor]:
+def walk(
+    block: Tensor, factor: Tensor, divisor: Tensor, chosen: Tensor | None, pattern: NofM | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `columns.prune_columns`; what is kept is `chosen` (O, B), or decided group by group for a pattern N:M."""
-    block, factor = block.contiguous(), factor.contiguous()
+    block, factor, divisor = block.contiguous(), factor.contiguous(), divisor.contiguous()
     outputs, columns = block.shape
     pruned, errors = torch.empty_like(block), torch.empty_like(block)
     kept = torch.empty(block.shape, dtype=torch.int8, device=block.device)
     chosen = kept if chosen is None else chosen.contiguous().view(torch.int8)
     with torch.cuda.device(block.device):
         _kernel[triton.cdiv(outputs, ROWS),](
-            block, factor, chosen, pruned, errors, kept, outputs, factor.stride(0),
+            block, factor, divisor, chosen, pruned, errors, kept, outputs, factor.stride(0),
             columns=columns, ROWS=ROWS, WIDTH=triton.next_power_of_2(columns),
             OF=pattern.of if pattern else 0, DROPPED=pattern.of - pattern.keep if pattern else 0,
             enable_fp_fusion=False, num_warps=4,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -64,8 +65,62 @@ class BlockView(Protocol):
     def tell(self, **facts: Any) -> None: ...
 
 
+Draws = Literal["gaussian", "rademacher"]
+"""The distribution of Hutchinson's vectors."""
+
+
+class Trace(NamedTuple):
+    """The trace of one matrix's diagonal block of a curvature matrix, and its standard error (NaN where unknown)."""
+
+    value: float
+    stderr: float = math.nan
+
+
+Objective = Literal["nll", "kl"]
+"""What a candidate is judged by: the mean negative log-likelihood, or the mean KL divergence of the dense model's
+distribution over the next token from the candidate's; both in nats per token."""
+
+
+class Database(NamedTuple):
+    """Where the levels of an assembler live, and how many GiB they may take (None: no limit)."""
+
+    place: Literal["memory", "disk"] = "memory"
+    limit: float | None = None
+
+
+class Assembler(Protocol):
+    """A database of pruned matrices, one per site and level, from which candidates are put together and judged.
+
+    A candidate is an allocation whose patterns are all levels of the database; a pattern without zeros is the dense
+    matrix. The model is left as it was.
+    """
+
+    facts: Mapping[str, Any]
+
+    def losses(self, candidates: Sequence[Allocation], windows: slice = slice(None)) -> list[float]: ...
+
+
+class Entry(Protocol):
+    """One cached value, kept as a file where the run has a cache folder; a killed run finds what was written last."""
+
+    def read(self) -> Any | None: ...
+
+    def write(self, value: Any) -> None: ...
+
+
 class Probe(Protocol):
-    """Read-only questions to the model: sizes, weights, statistics of the inputs; all as it is now."""
+    """Read-only questions to the model: sizes, weights, statistics of the inputs, curvature; all as it is now.
+
+    `method` and `seed` are the run's own, `window` is the length of a calibration window. `pruned` walks the blocks as
+    pruning would leave them, each once it is pruned. Traces are of the loss of the first calibration windows;
+    `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to every level of its ladder, the
+    blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
+    text. `cached` belongs to this model, calibration and scope. `tell` puts facts (a trajectory) into the record.
+    """
+
+    method: Any
+    seed: int
+    weights_sha256: str | None
 
     @property
     def shapes(self) -> Mapping[Site, tuple[int, int]]: ...
@@ -73,7 +128,34 @@ class Probe(Protocol):
     @property
     def blocks(self) -> tuple[tuple[Site, ...], ...]: ...
 
+    @property
+    def weights(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def window(self) -> int: ...
+
     def observe(self, statistic: Statistic) -> Iterator[BlockView]: ...
+
+    def pruned(self, method: Any, allocation: Allocation) -> Iterator[BlockView]: ...
+
+    def fisher_trace(self, windows: int) -> Mapping[Site, Trace]: ...
+
+    def hessian_trace(self, windows: int, probes: int, draws: Draws) -> Mapping[Site, Trace]: ...
+
+    def assembler(
+        self,
+        method: Any,
+        ladders: Mapping[Site, Sequence[Pattern]],
+        *,
+        inputs: Mapping[Site, Pattern] | None,
+        windows: int,
+        objective: Objective,
+        database: Database,
+    ) -> Assembler: ...
+
+    def cached(self, purpose: str, settings: Mapping[str, Any]) -> Entry: ...
+
+    def tell(self, **facts: Any) -> None: ...
 
 
 @runtime_checkable

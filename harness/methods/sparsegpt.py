@@ -5,6 +5,7 @@ Shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from harness.catalogue import component
 from harness.core.columns import prune_columns
 from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
+from harness.core.linalg import Inverse
 from harness.core.pattern import NofM, Pattern
 from harness.core.statistic import Seen, gram
 
@@ -44,16 +46,28 @@ class SparseGPT:
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+        return self.prune_by(obs, weight, seen, pattern)
+
+    def prune_by(self, divisor: Callable[[Inverse], Tensor], weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+        """The same walk for any score of the form w² over a `divisor` (I,) that follows from the damped inverse."""
         if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
         work = weight.float()  # (O, I); becomes the pruned weight from left to right
         work = work.masked_fill(seen.dead, 0)
-        _, factor, used = seen.damped_inverse(self.damping)
+        inverse = seen.damped_inverse(self.damping)
+        factor, divisors = inverse.factor, divisor(inverse)
         kept = torch.empty_like(work, dtype=torch.bool)
         for start in range(0, work.shape[1], self.blocksize):
             columns = slice(start, start + self.blocksize)
-            pruned, errors, kept[:, columns] = prune_columns(work[:, columns], factor[columns, columns], pattern)
+            pruned, errors, kept[:, columns] = prune_columns(
+                work[:, columns], factor[columns, columns], divisors[columns], pattern
+            )
             work[:, columns] = pruned
             work[:, columns.stop :] -= errors.contiguous() @ factor[columns, columns.stop :]
-        note = "" if used == self.damping else f"damping {used:g}"
+        note = "" if inverse.damping == self.damping else f"damping {inverse.damping:g}"
         return Pruned(work.to(weight.dtype), kept, note)
+
+
+def obs(inverse: Inverse) -> Tensor:
+    """U_mm² (I,), the [H⁻¹]_mm of the columns from m on: w² over it is the rise of the squared error (eq. 4)."""
+    return inverse.factor.diagonal() ** 2

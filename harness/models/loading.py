@@ -202,6 +202,13 @@ def resolve_device(wanted: str) -> torch.device:
     return device
 
 
+def other_gpus(wanted: str, device: torch.device) -> list[torch.device]:
+    """The GPUs that may help `device`: all others where the user left the choice open, else none."""
+    if wanted != "auto" or device.type != "cuda":
+        return []
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != (device.index or 0)]
+
+
 def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, extra: int) -> None:
     """Refuse before the work starts what cannot fit: weights in `dtype` plus `extra` bytes of activations.
 

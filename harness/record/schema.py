@@ -22,7 +22,8 @@ FINISHED = ("ok", "skipped")
 class Record:
     """One run. `sites` and `measures` are plain dicts with the keys that the contract names.
 
-    `blocks` holds what a method told about blocks, by their index (SparseLLM: the loss of every epoch).
+    `blocks` holds what a method told about blocks, by their index (SparseLLM: the loss of every epoch), `allocation`
+    what the allocator told (scores, sensitivities, the trajectory of a search).
     """
 
     status: Status
@@ -37,6 +38,7 @@ class Record:
     edit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     blocks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    allocation: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     schema: int = SCHEMA
 

@@ -1,4 +1,4 @@
-"""Measures that no record stores, for they follow from it: a mean over tasks, seconds of pruning, losses of a block."""
+"""Measures that no record stores, for they follow from it: a mean over tasks, seconds, losses, what allocators told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.report.layout import losses_of, metric_of
 WANDA_SEVEN = {"boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
 """The tasks behind the mean that Wanda prints (arXiv 2306.11695, table 2)."""
 
-FIRST_TASK = {"seconds": "prune", "loss": "epoch 1"}
+FIRST_TASK = {"seconds": "prune", "loss": "epoch 1", "fitness": "search", "spearman": "spearman"}
 """Derived metrics → the task that every point has which was run."""
 
 
@@ -26,6 +26,10 @@ def derived(record: Record, layout: Mapping[str, Any]) -> list[dict[str, Any]]:
         measures += _mean([measure for measure in record.measures if measure["metric"] == metric_of(layout)])
     if metric_of(layout) == "seconds":
         measures += _seconds(record)
+    if metric_of(layout) == "fitness":
+        measures += _fitness(record)
+    if metric_of(layout) == "spearman":
+        measures += _spearman(record)
     if block := losses_of(layout):
         measures += _losses(record, block)
     return measures
@@ -68,6 +72,20 @@ def _seconds(record: Record) -> list[dict[str, Any]]:
         return []
     machine = hardware_name(record.provenance["hardware"])
     return [_measure("prune", "seconds", record.stages["prune"]["seconds"], machine)]
+
+
+def _fitness(record: Record) -> list[dict[str, Any]]:
+    """The best of the last generation; by its protocol never beside one of another objective."""
+    if not (search := record.allocation.get("search")) or not search["generations"]:
+        return []
+    return [_measure("search", "fitness", search["generations"][-1]["best"], f"search by {search['objective']}")]
+
+
+def _spearman(record: Record) -> list[dict[str, Any]]:
+    """The rank correlation of the sensitivities with the losses of pruning each unit alone."""
+    if not (verification := record.allocation.get("verification")):
+        return []
+    return [_measure("spearman", "spearman", verification["spearman"], "rank correlation of sensitivity and loss")]
 
 
 def _losses(record: Record, block: str) -> list[dict[str, Any]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,50 @@ import pandas as pd
 
 from harness.report.bars import bars
 from harness.report.curves import curves
-from harness.report.layout import figure_of, is_number, level, metric_of
+from harness.report.layout import figure_of, is_number, level, listed, metric_of
 from harness.report.lines import lines, losses
+from harness.report.scatter import scatter
+from harness.report.style import pyplot, save
+from harness.report.tidy import Cell
+from harness.report.told import generations, units
+from harness.report.trajectory import trajectory
 
 
-def draw(compared: pd.DataFrame, layout: Mapping[str, Any], title: str, scale: str, folder: Path) -> None:
-    """Write figure.svg, figure.png and figure.csv; where nothing is pruned (yet), the CSV alone."""
+def draw(
+    compared: pd.DataFrame, layout: Mapping[str, Any], title: str, scale: str, folder: Path, cells: Sequence[Cell] = ()
+) -> None:
+    """Write figure.svg, figure.png and figure.csv; where nothing is pruned (yet), the CSV alone.
+
+    Args:
+        cells: what `compared` was made of; some figures show more of a record than its measures.
+    """
     wanted = figure_of(layout)
     metric = "loss" if wanted["kind"] == "losses" else metric_of(layout)
-    data = compared[(compared["metric"] == metric) & compared["ours"].notna()]
+    data = _data(compared, cells, metric, wanted)
     data.to_csv(folder / "figure.csv", index=False)
-    pruned = data[data["method"] != "none"]
+    pruned = data if wanted["kind"] in ("trajectory", "scatter") else data[data["method"] != "none"]
     if pruned.empty or (wanted["kind"] == "lines" and not any(map(is_number, pruned.get(wanted["x"], ())))):
         return
-    import matplotlib
+    plt = pyplot()
+    save(plt, _panels(plt, data, metric, wanted), f"{title} · scale {scale}", folder, "figure")
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"  # equal records give equal files
-    import matplotlib.pyplot as plt
 
-    panels = _panels(plt, data.assign(level=[level(row) for row in data.itertuples()]), metric, wanted)
-    width = int(panels.get_figwidth() * 12)  # characters that fit
-    panels.suptitle(textwrap.fill(f"{title} · scale {scale}", width), fontsize=10)
-    panels.canvas.draw()
-    panels.set_layout_engine("none")  # laid out once, not again for each file
-    panels.savefig(folder / "figure.svg", metadata={"Date": None})
-    panels.savefig(folder / "figure.png", dpi=150, metadata={"Software": None})
-    plt.close(panels)
+def _data(compared: pd.DataFrame, cells: Sequence[Cell], metric: str, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    match wanted["kind"]:
+        case "trajectory":
+            return generations(cells, listed(wanted.get("lines", "allocator")))
+        case "scatter":
+            return units(cells)
+    return compared[(compared["metric"] == metric) & compared["ours"].notna()]
 
 
 def _panels(plt: Any, data: pd.DataFrame, metric: str, wanted: Mapping[str, Any]) -> Any:
+    match wanted["kind"]:
+        case "trajectory":
+            return trajectory(plt, data)
+        case "scatter":
+            return scatter(plt, data)
+    data = data.assign(level=[level(row) for row in data.itertuples()])
     match wanted["kind"]:
         case "curves":
             return curves(plt, data, metric)

@@ -1,12 +1,16 @@
 """How a study's `table:` is read: what is shown, in which rows and columns, and the figure beside it.
 
-    metric: perplexity       or acc, acc_norm; `seconds` is the time of pruning, `loss` the training loss of a block
+    metric: perplexity       or acc, acc_norm; `seconds` is the time of pruning, `loss` the training loss of a block,
+                             `fitness` the best of a search, `spearman` how well sensitivities rank losses
     mean: true               the mean over the tasks too
     block: last              whose loss: a block by number, or the last one that has any
     rows: [model, sparsity]  axes of the study (`method.alpha` too), `variant` and `task`
     columns: task            one of the same
     figure: bars             or curves (against sparsity), losses (against the epoch; `{kind: losses, block: 3}`), or
-                             `{kind: lines, x: calibration.windows, lines: method}`: against an axis, a line per value
+                             `{kind: lines, x: calibration.windows, lines: method}`: against an axis, a line per value,
+                             `{kind: trajectory, lines: allocator.start}`: the fitness of a search as it goes, a line
+                             per value of one axis or of several (`[allocator.start, allocator.objective]`),
+                             or scatter: the loss of pruning one unit alone against its sensitivity
 
 An axis that a cell does not have (`method.alpha` of a dense model) is empty for it.
 """
@@ -19,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-KINDS = ("bars", "curves", "lines", "losses")
+KINDS = ("bars", "curves", "lines", "losses", "trajectory", "scatter")
 """The figures there are."""
 
 
@@ -45,7 +49,13 @@ def losses_of(layout: Mapping[str, Any]) -> str | None:
 def named_axes(layout: Mapping[str, Any]) -> list[str]:
     """Every axis that the table or the figure names."""
     figure = figure_of(layout)
-    return [*layout["rows"], layout.get("columns", "task"), *(figure[key] for key in ("x", "lines") if key in figure)]
+    axes = [axis for key in ("x", "lines") if key in figure for axis in listed(figure[key])]
+    return [*layout["rows"], layout.get("columns", "task"), *axes]
+
+
+def listed(axes: str | Iterable[str]) -> list[str]:
+    """One axis or several, as a list."""
+    return [axes] if isinstance(axes, str) else list(axes)
 
 
 def column_of(axis: str) -> str:

@@ -69,7 +69,7 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
         compared.to_csv(folder / "table.csv", index=False)
         (folder / "table.md").write_text(markdown)
         (folder / "table.tex").write_text(to_latex(table, subject.title, subject.scale))
-        draw(compared, subject.layout, subject.title, subject.scale, folder)
+        draw(compared, subject.layout, subject.title, subject.scale, folder, cells)
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
     return Outputs(folder, markdown, comparison_text(compared), {"table": compared})

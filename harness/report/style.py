@@ -1,8 +1,10 @@
-"""What the figures share: how a series of cells looks and is called, units, the legend."""
+"""What the figures share: how a series of cells looks and is called, units, the legend, the files."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,6 +18,29 @@ DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 KNOWN = ("magnitude", "wanda", "sparsegpt", "sparsellm", "isc")
 NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")
 """Axes whose values need no name beside them in a legend."""
+UNITS = {"loss": "training loss", "fitness": "best fitness (nats per token)", "spearman": "Spearman's ρ"}
+
+
+def pyplot() -> Any:
+    """matplotlib, without a display; equal numbers give equal files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(plt: Any, figure: Any, title: str, folder: Path, name: str) -> None:
+    """Write the figure under its title as SVG and PNG."""
+    width = int(figure.get_figwidth() * 12)  # characters that fit
+    figure.suptitle(textwrap.fill(title, width), fontsize=10)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # laid out once, not again for each file
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
 
 
 class Style(NamedTuple):
@@ -79,7 +104,7 @@ def shown(data: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def unit_of(metric: str) -> str:
     """What stands beside the axis of a metric."""
-    return f"{metric} (%)" if metric.startswith("acc") else {"loss": "training loss"}.get(metric, metric)
+    return f"{metric} (%)" if metric.startswith("acc") else UNITS.get(metric, metric)
 
 
 def plot(axis: Any, x: str, cells: pd.DataFrame, style: Style, **more: Any) -> None:
@@ -111,6 +136,8 @@ def legend(figure: Any, axes: Any) -> None:
     for axis in axes.flat:
         for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(text, handle)
+    if not found:
+        return
     width = 0.6 + 0.06 * max(map(len, found))  # inches that an entry takes
     columns = max(1, min(len(found), int(figure.get_figwidth() / width)))
     figure.legend(found.values(), found, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)

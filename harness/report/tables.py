@@ -13,7 +13,7 @@ from harness.report.layout import axis_text, column_of, is_number, level, metric
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
-UNITS = {"seconds": " (s)"}
+UNITS = {"seconds": " (s)", "fitness": " (nats)"}
 LATEX_MARKS = {
     "✓": r"$\checkmark$",
     "✗": r"$\times$",
@@ -123,11 +123,13 @@ def _absent(row: Any) -> str:
 
 
 def number(value: float, metric: str) -> str:
-    """A perplexity with two decimals, or none above a thousand; seconds; a loss; an accuracy in percent."""
+    """A perplexity with two decimals, or none above a thousand; an accuracy in percent; others as they are."""
     if metric == "seconds":
         return f"{value:.2f}"
     if metric == "loss":
         return f"{value:.3g}"
+    if metric in ("fitness", "spearman"):
+        return f"{value:.3f}"
     if metric != "perplexity":
         return f"{100 * value:.2f}"
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e5 else f"{value:.2e}"
@@ -135,15 +137,20 @@ def number(value: float, metric: str) -> str:
 
 def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:
     """A Markdown table with its title, scale, legend and a count of verdicts."""
-    widths = [max(len(str(value)) for value in [name, *table[name]]) for name in table.columns]
-    lines = [f"### {title} · scale {scale}", "", _line(table.columns, widths), _line(["-" * w for w in widths], widths)]
-    lines += [_line(row, widths) for row in table.itertuples(index=False)]
+    lines = [f"### {title} · scale {scale}", "", *markdown_lines(table)]
     verdicts = compared["verdict"].value_counts().to_dict()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     stale = [STALE_LEGEND] if (compared["state"] == "stale").any() else []
     hardware = compared.loc[(compared["metric"] == "seconds") & compared["protocol"].notna(), "protocol"].unique()
     timed = [f"Seconds on {', '.join(hardware)}."] if len(hardware) else []
     return "\n".join([*lines, "", LEGEND, *stale, *timed, f"Verdicts: {counts}.", ""])
+
+
+def markdown_lines(table: pd.DataFrame) -> list[str]:
+    """The table alone."""
+    widths = [max(len(str(value)) for value in [name, *table[name]]) for name in table.columns]
+    rows = [table.columns, ["-" * width for width in widths], *table.itertuples(index=False)]
+    return [_line(row, widths) for row in rows]
 
 
 def _line(values: Any, widths: list[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -22,7 +22,7 @@ AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 UNUSED_BY_DENSE = ("method", "allocator", "calibration")
 """Options that a dense model ignores: its cells have no value on such an axis."""
 
-NOT_ASKED = ("records", "save", "force", "tracker", "study", "scale", "plugins")
+NOT_ASKED = ("records", "cache", "save", "force", "tracker", "study", "scale", "plugins")
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
 
@@ -80,16 +80,25 @@ def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any
 
     A cell without measures keeps one row that says why. Further axes of the study stand in columns after `COLUMNS`.
     """
-    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis not in AXES))
+    axes = beyond(cells)
     rows = [row for cell in cells for row in _rows(study, scale, cell, axes, layout)]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *axes])
     return frame.astype({"value": "float64", "stderr": "float64"})
 
 
+def beyond(cells: Sequence[Cell]) -> list[str]:
+    """The axes of a study beyond `AXES`."""
+    return list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis not in AXES))
+
+
+def place(cell: Cell, axes: Iterable[str]) -> dict[str, Any]:
+    """Where a cell stands, on these further axes too."""
+    return {**{axis: _further(cell, axis) for axis in axes}, **_coordinates(cell)}
+
+
 def _rows(study: str, scale: str, cell: Cell, axes: Sequence[str], layout: Mapping[str, Any]) -> list[dict[str, Any]]:
     record = cell.record
-    head = {"study": study, "scale": scale, "status": cell.state, "reason": cell.why, **_coordinates(cell)}
-    head |= {axis: _further(cell, axis) for axis in axes}
+    head = {"study": study, "scale": scale, "status": cell.state, "reason": cell.why, **place(cell, axes)}
     measures = [*record.measures, *derived(record, layout)] if record else []
     if record is None or not measures:
         return [head]

@@ -1,4 +1,4 @@
-"""What one can ask of a study: run, plan, status, retry, tables, compare, publish; and prefetch for any run."""
+"""What one can ask of a study: run, plan, status, retry, tables, compare, publish; and of a run or an allocation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from harness import compose
+from harness.allocators.file import read_allocation
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.execute import check_points, execute, finished, is_unsaved
@@ -18,6 +19,7 @@ from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.provenance import ROOT
 from harness.record.trackers import Report, check_tracker, track_report
+from harness.report import allocation
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
 from harness.study.estimate import estimate
@@ -31,8 +33,10 @@ def dispatch(command: str, overrides: Sequence[str]) -> int:
     Raises:
         UserError: unknown command or study, or what the command cannot do.
     """
+    if command == "allocation":
+        return show_allocation(overrides)
     if command not in COMMANDS:
-        raise unknown("command", command, COMMANDS)
+        raise unknown("command", command, [*COMMANDS, "allocation"])
     compose.register(compose.plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
@@ -186,7 +190,12 @@ def publish(study: Study) -> int:
     (folder / "records").mkdir(parents=True, exist_ok=True)
     for item in items:
         if item.record:
-            config = {**item.record.config, "records": "results/records", "save": None}
+            config = {
+                **item.record.config,
+                "records": "results/records",
+                "cache": "results/records/.cache",
+                "save": None,
+            }
             schema.write(dataclasses.replace(item.record, config=config), folder / "records")
     _write(study, items, folder)
     print(f"published: {folder.relative_to(ROOT)} ({sum(1 for item in items if item.path)} records)")
@@ -206,6 +215,24 @@ def prefetch_run(overrides: Sequence[str]) -> int:
     """Download the model and texts of one run."""
     look_up(compose.compose_run(overrides))
     print("everything the run needs is here")
+    return 0
+
+
+def show_allocation(arguments: Sequence[str]) -> int:
+    """Print what a record or a saved allocation asks of every matrix, and write it to a folder if one is named.
+
+    Raises:
+        UserError: no file is named, it holds no allocation, or the folder cannot be written.
+    """
+    if len(arguments) not in (1, 2):
+        raise UserError(
+            "name a file, and a folder to write to if you like: allocation <record or allocation.json> out/."
+        )
+    content = read_allocation(arguments[0]).plain()
+    print(allocation.to_markdown(content))
+    if len(arguments) == 2:
+        allocation.write(content, Path(arguments[1]))
+        print(f"table and figure: {arguments[1]}")
     return 0
 
 

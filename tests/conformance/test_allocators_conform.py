@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import ALLOCATORS, FakeBlock, FakeProbe, inputs, normal, tiny, windows
+from helpers import ALLOCATORS, METHODS, FakeBlock, FakeProbe, inputs, normal, tiny, windows
 
 from harness import catalogue
 from harness.calibration.probe import ModelProbe
@@ -22,7 +22,8 @@ every_allocator = pytest.mark.parametrize("name", ALLOCATORS)
 
 def model_probe(family: str, scope: range = range(2)) -> ModelProbe:
     model = tiny(family)
-    return ModelProbe(model, anatomy_of(model), [windows(3), windows(1, seed=1)], scope)
+    batches = [windows(3), windows(1, seed=1)]
+    return ModelProbe(model, anatomy_of(model), batches, scope, method=METHODS["wanda"], draw=windows)
 
 
 def sizes_of(probe: ModelProbe | FakeProbe) -> dict[str, int]:
@@ -40,7 +41,7 @@ def even_probe(blocks: int = 3) -> FakeProbe:
 
 
 def test_the_table_holds_every_registered_allocator() -> None:
-    assert set(ALLOCATORS) == set(catalogue.names("allocator")) >= {"uniform", "owl"}
+    assert {*ALLOCATORS, "file"} == set(catalogue.names("allocator")) >= {"uniform", "owl", "msp"}
     assert all(isinstance(allocator, Allocator) for allocator in ALLOCATORS.values())
 
 
@@ -118,7 +119,7 @@ def test_equal_scores_allocate_evenly(name: str, asked: str) -> None:
 def test_nothing_is_changed_and_the_same_comes_twice(name: str) -> None:
     model = tiny("llama")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    probe = ModelProbe(model, anatomy_of(model), [windows(3)], range(2))
+    probe = ModelProbe(model, anatomy_of(model), [windows(3)], range(2), method=METHODS["wanda"], draw=windows)
     allocations = [ALLOCATORS[name].allocate(probe, Budget(0.7)) for _ in range(2)]
     assert allocations[0] == allocations[1]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

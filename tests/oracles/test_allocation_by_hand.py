@@ -11,7 +11,7 @@ from slow import best_levels, distortion, kept_by
 
 from harness.allocators.owl import Owl
 from harness.core import allocation
-from harness.core.allocation import Budget, _exact_levels, fit, mean_sparsity
+from harness.core.allocation import Budget, exact_levels, fit, mean_sparsity
 from harness.core.errors import Refusal
 from harness.core.pattern import NofM, Unstructured
 
@@ -77,7 +77,7 @@ def test_the_exact_search_is_as_good_as_trying_everything(seed: int) -> None:
     proposal, widths, budget = problem(seed)
     wanted = round(sum(widths.values()) * budget.of * (1 - budget.sparsity))
     near = {site: budget.of * (1 - sparsity) for site, sparsity in proposal.items()}
-    found = _exact_levels(near, widths, dict.fromkeys(near, budget.levels), wanted)
+    found = exact_levels(near, widths, dict.fromkeys(near, budget.levels), wanted)
     assert set(found.values()) <= set(budget.levels)
     miss, distortions = best_levels(proposal, widths, budget.levels, budget.of, wanted)
     assert abs(kept_by(found, widths) - wanted) == miss

@@ -1,0 +1,66 @@
+"""AlphaPruning: the heavier the tail of a block's spectra, the more it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.allocation import Allocation, Budget, fit
+from harness.core.errors import Refusal, UserError
+from harness.core.interfaces import Probe, Site
+from harness.core.proposals import sizes, to_sites
+from harness.core.spectrum import power_law_exponent
+
+
+@component("allocator", "alphapruning")
+@dataclass(frozen=True)
+class AlphaPruning:
+    """Lu et al. 2024 (arXiv 2410.10912): high exponents α of the spectra, light tails, lose more; without data.
+
+    The α of a matrix, or of a block the mean of its matrices (`granularity`), is mapped linearly to 1 − `epsilon` …
+    1 + `epsilon` and scaled to the budget; where a sparsity would exceed 1, theirs does, ours is clipped and all others
+    shifted. `levels` narrows mixed N:M.
+    """
+
+    epsilon: float = 0.3
+    granularity: Literal["block", "matrix"] = "block"
+    levels: tuple[int, ...] = ()
+
+    needs_calibration = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise UserError("allocator.epsilon has to be between 0 and 1.")
+
+    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+        exponents = {site: _exponent(site, weight) for site, weight in probe.weights.items()}
+        means = [fmean(exponents[site] for site in sites) for sites in probe.blocks]
+        probe.tell(score=means)
+        scores = to_sites(probe, means) if self.granularity == "block" else exponents
+        proposal = scaled_to_budget(scores, sizes(probe), budget.sparsity, self.epsilon)
+        return fit(proposal, sizes(probe), budget.narrowed(self.levels))
+
+
+def _exponent(site: Site, weight: Tensor) -> float:
+    exponent = power_law_exponent(weight)
+    if not math.isfinite(exponent):
+        raise Refusal(f"the spectrum of {site} has no tail, so AlphaPruning has no number for it; use allocator=owl.")
+    return exponent
+
+
+def scaled_to_budget(
+    scores: Mapping[Site, float], sizes: Mapping[Site, int], target: float, epsilon: float
+) -> dict[Site, float]:
+    """Scores mapped to 1 − ε … 1 + ε, times what makes the target their mean weighted by size."""
+    low, high = min(scores.values()), max(scores.values())
+    extent = high - low
+    places = {site: (score - low) / extent if extent > 0 else 0.5 for site, score in scores.items()}  # 0 … 1
+    relative = {site: place * 2 * epsilon + 1 - epsilon for site, place in places.items()}
+    factor = target * sum(sizes[site] for site in scores) / sum(sizes[site] * relative[site] for site in scores)
+    return {site: value * factor for site, value in relative.items()}

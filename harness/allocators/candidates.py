@@ -1,0 +1,186 @@
+"""What the searching allocators share: the candidates' space, the database they are assembled from, what is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from statistics import correlation, mean
+from typing import Any, Literal
+
+from harness import catalogue
+from harness.core.allocation import Allocation, Budget
+from harness.core.errors import UserError
+from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
+from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.core.search import Granularity, Ladder, Ledger, Space, stopped
+
+Sensitivity = Literal["fisher", "hessian"]
+
+
+def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -> dict[str, Trace]:
+    """The traces of the matrices in scope; they go into the record."""
+    fisher = kind == "fisher"
+    traces = probe.fisher_trace(windows) if fisher else probe.hessian_trace(windows, probes, "gaussian")
+    found = {site: traces[site] for site in probe.shapes}
+    stderr = {site: None if math.isnan(trace.stderr) else trace.stderr for site, trace in found.items()}
+    value = {site: trace.value for site, trace in found.items()}
+    probe.tell(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
+    return found
+
+
+@dataclass(frozen=True)
+class Search:
+    """The settings by which candidates are made and judged; fields of the same name of an allocator."""
+
+    granularity: Granularity
+    pruner: Any
+    inputs: Literal["dense", "pruned"]
+    objective: Objective
+    windows: int
+    held_out: int
+    step: float
+    reach: float
+    minimum: float
+    maximum: float
+    levels: tuple[int, ...]
+    database: Literal["memory", "disk"]
+    database_gib: float | None
+
+    def __post_init__(self) -> None:
+        if self.windows < 1 or self.held_out < 0:
+            raise UserError("allocator.windows has to be at least 1 and allocator.held_out at least 0.")
+        if self.database_gib is not None and self.database_gib <= 0:
+            raise UserError("allocator.database_gib has to be above 0.")
+        self._ladder  # noqa: B018 (its own checks)
+
+    @classmethod
+    def of(cls, allocator: Any) -> Search:
+        """From the fields of an allocator."""
+        return cls(**{name: getattr(allocator, name) for name in cls.__dataclass_fields__})
+
+    @property
+    def _ladder(self) -> Ladder:
+        return Ladder(self.step, self.reach, self.minimum, self.maximum, self.levels)
+
+    def space(self, probe: Probe, budget: Budget) -> Space:
+        """All candidates of the model."""
+        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
+        return Space(probe.blocks, sizes, budget, self._ladder, self.granularity)
+
+    def ledger(self, probe: Probe, space: Space, name: str, settings: Mapping[str, Any]) -> Ledger:
+        """What is known of a search with these settings; the database is made when a candidate has to be evaluated."""
+        shared = {key: value for key, value in asdict(self).items() if not key.startswith(("database", "pruner"))}
+        named = {**settings, **shared, "pruner": catalogue.describe(self._method(probe)), "seed": probe.seed}
+        named |= {"budget": asdict(space.budget)}
+        entry = probe.cached(name, named)
+        return Ledger(entry, space, lambda: self.assembler(probe, space), self.windows, probe.window)
+
+    def assembler(self, probe: Probe, space: Space) -> Assembler:
+        """The database of every level, and of the dense matrices, with the windows to judge by."""
+        rungs = list(space.rungs.values())
+        ladder = rungs if any(rung.sparsity == 0 for rung in rungs) else [*rungs, dense_level(space.budget)]
+        return probe.assembler(
+            self._method(probe),
+            dict.fromkeys(space.sizes, ladder),
+            inputs=None if self.inputs == "dense" else space.candidate(space.uniform),
+            windows=self.windows + self.held_out,
+            objective=self.objective,
+            database=Database(self.database, self.database_gib),
+        )
+
+    def _method(self, probe: Probe) -> Any:
+        method = self.pruner if self.pruner is not None else probe.method
+        return catalogue.build("method", {"name": method}) if isinstance(method, str) else method
+
+    def conclude(
+        self, probe: Probe, space: Space, ledger: Ledger, generations: int, patience: int | None = None
+    ) -> Allocation:
+        """The best candidate of the generation at which this search ends, and its trajectory for the record."""
+        last = generations
+        if patience is not None:
+            ends = (end for end in range(generations) if stopped(ledger.generations[: end + 1], patience))
+            last = next(ends, generations)
+        done = ledger.generations[: last + 1]
+        genome = tuple(done[-1]["genome"])
+        held_out = {
+            name: ledger.held_out(one, self.held_out) for name, one in (("best", genome), ("uniform", space.uniform))
+        }
+        probe.tell(
+            search={
+                "objective": self.objective,
+                "generations": [{key: value for key, value in one.items() if key != "genome"} for one in done],
+                "evaluations": done[-1]["evaluations"],
+                "tokens": done[-1]["tokens"],
+                "seconds": done[-1]["seconds"],
+                "database": ledger.database,
+                "held_out": held_out if self.held_out else {},
+            }
+        )
+        return space.allocation(genome)
+
+
+def dense_level(budget: Budget) -> Pattern:
+    """The level of this kind of budget that removes nothing."""
+    return Unstructured(0.0) if budget.of is None else NofM(budget.of, budget.of)
+
+
+def verification(space: Space, assembler: Assembler, sensitivity: Mapping[str, float]) -> dict[str, Any]:
+    """One unit at a time at the level of the even allocation, all others dense: its loss beside its sensitivity.
+
+    Args:
+        sensitivity: one value per unit, named as in `unit_names`.
+
+    Returns:
+        Every unit's values, the loss of the dense model, and Spearman's rank correlation.
+    """
+    dense = dict.fromkeys(space.sizes, dense_level(space.budget))
+    even = space.candidate(space.uniform)
+    candidates = [dense, *({**dense, **{site: even[site] for site in unit}} for unit in space.units)]
+    before, *losses = assembler.losses(candidates)
+    names = unit_names(space)
+    kind = "matrix" if all(len(unit) == 1 for unit in space.units) else "block"
+    units = [
+        {"unit": name, "kind": kind, "sensitivity": sensitivity[name], "loss": loss}
+        for name, loss in zip(names, losses, strict=True)
+    ]
+    return {"units": units, "dense": before, "spearman": spearman([sensitivity[name] for name in names], losses)}
+
+
+def unit_names(space: Space) -> list[str]:
+    """The site of a matrix that is a unit of its own, or the index of a block."""
+    return [unit[0] if len(unit) == 1 else block_prefix(unit).rstrip(".").rpartition(".")[2] for unit in space.units]
+
+
+def block_prefix(sites: Sequence[str]) -> str:
+    """What the names of all sites of a block begin with, up to a point."""
+    parts = [site.split(".") for site in sites]
+    common = takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
+    return "".join(f"{names[0]}." for names in common)
+
+
+def unit_values(
+    units: Sequence[Sequence[str]],
+    sizes: Mapping[str, int],
+    traces: Mapping[str, Trace],
+    per: Literal["matrix", "parameter"],
+) -> list[float]:
+    """The sensitivity of every unit: the sum of its traces, divided by its parameters if `per` says so."""
+    sums = [sum(traces[site].value for site in unit) for unit in units]
+    if per == "matrix":
+        return sums
+    return [total / sum(sizes[site] for site in unit) for total, unit in zip(sums, units, strict=True)]
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    order = sorted(values)
+    return [mean((order.index(value), len(order) - 1 - order[::-1].index(value))) for value in values]
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's rank correlation; None where one side is constant."""
+    if len(set(one)) < 2 or len(set(other)) < 2:
+        return None
+    return correlation(ranks(one), ranks(other))

@@ -1,0 +1,40 @@
+"""DLP: dynamic layerwise pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.catalogue import component
+from harness.core.allocation import Allocation, Budget
+from harness.core.errors import UserError
+from harness.core.interfaces import Probe
+from harness.core.metric import wanda_metric
+from harness.core.proposals import fit_blocks, min_max_shift
+from harness.core.statistic import norms
+
+
+@component("allocator", "dlp")
+@dataclass(frozen=True)
+class Dlp:
+    """Chen et al. 2025 (arXiv 2505.23807): blocks whose typical Wanda score is low keep more.
+
+    Block l has the importance 1 − m_l / Σ m, with m the median of its scores on the dense model (the paper) or their
+    mean (the released code); importances are spread evenly over ± `spread` around the budget. `levels` narrows mixed
+    N:M.
+    """
+
+    spread: float = 0.15
+    statistic: Literal["median", "mean"] = "median"
+    levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.spread < 0:
+            raise UserError("allocator.spread has to be at least 0.")
+
+    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+        metrics = (wanda_metric(block) for block in probe.observe(norms))
+        typical = [float(metric.median() if self.statistic == "median" else metric.mean()) for metric in metrics]
+        probe.tell(score=typical)
+        falling = [-score for score in typical]  # 1 − m / Σ m up to a linear map, which the spreading undoes
+        return fit_blocks(probe, min_max_shift(falling, budget.sparsity, self.spread), budget.narrowed(self.levels))

@@ -1,0 +1,88 @@
+"""An EvoPress-style search: level switches, successive halving, divergence from the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+from harness.allocators.candidates import Search
+from harness.catalogue import component
+from harness.core.allocation import Allocation, Budget
+from harness.core.errors import UserError
+from harness.core.interfaces import Objective, Probe
+from harness.core.rng import rng
+from harness.core.search import Granularity, Ledger, Space, best_first
+
+
+@component("allocator", "evopress")
+@dataclass(frozen=True)
+class EvoPress:
+    """Sieberling et al. 2025 (arXiv 2410.14649), as released: one survivor, `offspring` mutants of it a generation.
+
+    A mutant switches levels min(u, v) times, u and v uniform in 1…`switches`: one matrix a level up, another one down.
+    Mutants are judged on few windows first and the best of them on more: each of the `stages` (in windows) leaves its
+    share of `survivors`, and in the last one the parent takes part. The released code has 400 generations of 64 mutants
+    and stages of 2,048, 16,384 and 65,536 tokens.
+    """
+
+    generations: int = 30
+    offspring: int = 32
+    survivors: tuple[int, ...] = (8, 2, 1)
+    stages: tuple[int, ...] = (1, 4, 16)
+    switches: int = 3
+    granularity: Granularity = "matrix"
+    pruner: Any = field(default="sparsegpt", metadata={"component": "method"})
+    inputs: Literal["dense", "pruned"] = "dense"
+    objective: Objective = "kl"
+    held_out: int = 8
+    step: float = 0.05
+    reach: float = 0.2
+    minimum: float = 0.0
+    maximum: float = 1.0
+    levels: tuple[int, ...] = ()
+    database: Literal["memory", "disk"] = "memory"
+    database_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages or len(self.survivors) != len(self.stages) or self.survivors[-1] != 1:
+            raise UserError("allocator.survivors has to be as long as allocator.stages and to end with 1.")
+        falling = sorted(self.survivors, reverse=True) == list(self.survivors)
+        if sorted(self.stages) != list(self.stages) or self.stages[0] < 1 or not falling:
+            raise UserError("allocator.stages (windows) have to rise from at least 1, allocator.survivors to fall.")
+        if self.offspring < self.survivors[0] or self.generations < 0 or self.switches < 1:
+            raise UserError(
+                "allocator.offspring has to be at least the first of allocator.survivors, allocator.generations at "
+                "least 0 and allocator.switches at least 1."
+            )
+        Search.of(self)  # its own checks
+
+    @property
+    def windows(self) -> int:
+        """The windows of the last stage."""
+        return self.stages[-1]
+
+    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+        search = Search.of(self)
+        space = search.space(probe, budget)
+        names = ("offspring", "survivors", "stages", "switches")
+        ledger = search.ledger(probe, space, "evopress", {name: getattr(self, name) for name in names})
+        while len(ledger.generations) <= self.generations:
+            self._generation(space, ledger, rng(probe.seed, f"evopress/{len(ledger.generations)}"))
+        return search.conclude(probe, space, ledger, self.generations)
+
+    def _generation(self, space: Space, ledger: Ledger, draw: Random) -> None:
+        parent = tuple(ledger.population[0]) if ledger.population else space.uniform
+        pool = [parent]
+        if ledger.population:
+            pool = [
+                space.switched(parent, min(draw.randint(1, self.switches), draw.randint(1, self.switches)), draw)
+                for _ in range(self.offspring)
+            ]
+        losses: list[float] = []
+        for place, (keep, windows) in enumerate(zip(self.survivors, self.stages, strict=True)):
+            if place == len(self.stages) - 1:
+                pool.insert(0, parent)  # a child has to be better
+            ranked = best_first(pool, ledger.judge(pool, windows))[:keep]
+            pool, losses = [genome for genome, _ in ranked], [loss for _, loss in ranked]
+        ledger.end_generation(pool, losses)

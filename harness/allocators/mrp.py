@@ -1,0 +1,109 @@
+"""MRP: maximum redundancy pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.allocation import Allocation, Budget, fit
+from harness.core.errors import UserError
+from harness.core.interfaces import BlockView, Probe
+from harness.core.metric import wanda_scores
+from harness.core.pattern import Unstructured
+from harness.core.search import Granularity
+from harness.core.statistic import norms
+
+
+@component("allocator", "mrp")
+@dataclass(frozen=True)
+class Mrp:
+    """Gao et al. 2025 (arXiv 2503.18377), assembled from the released code, whose loop is switched off.
+
+    Every unit starts at S − `headroom` zeros. The unit with the fewest outliers among its kept weights is the most
+    redundant: it loses `step` more (times `decay` at every turn, `least_step` at least), and the model is pruned again
+    by the run's own method, until the budget is met; no unit goes beyond `maximum` (null: S + `headroom`). Per matrix,
+    as many go a turn as a block has. Outliers are Wanda scores of the pruned model above `threshold` times the mean
+    score of their unit on the dense one. Steps, start and limit are our choice: the paper's could not be read.
+    """
+
+    headroom: float = 0.15
+    step: float = 0.05
+    decay: float = 1.0
+    least_step: float = 0.05
+    threshold: float = 5.0
+    maximum: float | None = None
+    granularity: Granularity = "block"
+    levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.headroom < 0 or self.threshold <= 0 or not 0 < self.decay <= 1:
+            raise UserError(
+                "allocator.headroom has to be at least 0, allocator.threshold above 0, allocator.decay above 0 and at "
+                "most 1."
+            )
+        if self.step <= 0 or self.least_step <= 0:
+            raise UserError("allocator.step and allocator.least_step have to be above 0.")
+
+    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+        asked = budget.sparsity
+        highest = min(asked + self.headroom, 1.0) if self.maximum is None else self.maximum
+        if highest < asked:
+            raise UserError(f"allocator.maximum={highest:g} is below the {asked:g} zeros that are asked for.")
+        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
+        singles: list[tuple[str, ...]] = [(site,) for block in probe.blocks for site in block]
+        units = list(probe.blocks) if self.granularity == "block" else singles
+        limits = self._limits(probe, units)
+        zeros = dict.fromkeys(range(len(units)), max(asked - self.headroom, 0.0))
+        turn = 0
+        while missing := self._missing(zeros, units, sizes, asked):
+            turn += 1
+            shares = self._outliers(probe, units, zeros, limits)
+            open_units = sorted((u for u in zeros if zeros[u] < highest - 1e-9), key=lambda unit: (shares[unit], unit))
+            size = max(self.step * self.decay**turn, self.least_step)
+            for unit in open_units[: 1 if self.granularity == "block" else len(probe.blocks[0])]:
+                weight = sum(sizes[site] for site in units[unit])
+                more = min(size, highest - zeros[unit], missing / weight)
+                zeros[unit] = round(zeros[unit] + more, 12)
+                missing -= more * weight
+                if missing <= 1e-9 * weight:
+                    break
+        probe.tell(turns=turn)
+        return fit(_by_site(units, zeros), sizes, budget.narrowed(self.levels))
+
+    def _missing(
+        self, zeros: dict[int, float], units: list[tuple[str, ...]], sizes: dict[str, int], asked: float
+    ) -> float:
+        """Weights still to go; zero where rounding is all that is left."""
+        proposal, total = _by_site(units, zeros), sum(sizes.values())
+        missing = asked * total - sum(proposal[site] * size for site, size in sizes.items())
+        return missing if missing > 1e-7 * total else 0.0
+
+    def _limits(self, probe: Probe, units: list[tuple[str, ...]]) -> list[float]:
+        """The score above which a weight is an outlier, per unit, from the dense model."""
+        scores = (score for block in probe.observe(norms) for score in _unit_scores(block, units))
+        return [self.threshold * float(score.mean()) for score in scores]
+
+    def _outliers(
+        self, probe: Probe, units: list[tuple[str, ...]], zeros: dict[int, float], limits: list[float]
+    ) -> list[float]:
+        """The fraction of outliers among the kept weights of every unit, as the model is with these zeros."""
+        patterns = {site: Unstructured(value) for site, value in _by_site(units, zeros).items()}
+        scores = (score for block in probe.pruned(probe.method, patterns) for score in _unit_scores(block, units))
+        return [
+            float((score > limit).double().mean()) / max(1 - zeros[unit], 1e-9)
+            for unit, (score, limit) in enumerate(zip(scores, limits, strict=True))
+        ]
+
+
+def _unit_scores(block: BlockView, units: Iterable[tuple[str, ...]]) -> list[Tensor]:
+    """The Wanda scores of every unit that lies in the block."""
+    scores = wanda_scores(block)
+    return [torch.cat([scores[site].flatten() for site in unit]) for unit in units if unit[0] in scores]
+
+
+def _by_site(units: Iterable[tuple[str, ...]], zeros: dict[int, float]) -> dict[str, float]:
+    return {site: zeros[number] for number, unit in enumerate(units) for site in unit}

@@ -1,0 +1,138 @@
+"""MSP: mixed sparsity by Fisher trace and evolutionary search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+from harness.allocators.candidates import (
+    Search,
+    Sensitivity,
+    ranks,
+    sensitivity_of,
+    unit_names,
+    unit_values,
+    verification,
+)
+from harness.catalogue import component
+from harness.core.allocation import Allocation, Budget
+from harness.core.errors import UserError
+from harness.core.interfaces import Objective, Probe
+from harness.core.rng import rng
+from harness.core.search import Genome, Granularity, Ledger, Space, best_first, stopped
+
+
+@component("allocator", "msp")
+@dataclass(frozen=True)
+class Msp:
+    """Xu et al. 2025 (arXiv 2503.11164): units that the Fisher trace calls sensitive keep more, then evolution decides.
+
+    The paper's own settings could not be read; what it leaves open is a field. The first population gives every unit a
+    share of zeros that falls with the rank of its sensitivity, from hardly to by `reach` (with `start=random` the ranks
+    are shuffled: the same shares, no information). Then `population` children a generation, by crossover of two parents
+    or mutation of one, kept within the budget; the best of parents and children go on. A candidate is assembled from
+    matrices pruned once per level by `pruner` (null: the run's own method), and judged by its loss on `windows` further
+    windows of the calibration text. `verify` also prunes one unit at a time and puts the losses into the record.
+    """
+
+    sensitivity: Sensitivity = "fisher"
+    per: Literal["matrix", "parameter"] = "parameter"
+    sensitivity_windows: int = 32
+    probes: int = 4
+    granularity: Granularity = "matrix"
+    pruner: Any = field(default="sparsegpt", metadata={"component": "method"})
+    inputs: Literal["dense", "pruned"] = "dense"
+    objective: Objective = "kl"
+    windows: int = 8
+    held_out: int = 8
+    start: Literal["sensitivity", "random"] = "sensitivity"
+    population: int = 16
+    generations: int = 30
+    patience: int = 10
+    crossover: float = 0.5
+    mutation: float = 0.15
+    step: float = 0.05
+    reach: float = 0.2
+    minimum: float = 0.0
+    maximum: float = 1.0
+    levels: tuple[int, ...] = ()
+    database: Literal["memory", "disk"] = "memory"
+    database_gib: float | None = None
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or self.generations < 0 or self.patience < 1:
+            raise UserError(
+                "allocator.population has to be at least 2, allocator.generations at least 0 and allocator.patience at "
+                "least 1."
+            )
+        if not 0 <= self.crossover <= 1 or not 0 < self.mutation <= 1:
+            raise UserError("allocator.crossover has to be from 0 to 1, allocator.mutation above 0 and at most 1.")
+        Search.of(self)  # its own checks
+
+    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+        search = Search.of(self)
+        space = search.space(probe, budget)
+        traces = sensitivity_of(probe, self.sensitivity, self.sensitivity_windows, self.probes)
+        values = unit_values(space.units, space.sizes, traces, self.per)
+        coarse = unit_values(space.blocks, space.sizes, traces, self.per)
+        if self.verify:
+            named = dict(zip(unit_names(space), values, strict=True))
+            probe.tell(verification=verification(space, search.assembler(probe, space), named))
+        ledger = search.ledger(probe, space, "msp", self._settings())
+        while len(ledger.generations) <= self.generations and not stopped(ledger.generations, self.patience):
+            self._generation(space, ledger, (values, coarse), rng(probe.seed, f"msp/{len(ledger.generations)}"))
+        return search.conclude(probe, space, ledger, self.generations, self.patience)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the candidates of a generation depend on beside `Search`: not how many generations there are."""
+        names = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
+        return {name: getattr(self, name) for name in names}
+
+    def _generation(
+        self, space: Space, ledger: Ledger, values: tuple[Sequence[float], Sequence[float]], draw: Random
+    ) -> None:
+        parents = [tuple(genome) for genome in ledger.population]
+        children = self._children(space, parents, draw) if parents else self._first(space, values, draw)
+        pool = [*parents, *children]
+        chosen = best_first(pool, ledger.judge(pool))[: self.population]
+        ledger.end_generation([genome for genome, _ in chosen], [loss for _, loss in chosen])
+
+    def _first(self, space: Space, values: tuple[Sequence[float], Sequence[float]], draw: Random) -> list[Genome]:
+        """The even candidate, and shares of zeros that fall with the rank more and more steeply, up to ± `reach`.
+
+        Of matrices, every other candidate goes by the ranks of their blocks: a coarse ramp is often the better start.
+
+        Args:
+            values: the sensitivities of the units, and those of the blocks.
+        """
+        found = [space.uniform]
+        for number in range(1, self.population):
+            steepness = self.reach * number / (self.population - 1)
+            coarse = self.granularity == "matrix" and number % 2 == 1
+            slopes = _slopes(values[coarse])
+            shared = draw.sample(slopes, len(slopes)) if self.start == "random" else slopes
+            by_unit = space.of_blocks(shared) if coarse else shared
+            found.append(space.proposed([space.budget.sparsity - steepness * slope for slope in by_unit]))
+        return found
+
+    def _children(self, space: Space, parents: list[Genome], draw: Random) -> list[Genome]:
+        """Parents are drawn in tournaments of two; they stand best first."""
+
+        def parent() -> Genome:
+            return parents[min(draw.choices(range(len(parents)), k=2))]
+
+        children: list[Genome] = []
+        for _ in range(self.population):
+            one, other = parent(), parent()
+            child = space.crossed(one, other, draw) if draw.random() < self.crossover else one
+            children.append(space.mutated(child, self.mutation, draw) if child in (one, other) else child)
+        return children
+
+
+def _slopes(values: Sequence[float]) -> list[float]:
+    """Ranks from −1 (the least sensitive) to 1."""
+    middle = max(1, len(values) - 1) / 2
+    return [rank / middle - 1 for rank in ranks(values)]

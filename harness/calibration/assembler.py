@@ -1,0 +1,260 @@
+"""Candidates put together from a database of levels and judged, several in one batch, block by block.
+
+Every matrix is pruned once per level. A candidate is never written into the model: while a block runs, its linears
+read the levels of the candidates at hand. Candidates that agree in all blocks so far share one hidden state, so what
+is equal runs once. Shapes: C candidates, N windows, L tokens, D hidden size, O outputs, I inputs, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.calibration.bank import Bank, check_size
+from harness.calibration.progress import progress
+from harness.calibration.stream import Stream, stream
+from harness.core.allocation import Allocation
+from harness.core.interfaces import Objective
+from harness.core.memory import Parked
+from harness.core.pattern import Pattern
+from harness.methods.each import EachLinear, as_block_method
+from harness.models.anatomy import Anatomy
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of all candidates that a block runs over at once."""
+LOGIT_BYTES = 1 << 29
+STACKED = 1 << 21
+"""Weights up to this size are multiplied as one batch on a GPU, whose launches they would not fill alone."""
+
+
+class LevelAssembler:
+    """Puts candidates together and gives their losses: an `Assembler`."""
+
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy, scope: range, windows: Tensor, bank: Bank, objective: Objective
+    ) -> None:
+        self.facts: dict[str, Any] = {}
+        self._anatomy, self._scope, self._bank, self._objective = anatomy, scope, bank, objective
+        self._model, self._windows = model, windows
+        self._stream = Stream(model, anatomy, [windows[:1]])
+        self._linears = [anatomy.block_linears(model, index) for index in scope]
+        self._before = torch.cat([self._enter(window) for window in windows.split(1)])  # (N, L, D) in front of scope
+        self._dense = Parked(windows.device)  # log-probabilities (1, L-1, V) by window
+
+    @torch.no_grad()
+    def _enter(self, window: Tensor) -> Tensor:
+        hidden = self._stream.embed(window)
+        for index in range(self._scope.start):
+            hidden = self._stream.run_block(index, hidden)
+        return hidden
+
+    @torch.no_grad()
+    def losses(self, candidates: Sequence[Allocation], windows: slice = slice(None)) -> list[float]:
+        """The mean loss of every candidate over some of the windows, in nats per token."""
+        chosen = range(len(self._windows))[windows]
+        tokens = len(chosen) * self._windows.shape[1]
+        together = max(1, BATCH_TOKENS[self._windows.device.type] * 4 // tokens)
+        found: list[float] = []
+        for start in progress(range(0, len(candidates), together), "search"):
+            found += self._judge(candidates[start : start + together], chosen)
+        return found
+
+    def _judge(self, candidates: Sequence[Allocation], chosen: range) -> list[float]:
+        """States are (hidden, candidates that share it); they part where their candidates do."""
+        states = [(self._before[chosen.start : chosen.stop], list(range(len(candidates))))]
+        for index, linears in zip(self._scope, self._linears, strict=True):
+            parted: dict[tuple[int, tuple[Pattern, ...]], list[int]] = {}
+            for number, (_, members) in enumerate(states):
+                for member in members:
+                    levels = tuple(candidates[member][site] for site in linears)
+                    parted.setdefault((number, levels), []).append(member)
+            hidden = self._run(index, linears, [(states[number][0], levels) for number, levels in parted])
+            states = list(zip(hidden, parted.values(), strict=True))
+        losses = [0.0] * len(candidates)
+        for last, members in states:
+            behind = last
+            for index in range(self._scope.stop, len(self._stream.blocks)):
+                behind = self._in_parts(index, behind)
+            loss = self._loss(behind, chosen)
+            for member in members:
+                losses[member] = loss
+        return losses
+
+    def _run(
+        self, index: int, linears: Mapping[str, nn.Linear], states: Sequence[tuple[Tensor, tuple[Pattern, ...]]]
+    ) -> list[Tensor]:
+        """One block over several states, each (N, L, D) with its levels by linear."""
+        rows, length = states[0][0].shape[:2]
+        size = max(1, BATCH_TOKENS[self._windows.device.type] // (rows * length))
+        outputs: list[Tensor] = []
+        levels = _Levels(self._bank)
+        for start in range(0, len(states), size):
+            batch = states[start : start + size]
+            weights = {site: [levels[site, chosen[place]] for _, chosen in batch] for place, site in enumerate(linears)}
+            with _standing_in(linears, weights):
+                hidden = batch[0][0] if len(batch) == 1 else torch.cat([hidden for hidden, _ in batch])
+                outputs += self._in_parts(index, hidden, len(batch)).split(rows)
+        return outputs
+
+    def _in_parts(self, index: int, hidden: Tensor, candidates: int = 1) -> Tensor:
+        """A block over as many windows at once as fit; those of several candidates (C · N, L, D) always fit."""
+        size = max(1, BATCH_TOKENS[hidden.device.type] // hidden.shape[1])
+        if candidates > 1 or len(hidden) <= size:
+            return self._stream.run_block(index, hidden)
+        return torch.cat([self._stream.run_block(index, part) for part in hidden.split(size)])
+
+    def _loss(self, hidden: Tensor, chosen: range) -> float:
+        """Of one candidate's last hidden state (N, L, D), in float32."""
+        vocabulary = self._model.config.get_text_config().vocab_size  # type: ignore[union-attr,operator]
+        size = max(1, LOGIT_BYTES // (hidden.shape[1] * vocabulary * 4))
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for start in range(0, len(hidden), size):
+            logits = self._stream.logits(hidden[start : start + size])[:, :-1].float()  # (n, L-1, V)
+            here = slice(chosen.start + start, chosen.start + min(start + size, len(hidden)))
+            if self._objective == "nll":
+                targets = self._windows[here, 1:].flatten()
+                total += functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").double()
+            else:
+                total += _divergence(self._dense_logs(here), logits)
+        return float(total) / (len(hidden) * (hidden.shape[1] - 1))
+
+    def _dense_logs(self, chosen: slice) -> Tensor:
+        if not len(self._dense):
+            for window in self._windows.split(1):
+                self._dense.append(self._model(window, use_cache=False).logits[:, :-1].float().log_softmax(-1))
+        return torch.cat([self._dense[index] for index in range(chosen.start, chosen.stop)])
+
+
+def _divergence(dense: Tensor, logits: Tensor) -> Tensor:
+    """Σ over positions of KL(dense ‖ candidate), from log-probabilities and logits (n, L-1, V)."""
+    return functional.kl_div(logits.log_softmax(-1), dense, reduction="sum", log_target=True).double()
+
+
+class _Levels:
+    """The levels of one block that are in use, each fetched once."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank, self._fetched = bank, dict[tuple[str, Pattern], Tensor]()
+
+    def __getitem__(self, key: tuple[str, Pattern]) -> Tensor:
+        if key not in self._fetched:
+            self._fetched[key] = self._bank.get(*key)
+        return self._fetched[key]
+
+
+@contextmanager
+def _standing_in(linears: Mapping[str, nn.Linear], weights: Mapping[str, Sequence[Tensor]]) -> Iterator[None]:
+    """While inside, every linear multiplies each candidate's share of its inputs by that candidate's weight."""
+    own = {site: vars(linear).pop("forward", None) for site, linear in linears.items()}
+    try:
+        for site, linear in linears.items():
+            linear.forward = partial(_multiplied, linear.bias, weights[site])  # type: ignore[method-assign]
+        yield
+    finally:
+        for site, linear in linears.items():
+            del linear.forward
+            if own[site] is not None:
+                linear.forward = own[site]  # type: ignore[method-assign]
+
+
+def _multiplied(bias: Tensor | None, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Inputs (C · n, …, I), those of one candidate side by side, times one weight (O, I) each."""
+    if all(weight is weights[0] for weight in weights):
+        return functional.linear(inputs, weights[0], bias)
+    if _stacks(inputs, weights[0]):
+        parts = inputs.reshape(len(weights), -1, inputs.shape[-1])
+        product = torch.bmm(parts, torch.stack(list(weights)).mT)
+        return (product if bias is None else product + bias).reshape(*inputs.shape[:-1], -1)
+    shares = inputs.chunk(len(weights))
+    return torch.cat([functional.linear(share, weight, bias) for share, weight in zip(shares, weights, strict=True)])
+
+
+def _stacks(inputs: Tensor, weight: Tensor) -> bool:
+    return inputs.is_cuda and weight.numel() <= STACKED
+
+
+def build_assembler(
+    model: nn.Module,
+    anatomy: Anatomy,
+    batches: Sequence[Tensor],
+    scope: range,
+    method: Any,
+    ladders: Mapping[str, Sequence[Pattern]],
+    *,
+    inputs: Allocation | None,
+    windows: Tensor,
+    objective: Objective,
+    limit: float | None,
+    folder: Path | None,
+) -> LevelAssembler:
+    """Prune every matrix to every level, and stand ready to judge candidates on `windows` (N, L).
+
+    Args:
+        inputs: what the blocks in front are pruned to while a block is; None leaves them dense.
+        limit: GiB that the database may take.
+        folder: where its files go; None keeps it in memory.
+
+    Raises:
+        UserError: the database does not fit its limit.
+    """
+    started = time.perf_counter()
+    linears = {site: linear for index in scope for site, linear in anatomy.block_linears(model, index).items()}
+    sizes = {site: linear.weight.numel() for site, linear in linears.items()}
+    item = next(model.parameters()).element_size()
+    needed = check_size(sizes, ladders, item, limit)
+    bank = Bank(windows.device, folder)
+    with dense_again(model, anatomy, scope, touched=inputs is not None):
+        for block in stream(model, anatomy, batches, scope, edited=inputs is not None, label="levels"):
+            made = _levels_of(block, method, ladders)
+            for site, levels in made.items():
+                bank.put(site, levels)
+            for site in made if inputs is not None else ():
+                assert inputs is not None
+                block.write(site, made[site][inputs[site]])
+    assembler = LevelAssembler(model, anatomy, scope, windows, bank, objective)
+    assembler.facts |= {
+        "levels": max(len(ladder) for ladder in ladders.values()),
+        "bytes": needed,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    return assembler
+
+
+@torch.no_grad()
+def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]) -> dict[str, dict[Pattern, Tensor]]:
+    """Every level of every matrix of a block; one that removes nothing is the dense matrix itself."""
+    weights = block.weights
+    made: dict[str, dict[Pattern, Tensor]] = {site: {} for site in weights}
+    lifted = as_block_method(method)
+    seen = block.observe(lifted.method.statistic) if isinstance(lifted, EachLinear) and lifted.method.statistic else {}
+    for rung in range(max(len(ladders[site]) for site in weights)):
+        patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
+        if isinstance(lifted, EachLinear):
+            pruned = {site: lifted.method.prune(weights[site], seen.get(site), patterns[site]) for site in weights}
+        else:
+            pruned = dict(lifted.prune_block(block, patterns))
+        for site, result in pruned.items():
+            made[site][patterns[site]] = weights[site] if patterns[site].sparsity == 0 else result.weight
+    return made
+
+
+@contextmanager
+def dense_again(model: nn.Module, anatomy: Anatomy, scope: range, *, touched: bool = True) -> Iterator[None]:
+    """Whatever is written into the blocks of `scope` inside is undone at the end."""
+    kept: list[tuple[nn.Linear, Tensor]] = []
+    if touched:
+        for index in scope:
+            kept += [(linear, linear.weight.data.clone()) for linear in anatomy.block_linears(model, index).values()]
+    try:
+        yield
+    finally:
+        for linear, weight in kept:
+            linear.weight.data.copy_(weight)

@@ -1,0 +1,36 @@
+"""From scores of blocks to a proposal for every site, and from there to an allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from harness.core.allocation import Allocation, Budget, fit
+from harness.core.interfaces import Probe, Site
+
+
+def min_max_shift(scores: Sequence[float], target: float, spread: float) -> list[float]:
+    """OWL's rule: densities linear in the scores, the most 2 · `spread` above the least, with the target as mean.
+
+    What comes back are sparsities; a higher score keeps more, equal scores all have the target.
+    """
+    score = torch.tensor(scores, dtype=torch.float64)
+    extent = score.max() - score.min()
+    density = (score - score.min()) / extent * 2 * spread if extent > 0 else torch.zeros_like(score)
+    return (target - (density - density.mean())).tolist()
+
+
+def to_sites(probe: Probe, values: Sequence[float]) -> dict[Site, float]:
+    """One value per block → that value at each of its sites."""
+    return {site: value for sites, value in zip(probe.blocks, values, strict=True) for site in sites}
+
+
+def sizes(probe: Probe) -> dict[Site, int]:
+    """The number of weights of every site in scope."""
+    return {site: outputs * inputs for site, (outputs, inputs) in probe.shapes.items()}
+
+
+def fit_blocks(probe: Probe, sparsities: Sequence[float], budget: Budget) -> Allocation:
+    """A sparsity per block, fitted to the budget."""
+    return fit(to_sites(probe, sparsities), sizes(probe), budget)

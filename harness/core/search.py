@@ -1,0 +1,301 @@
+"""Searching for an allocation: candidates as levels per unit, moves that keep the budget, what is known of them.
+
+A unit is a matrix or a block; its level counts steps of *kept* weights, so that more is denser: n of M, or one step of
+sparsity below or above the budget. A candidate (`Genome`) is one level per unit; Σ width · level is the budget.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Any, Literal
+
+from harness.core.allocation import Allocation, Budget, exact_levels, fit
+from harness.core.errors import Refusal, UserError
+from harness.core.interfaces import Assembler, Entry
+from harness.core.pattern import NofM, Pattern, Unstructured
+
+Genome = tuple[int, ...]
+Granularity = Literal["block", "matrix"]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Which levels there are: every `step` of sparsity within ± `reach` of the budget, or n of M; within bounds."""
+
+    step: float = 0.05
+    reach: float = 0.2
+    minimum: float = 0.0
+    maximum: float = 1.0
+    levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1 or self.reach < 0:
+            raise UserError("allocator.step has to be above 0 and at most 1, allocator.reach at least 0.")
+        if not 0 <= self.minimum <= self.maximum <= 1:
+            raise UserError("allocator.minimum and allocator.maximum have to be 0 <= minimum <= maximum <= 1.")
+
+    def rungs(self, budget: Budget) -> dict[int, Pattern]:
+        """Level → pattern, sparsest first."""
+        narrowed = budget.narrowed(self.levels)
+        if budget.of is None:
+            count = int(self.reach / self.step + 1e-9)
+            zeros = {level: _clean(budget.sparsity - level * self.step) for level in range(-count, count + 1)}
+            rungs: dict[int, Pattern] = {level: Unstructured(s) for level, s in zeros.items() if 0 <= s <= 1}
+        else:
+            rungs = {level: NofM(level, budget.of) for level in sorted(narrowed.levels)}
+        within = (self.minimum - 1e-9, self.maximum + 1e-9)
+        return {level: rung for level, rung in rungs.items() if within[0] <= rung.sparsity <= within[1]}
+
+
+def _clean(value: float) -> float:
+    return round(value, 9)
+
+
+class Space:
+    """All candidates of a model: its units, the ladder they share, and the sum that meets the budget.
+
+    With N:M the sum is met exactly, or comes as near as levels allow. Any fraction can be had unstructured, so there a
+    candidate may miss by less than one step of its largest unit, and `allocation` makes the rest up by a common shift.
+
+    Raises:
+        Refusal: no assembly of the levels meets the budget.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Sequence[str]], sizes: Mapping[str, int], budget: Budget, ladder: Ladder, by: Granularity
+    ) -> None:
+        self.budget, self.sizes, self.blocks = budget, sizes, blocks
+        singles = [(site,) for block in blocks for site in block]
+        self.units: tuple[tuple[str, ...], ...] = tuple(map(tuple, blocks)) if by == "block" else tuple(singles)
+        self.rungs = ladder.rungs(budget)
+        self.levels = sorted(self.rungs)
+        parameters = [sum(sizes[site] for site in unit) for unit in self.units]
+        unit = math.gcd(*parameters)
+        self.widths = [size // unit for size in parameters]
+        exact = 0 if budget.of is None else round(sum(self.widths) * budget.of * (1 - budget.sparsity))
+        self.slack = max(self.widths) // 2 if budget.of is None else 0
+        self.wanted = exact
+        self.wanted = self._reachable(exact, ladder)
+
+    def _reachable(self, exact: int, ladder: Ladder) -> int:
+        """The sum nearest to the exact one that some assembly has."""
+        total, missed = 0, math.inf
+        if self.levels:
+            total = self.sum_of(self.nearest([exact / sum(self.widths)] * len(self.units)))
+            missed = abs(total - exact)
+        if missed > max(self.slack, sum(self.widths) / 2):
+            raise Refusal(
+                f"no assembly of the levels {self._levels_there_are} meets {self.budget.sparsity:.4f} zeros (bounds: "
+                f"allocator.minimum={ladder.minimum:g}, allocator.maximum={ladder.maximum:g})."
+            )
+        return exact if self.slack else total
+
+    @property
+    def _levels_there_are(self) -> str:
+        if self.budget.of is None:
+            return f"{[round(rung.sparsity, 4) for rung in self.rungs.values()]} (fractions of zeros)"
+        return f"{self.levels} of {self.budget.of}"
+
+    def sum_of(self, genome: Sequence[int]) -> int:
+        """What the budget fixes: Σ width · level."""
+        return sum(width * level for width, level in zip(self.widths, genome, strict=True))
+
+    @cached_property
+    def uniform(self) -> Genome:
+        """The candidate nearest to an even allocation."""
+        return self.nearest([self.wanted / sum(self.widths)] * len(self.units))
+
+    def nearest(self, near: Sequence[float]) -> Genome:
+        """The candidate nearest to levels that need be neither whole nor within the budget.
+
+        Every unit is rounded; then single steps, those that distort least first, while they bring the sum closer; where
+        that ends short of the budget, the exact search over all assemblies.
+        """
+        places = [self._rung(value) for value in near]
+        missing = self.wanted - sum(w * self.levels[p] for w, p in zip(self.widths, places, strict=True))
+        while abs(missing) > self.slack:
+            direction = 1 if missing > 0 else -1
+            best: tuple[float, int, int] | None = None
+            for unit, place in enumerate(places):
+                if not 0 <= place + direction < len(self.levels):
+                    continue
+                here, there = self.levels[place], self.levels[place + direction]
+                change = self.widths[unit] * (there - here)
+                if abs(missing - change) < abs(missing):
+                    cost = (there - near[unit]) ** 2 - (here - near[unit]) ** 2
+                    best = min(best or (math.inf, 0, 0), (cost, unit, change))
+            if best is None:
+                return self._exactly(near)
+            places[best[1]] += direction
+            missing -= best[2]
+        return tuple(self.levels[place] for place in places)
+
+    def _rung(self, value: float) -> int:
+        return min(range(len(self.levels)), key=lambda place: abs(self.levels[place] - value))
+
+    def _exactly(self, near: Sequence[float]) -> Genome:
+        lowest = self.levels[0]
+        widths = {str(unit): width for unit, width in enumerate(self.widths)}
+        levels = exact_levels(
+            {name: value - lowest for name, value in zip(widths, near, strict=True)},
+            widths,
+            {name: [level - lowest for level in self.levels] for name in widths},
+            self.wanted - lowest * sum(self.widths),
+        )
+        return tuple(levels[name] + lowest for name in widths)
+
+    def candidate(self, genome: Genome) -> dict[str, Pattern]:
+        """The pattern of every site, straight from the ladder."""
+        return {site: self.rungs[level] for unit, level in zip(self.units, genome, strict=True) for site in unit}
+
+    def allocation(self, genome: Genome) -> Allocation:
+        """The candidate with the budget as its exact mean."""
+        patterns = self.candidate(genome)
+        if self.budget.of is not None:
+            return patterns
+        return fit({site: pattern.sparsity for site, pattern in patterns.items()}, self.sizes, self.budget)
+
+    def mutated(self, genome: Genome, rate: float, draw: Random) -> Genome:
+        """Every unit, one at least, goes a level up or down with probability `rate`; then the nearest candidate."""
+        moved = [unit for unit in range(len(genome)) if draw.random() < rate] or [draw.randrange(len(genome))]
+        near = self._jittered(genome, draw)
+        for unit in moved:
+            near[unit] += draw.choice((-1, 1))
+        return self.nearest(near)
+
+    def crossed(self, one: Genome, other: Genome, draw: Random) -> Genome:
+        """Every unit from one of two parents; then the nearest candidate."""
+        return self.nearest(self._jittered([draw.choice(pair) for pair in zip(one, other, strict=True)], draw))
+
+    def switched(self, genome: Genome, count: int, draw: Random) -> Genome:
+        """EvoPress' mutation: one unit a level up, another a level down, `count` times."""
+        near = self._jittered(genome, draw)
+        for _ in range(count):
+            up, down = draw.sample(range(len(genome)), 2) if len(genome) > 1 else (0, 0)
+            near[up] += 1
+            near[down] -= 1
+        return self.nearest(near)
+
+    def _jittered(self, genome: Sequence[int], draw: Random) -> list[float]:
+        """So that chance, and not the order of the units, decides which of equal steps keeps the budget."""
+        return [level + draw.uniform(-0.3, 0.3) for level in genome]
+
+    def proposed(self, sparsities: Sequence[float]) -> Genome:
+        """The candidate nearest to a fraction of zeros per unit."""
+        return self.nearest([self._level_of(sparsity) for sparsity in sparsities])
+
+    def of_blocks(self, values: Sequence[float]) -> list[float]:
+        """One value per block → every unit has that of its block."""
+        home = {site: value for value, block in zip(values, self.blocks, strict=True) for site in block}
+        return [home[unit[0]] for unit in self.units]
+
+    def _level_of(self, sparsity: float) -> float:
+        if self.budget.of is not None:
+            return self.budget.of * (1 - sparsity)
+        step = self.rungs[self.levels[0]].sparsity - self.rungs[self.levels[-1]].sparsity
+        step /= max(1, self.levels[-1] - self.levels[0])
+        return (self.budget.sparsity - sparsity) / step if step else 0.0
+
+
+class Ledger:
+    """What a search has found out, written after every generation; a killed search goes on from the last one.
+
+    Args:
+        entry: where it is kept; what it holds from before is taken up.
+        assemble: makes the database of levels, once something has to be evaluated.
+        windows: the windows that candidates are judged by; more may follow them, for `held_out`.
+    """
+
+    def __init__(
+        self, entry: Entry, space: Space, assemble: Callable[[], Assembler], windows: int, length: int
+    ) -> None:
+        self._entry, self._space, self._assemble, self.windows = entry, space, assemble, windows
+        self._length = length
+        kept = entry.read() or {}
+        self.generations: list[dict[str, Any]] = kept.get("generations", [])
+        self.population: list[list[int]] = kept.get("population", [])
+        self.database: dict[str, Any] = kept.get("database", {})
+        self._held_out: dict[str, float] = kept.get("held_out", {})
+        self._known = {(tuple(genome), count): loss for genome, count, loss in kept.get("known", ())}
+        self._tokens = int(kept.get("tokens", 0))
+        self._spent = self.generations[-1]["seconds"] if self.generations else 0.0
+        self._since = time.perf_counter()
+        self._assembler: Assembler | None = None
+
+    @property
+    def _workshop(self) -> Assembler:
+        if self._assembler is None:
+            self._assembler = self._assemble()
+            self.database = dict(self._assembler.facts)
+        return self._assembler
+
+    def judge(self, genomes: Sequence[Genome], windows: int | None = None) -> list[float]:
+        """The losses of candidates on the first `windows` windows (default: all), each evaluated at most once."""
+        count = self.windows if windows is None else windows
+        new = [genome for genome in dict.fromkeys(genomes) if (genome, count) not in self._known]
+        if new:
+            losses = self._workshop.losses([self._space.candidate(genome) for genome in new], slice(count))
+            self._known |= {(genome, count): _worst(loss) for genome, loss in zip(new, losses, strict=True)}
+            self._tokens += len(new) * count * self._length
+        return [self._known[genome, count] for genome in genomes]
+
+    def end_generation(self, population: Sequence[Genome], losses: Sequence[float]) -> None:
+        """Note where the search is: its population, best first, with their losses on all windows."""
+        self.population = [list(genome) for genome in population]
+        self.generations.append(
+            {
+                "generation": len(self.generations),
+                "evaluations": len(self._known),
+                "tokens": self._tokens,
+                "best": losses[0],
+                "mean": sum(losses) / len(losses),
+                "seconds": round(self._spent + time.perf_counter() - self._since, 2),
+                "genome": list(population[0]),
+            }
+        )
+        self._save()
+
+    def held_out(self, genome: Genome, windows: int) -> float | None:
+        """The loss of a candidate on the windows after those it was chosen by; None without any."""
+        if not windows:
+            return None
+        key = ",".join(map(str, genome))
+        if key not in self._held_out:
+            chosen = slice(self.windows, self.windows + windows)
+            self._held_out[key] = _worst(self._workshop.losses([self._space.candidate(genome)], chosen)[0])
+            self._save()
+        return self._held_out[key]
+
+    def _save(self) -> None:
+        known = [[list(genome), count, loss] for (genome, count), loss in self._known.items()]
+        self._entry.write(
+            {
+                "generations": self.generations,
+                "population": self.population,
+                "database": self.database,
+                "held_out": self._held_out,
+                "tokens": self._tokens,
+                "known": known,
+            }
+        )
+
+
+def _worst(loss: float) -> float:
+    """A loss that is not finite is worse than any other, and JSON has no word for it."""
+    return loss if math.isfinite(loss) else 1e9
+
+
+def stopped(generations: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    """Whether the best loss has not fallen for `patience` generations."""
+    best = [generation["best"] for generation in generations]
+    return len(best) > patience and min(best[:-patience]) <= min(best[-patience:])
+
+
+def best_first(genomes: Iterable[Genome], losses: Iterable[float]) -> list[tuple[Genome, float]]:
+    """Distinct candidates with their losses, best first."""
+    return sorted(dict(zip(genomes, losses, strict=True)).items(), key=lambda item: item[1])

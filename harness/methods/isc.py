@@ -1,0 +1,59 @@
+"""ISC: the walk of SparseGPT with a saliency that also counts what a weight is worth without compensation.
+
+Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.interfaces import Pruned
+from harness.core.linalg import Inverse
+from harness.core.pattern import NofM, Pattern
+from harness.core.statistic import Gram, gram
+from harness.methods.sparsegpt import SparseGPT, obs
+
+
+@component("method", "isc")
+@dataclass(frozen=True)
+class ISC:
+    """Shao et al. 2024 (arXiv 2310.09499), eq. 4: w² (H_mm + 1/[H⁻¹]_mm), the scores of OBD and OBS added.
+
+    H is the damped Gram matrix; [H⁻¹]_mm is that of the columns left when m is reached, U_mm², as SparseGPT reads it.
+    All else is SparseGPT, N:M too. `variant=released` is the authors' code (talkking/MixGPT, 3c4726a): 1/U_mm in place
+    of 1/U_mm², and for N:M the score of SparseGPT alone. Its product is a quotient here, which can turn a near tie.
+    """
+
+    damping: float = 0.01
+    blocksize: int = 128
+    variant: Literal["default", "released"] = "default"
+
+    statistic = gram
+
+    def __post_init__(self) -> None:
+        _ = self._sparsegpt  # which refuses settings out of range
+
+    @property
+    def _sparsegpt(self) -> SparseGPT:
+        return SparseGPT(self.damping, self.blocksize)
+
+    def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
+        return self._sparsegpt.refuses(pattern, shape)
+
+    @torch.no_grad()
+    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
+        plain = self.variant == "released" and isinstance(pattern, NofM)
+        return self._sparsegpt.prune_by(obs if plain else partial(self._divisor, seen), weight, seen, pattern)
+
+    def _divisor(self, seen: Gram, inverse: Inverse) -> Tensor:
+        """One over the parenthesis of eq. 4 (I,)."""
+        diagonal = seen.matrix.diagonal() + seen.dead
+        damped = diagonal + inverse.damping * diagonal.mean()  # H_mm
+        left = inverse.factor.diagonal() if self.variant == "released" else obs(inverse)
+        return 1 / (damped + 1 / left)
