@@ -45,7 +45,7 @@ class Msp:
     pruner: Any = field(default="sparsegpt", metadata={"component": "method"})
     inputs: Literal["dense", "pruned"] = "dense"
     objective: Objective = "kl"
-    windows: int = 8
+    windows: int = 4
     held_out: int = 8
     start: Literal["sensitivity", "random"] = "sensitivity"
     population: int = 16
