@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ from harness.calibration.progress import progress
 from harness.calibration.stream import Stream, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
-from harness.core.memory import Parked
 from harness.core.pattern import Pattern
 from harness.methods.each import EachLinear, as_block_method
 from harness.models.anatomy import Anatomy
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of all candidates that a block runs over at once."""
-LOGIT_BYTES = 1 << 29
+LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
+"""Logits of one candidate at once, in float32. Larger pieces are returned to the system and faulted in again every time
+on a CPU, which took a third of a search."""
 STACKED = 1 << 21
 """Weights up to this size are multiplied as one batch on a GPU, whose launches they would not fill alone."""
 
@@ -47,7 +48,6 @@ class LevelAssembler:
         self._stream = Stream(model, anatomy, [windows[:1]])
         self._linears = [anatomy.block_linears(model, index) for index in scope]
         self._before = torch.cat([self._enter(window) for window in windows.split(1)])  # (N, L, D) in front of scope
-        self._dense = Parked(windows.device)  # log-probabilities (1, L-1, V) by window
 
     @torch.no_grad()
     def _enter(self, window: Tensor) -> Tensor:
@@ -112,30 +112,49 @@ class LevelAssembler:
         return torch.cat([self._stream.run_block(index, part) for part in hidden.split(size)])
 
     def _loss(self, hidden: Tensor, chosen: range) -> float:
-        """Of one candidate's last hidden state (N, L, D), in float32."""
-        vocabulary = self._model.config.get_text_config().vocab_size  # type: ignore[union-attr,operator]
-        size = max(1, LOGIT_BYTES // (hidden.shape[1] * vocabulary * 4))
+        """Of one candidate's last hidden state (N, L, D), in float32, some positions at a time."""
+        targets = self._windows[chosen.start : chosen.stop, 1:].flatten()  # (P,)
+        first = chosen.start * (hidden.shape[1] - 1)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for start in range(0, len(hidden), size):
-            logits = self._stream.logits(hidden[start : start + size])[:, :-1].float()  # (n, L-1, V)
-            here = slice(chosen.start + start, chosen.start + min(start + size, len(hidden)))
+        for here, logits in self._logits(hidden):
             if self._objective == "nll":
-                targets = self._windows[here, 1:].flatten()
-                total += functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").double()
+                total += functional.cross_entropy(logits, targets[here], reduction="sum").double()
             else:
-                total += _divergence(self._dense_logs(here), logits)
-        return float(total) / (len(hidden) * (hidden.shape[1] - 1))
+                dense, minus_entropy = (part[first + here.start : first + here.stop] for part in self._dense)
+                total += (minus_entropy - _dot(dense, logits) + logits.logsumexp(-1)).double().sum()
+        return float(total) / len(targets)
 
-    def _dense_logs(self, chosen: slice) -> Tensor:
-        if not len(self._dense):
-            for window in self._windows.split(1):
-                self._dense.append(self._model(window, use_cache=False).logits[:, :-1].float().log_softmax(-1))
-        return torch.cat([self._dense[index] for index in range(chosen.start, chosen.stop)])
+    def _logits(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The positions that have a target, and their logits (p, V): some windows at a time, or parts of one."""
+        start, targets = 0, hidden.shape[1] - 1
+        size = max(1, LOGIT_BYTES[hidden.device.type] // (self._vocabulary * 4))
+        for windows in hidden[:, :-1].split(max(1, size // targets)):
+            for part in windows.split(min(size, targets), dim=1):  # the head treats every position alone
+                logits = self._stream.logits(part).flatten(0, 1).float()
+                yield slice(start, start + len(logits)), logits
+                start += len(logits)
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        """The dense model's probabilities p (N · (L-1), V), and Σ p log p (N · (L-1),)."""
+        hidden = self._before
+        for index in range(self._scope.start, len(self._stream.blocks)):
+            hidden = self._in_parts(index, hidden)
+        dense = torch.empty(len(hidden) * (hidden.shape[1] - 1), self._vocabulary, device=hidden.device)
+        minus_entropy = dense.new_empty(len(dense))
+        for here, logits in self._logits(hidden):
+            dense[here] = logits.softmax(-1)
+            minus_entropy[here] = _dot(dense[here], logits.log_softmax(-1))
+        return dense, minus_entropy
 
 
-def _divergence(dense: Tensor, logits: Tensor) -> Tensor:
-    """Σ over positions of KL(dense ‖ candidate), from log-probabilities and logits (n, L-1, V)."""
-    return functional.kl_div(logits.log_softmax(-1), dense, reduction="sum", log_target=True).double()
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Row by row (p, V) → (p,), without a product in memory."""
+    return torch.bmm(one[:, None], other[:, :, None]).flatten()
 
 
 class _Levels:
