@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.style import Style, dense_line, label, legend, series, shown, styles, told_apart, unit_of
+from harness.report.style import Style, dense_line, is_wide, label, legend, series, shown, styles, told_apart, unit_of
 
 FEWEST_BARS = 6
 """A panel is at least so many bars wide."""
@@ -32,7 +32,7 @@ def bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
             dense_line(axis, here)
             _panel(axis, here[here["method"] != "none"], looks)
             axis.set_title(task if len(together) > 1 else f"{together[0]}: {task}", fontsize=8)
-            if metric == "seconds":  # methods differ by orders of magnitude
+            if metric == "seconds" or is_wide(here["shown"], 20):  # methods differ by orders of magnitude
                 axis.set_yscale("log")
     axes[0][0].set_ylabel(unit_of(metric))
     legend(figure, axes)

@@ -58,7 +58,7 @@ def _panels(plt: Any, data: pd.DataFrame, metric: str, wanted: Mapping[str, Any]
         case "curves":
             return curves(plt, data, metric)
         case "lines":
-            return lines(plt, data, metric, wanted["x"], wanted["lines"])
+            return lines(plt, data, metric, wanted["x"], wanted["lines"], wanted.get("panels", "task"))
         case "losses":
             return losses(plt, data)
     return bars(plt, data, metric)

@@ -24,11 +24,14 @@ from harness.report.style import (
 )
 
 
-def lines(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str) -> Any:
+def lines(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str, panels: str = "task") -> Any:
     """A panel per model and task: the measure against the axis `x`, a line per value of the axis `by`.
 
-    Cells without a value on `x` are the same everywhere on it: dense grey, other methods as further dashed lines.
+    Cells without a value on `x` are the same everywhere on it: dense grey, other methods as further dashed lines. With
+    `panels=method` a panel per model and method instead, of the first task, unstructured sparsity alone.
     """
+    if panels == "method":
+        return _by_method(plt, data, metric, x, by)
     by = column_of(by)
     data = shown(data if by in data else data.assign(**{by: ""}), metric)
     on_axis = (data["method"] != "none") & data[x].map(is_number)
@@ -49,6 +52,27 @@ def lines(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str) -> Any:
             _scale_y(axis, data[mine]["shown"])
     axes[-1][0].set_xlabel(x)
     axes[0][0].set_ylabel(unit_of(metric))
+    legend(figure, axes)
+    return figure
+
+
+def _by_method(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str) -> Any:
+    task = data["task"].iloc[0]
+    data = shown(data[(data["task"] == task) & ~data["pattern"].str.contains("of")], metric)
+    pruned = data["method"] != "none"
+    looks = styles(data[pruned], by)
+    models, methods = list(dict.fromkeys(data["model"])), list(dict.fromkeys(data[pruned]["method"]))
+    size = (2.8 * len(methods) + 1, 2.5 * len(models) + 0.8)
+    figure, axes = plt.subplots(len(models), len(methods), figsize=size, squeeze=False, layout="constrained")
+    for model, row in zip(models, axes, strict=True):
+        for method, axis in zip(methods, row, strict=True):
+            mine = data[data["model"] == model]
+            dense_line(axis, mine)
+            _panel(axis, mine[mine["method"] == method], x, [by], looks)
+            axis.set_title(f"{model}: {method}", fontsize=8)
+            _scale_y(axis, mine[mine["method"].isin(("none", method))]["shown"])
+    axes[-1][0].set_xlabel(x)
+    axes[0][0].set_ylabel(f"{task} {unit_of(metric)}")
     legend(figure, axes)
     return figure
 

@@ -12,8 +12,8 @@ import pandas as pd
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito
-MARKERS = "osD^vP*"
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
+MARKERS = "osD^vP*X"
 DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 KNOWN = ("magnitude", "wanda", "sparsegpt", "sparsellm", "isc")
 NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")

@@ -47,8 +47,6 @@ def _panel(axis: Any, here: pd.DataFrame, keys: Sequence[str], looks: Mapping[tu
                 axis.plot(mine["evaluations"], mine["best"], **look, **OF_A_SEED)
         mean = _mean(cells)
         axis.plot(mean["evaluations"], mean["best"], label=style.label, **look, **OF_ALL)
-    if is_wide(here["evaluations"], 50):
-        axis.set_xscale("log")
     if is_wide(here["best"].dropna(), 5):
         axis.set_yscale("log")
     axis.grid(alpha=0.3, linewidth=0.4)

@@ -1,0 +1,74 @@
+"""Perplexities of every allocator over those of the uniform one, pruned alike, and what a search has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import geometric_mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from harness.report.layout import level
+from harness.report.tables import markdown_lines
+from harness.report.tidy import Cell
+
+AGAINST = "uniform"
+POINT = ["model", "level", "method"]
+LEGEND = (
+    "Perplexity over the uniform allocation's of the same seed, the geometric mean over the texts; its mean, standard "
+    "deviation and range over seeds. `below` counts the cells (seeds × texts) in which the allocator is better. "
+    "Seconds and evaluations are those of the search behind the allocation, wherever it was made."
+)
+
+
+def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row per model, sparsity, method and allocator that has the uniform one beside it; empty where none has."""
+    done = measured[(measured["metric"] == "perplexity") & measured["value"].notna() & (measured["method"] != "none")]
+    done = done.assign(level=[level(row) for row in done.itertuples()])
+    keys = [*POINT, "seed", "task"]
+    uniform = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)["value"]
+    others = done[done["allocator"] != AGAINST].drop_duplicates([*keys, "allocator"]).set_index(keys)
+    paired = others.assign(ratio=others["value"] / uniform.reindex(others.index)).dropna(subset=["ratio"]).reset_index()
+    rows = []
+    for place, mine in paired.groupby([*POINT, "allocator"], sort=False):
+        by_seed = [geometric_mean(part["ratio"]) for _, part in mine.groupby("seed")]
+        rows.append(
+            {
+                **dict(zip(["model", "sparsity", "method", "allocator"], place, strict=True)),
+                "ratio": geometric_mean(by_seed),
+                "sd": stdev(by_seed) if len(by_seed) > 1 else float("nan"),
+                "least": min(by_seed),
+                "most": max(by_seed),
+                "seeds": len(by_seed),
+                "below": f"{int((mine['ratio'] < 1).sum())} of {len(mine)}",
+                **_cost(set(mine["fingerprint"]), cells),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _cost(fingerprints: set[str], cells: Sequence[Cell]) -> dict[str, float]:
+    """Mean seconds and evaluations of the searches behind these records."""
+    records = [cell.record for cell in cells if cell.record and cell.record.fingerprint in fingerprints]
+    found = [record.allocation["search"] for record in records if record.allocation.get("search")]
+    mean = {key: sum(search[key] for search in found) / len(found) for key in ("seconds", "evaluations") if found}
+    return {"seconds": mean.get("seconds", float("nan")), "evaluations": mean.get("evaluations", float("nan"))}
+
+
+def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:
+    """The table as text."""
+    shown = pd.DataFrame(
+        {
+            **{name: table[name] for name in ("model", "sparsity", "method", "allocator")},
+            "× uniform": [_ratio(row) for row in table.itertuples()],
+            "range": [f"{row.least:.3f}–{row.most:.3f}" if row.seeds > 1 else "" for row in table.itertuples()],
+            "below": table["below"],
+            "search (s)": ["" if pd.isna(value) else f"{value:.0f}" for value in table["seconds"]],
+            "evaluations": ["" if pd.isna(value) else f"{value:.0f}" for value in table["evaluations"]],
+        }
+    )
+    return "\n".join([f"### {title}: against uniform · scale {scale}", "", *markdown_lines(shown), "", LEGEND, ""])
+
+
+def _ratio(row: Any) -> str:
+    return f"{row.ratio:.3f}" + ("" if pd.isna(row.sd) else f" ± {row.sd:.3f}")
