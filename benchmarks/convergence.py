@@ -29,13 +29,14 @@ def main() -> None:
         {"model": place[0], "sparsity": place[1], "seed": place[2], **_reached(mine)}
         for place, mine in steps.groupby(["model", "sparsity", "seed"], sort=False)
     ]
+    early = sum(row["share"] <= "0.50" for row in rows)
     text = "\n".join(
         [
             f"# Evaluations until the informed search has the random search's final loss, scale {scale}",
             "",
             *markdown_lines(pd.DataFrame(rows)),
             "",
-            f"At most half of the evaluations in {sum(row['share'] <= '0.50' for row in rows)} of {len(rows)} searches. "
+            f"At most half of the evaluations in {early} of {len(rows)} searches. "
             "`never`: the informed search ends above the random one.",
             "",
         ]

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import sys
 import types
@@ -159,10 +160,13 @@ def name_of(instance: object) -> str:
 def describe(instance: Any) -> dict[str, Any]:
     """A component as plain values: its name, revision and settings, and those of the components it holds.
 
-    A component may say by `identity()` which values stand for some of its fields (a file's content for its path).
+    Fields with the metadata `identity: False` (where something is kept) are left out, and a component may say by
+    `identity()` which values stand for some of its fields (a file's content for its path).
     """
     plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
     for field in dataclasses.fields(instance):
+        if not field.metadata.get("identity", True):
+            continue
         value = getattr(instance, field.name)
         plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
     return plain | (instance.identity() if hasattr(instance, "identity") else {})
@@ -199,8 +203,10 @@ def _coerce(where: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}={value} has to be a list such as [0,1,2].")
         return origin(_coerce(where, item, arguments[0]) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
+    if hint is float and isinstance(value, float):
+        raise UserError(f"{where}={value} has to be a finite number.")
     raise UserError(f"{where}={value} has to be of type {getattr(hint, '__name__', hint)}.")

@@ -40,6 +40,8 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
         try:
             check_tracker(cfg.tracker)
             check_writable("records", cfg.records)
+            if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
+                check_writable("cache", cfg.cache)
             if cfg.save is not None:
                 check_writable("save", cfg.save)
             inputs = look_up(cfg)

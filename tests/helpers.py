@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,9 @@ class FakeEntry:
 
     def read(self) -> Any:
         return copy.deepcopy(self.kept.get(self.key))
+
+    def held(self) -> Any:
+        return nullcontext()
 
     def write(self, value: Any) -> None:
         self.kept[self.key] = copy.deepcopy(value)

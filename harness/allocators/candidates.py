@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from statistics import correlation, mean
@@ -11,9 +12,10 @@ from typing import Any, Literal
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
+from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.core.proposals import sizes
 from harness.core.search import Granularity, Ladder, Ledger, Space, stopped
 
 Sensitivity = Literal["fisher", "hessian"]
@@ -24,6 +26,9 @@ def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -
     fisher = kind == "fisher"
     traces = probe.fisher_trace(windows) if fisher else probe.hessian_trace(windows, probes, "gaussian")
     found = {site: traces[site] for site in probe.shapes}
+    for site, trace in found.items():
+        if not math.isfinite(trace.value):
+            raise Refusal(f"the {kind} trace of {site} is not finite; try dtype=float32.")
     stderr = {site: None if math.isnan(trace.stderr) else trace.stderr for site, trace in found.items()}
     value = {site: trace.value for site, trace in found.items()}
     probe.tell(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
@@ -66,16 +71,21 @@ class Search:
 
     def space(self, probe: Probe, budget: Budget) -> Space:
         """All candidates of the model."""
-        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
-        return Space(probe.blocks, sizes, budget, self._ladder, self.granularity)
+        return Space(probe.blocks, sizes(probe), budget, self._ladder, self.granularity)
 
-    def ledger(self, probe: Probe, space: Space, name: str, settings: Mapping[str, Any]) -> Ledger:
-        """What is known of a search with these settings; the database is made when a candidate has to be evaluated."""
+    @contextmanager
+    def ledger(self, probe: Probe, space: Space, allocator: Any, settings: Sequence[str]) -> Iterator[Ledger]:
+        """What is known of a search with these of the allocator's settings; no other process works on it meanwhile.
+
+        The database is made when a candidate has to be evaluated.
+        """
         shared = {key: value for key, value in asdict(self).items() if not key.startswith(("database", "pruner"))}
-        named = {**settings, **shared, "pruner": catalogue.describe(self._method(probe)), "seed": probe.seed}
-        named |= {"budget": asdict(space.budget)}
-        entry = probe.cached(name, named)
-        return Ledger(entry, space, lambda: self.assembler(probe, space), self.windows, probe.window)
+        named = {key: getattr(allocator, key) for key in settings} | shared
+        named |= {"revision": catalogue.revision(allocator), "pruner": catalogue.describe(self._method(probe))}
+        named |= {"seed": probe.seed, "budget": asdict(space.budget)}
+        entry = probe.cached(catalogue.name_of(allocator), named)
+        with entry.held():
+            yield Ledger(entry, space, lambda: self.assembler(probe, space), self.windows, probe.window)
 
     def assembler(self, probe: Probe, space: Space) -> Assembler:
         """The database of every level, and of the dense matrices, with the windows to judge by."""
@@ -162,7 +172,7 @@ def block_prefix(sites: Sequence[str]) -> str:
 
 def unit_values(
     units: Sequence[Sequence[str]],
-    sizes: Mapping[str, int],
+    weights: Mapping[str, int],
     traces: Mapping[str, Trace],
     per: Literal["matrix", "parameter"],
 ) -> list[float]:
@@ -170,7 +180,7 @@ def unit_values(
     sums = [sum(traces[site].value for site in unit) for unit in units]
     if per == "matrix":
         return sums
-    return [total / sum(sizes[site] for site in unit) for total, unit in zip(sums, units, strict=True)]
+    return [total / sum(weights[site] for site in unit) for total, unit in zip(sums, units, strict=True)]
 
 
 def ranks(values: Sequence[float]) -> list[float]:

@@ -41,8 +41,10 @@ class EvoPress:
     minimum: float = 0.0
     maximum: float = 1.0
     levels: tuple[int, ...] = ()
-    database: Literal["memory", "disk"] = "memory"
-    database_gib: float | None = None
+    database: Literal["memory", "disk"] = field(default="memory", metadata={"identity": False})
+    database_gib: float | None = field(default=None, metadata={"identity": False})
+
+    uses_cache = True
 
     def __post_init__(self) -> None:
         if not self.stages or len(self.survivors) != len(self.stages) or self.survivors[-1] != 1:
@@ -65,11 +67,10 @@ class EvoPress:
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         search = Search.of(self)
         space = search.space(probe, budget)
-        names = ("offspring", "survivors", "stages", "switches")
-        ledger = search.ledger(probe, space, "evopress", {name: getattr(self, name) for name in names})
-        while len(ledger.generations) <= self.generations:
-            self._generation(space, ledger, rng(probe.seed, f"evopress/{len(ledger.generations)}"))
-        return search.conclude(probe, space, ledger, self.generations)
+        with search.ledger(probe, space, self, ("offspring", "survivors", "stages", "switches")) as ledger:
+            while len(ledger.generations) <= self.generations:
+                self._generation(space, ledger, rng(probe.seed, f"evopress/{len(ledger.generations)}"))
+            return search.conclude(probe, space, ledger, self.generations)
 
     def _generation(self, space: Space, ledger: Ledger, draw: Random) -> None:
         parent = tuple(ledger.population[0]) if ledger.population else space.uniform

@@ -106,6 +106,8 @@ def read_allocation(path: str | Path) -> Saved:
     """
     try:
         content = json.loads(Path(path).expanduser().read_text())
+        if not isinstance(content, Mapping) or not isinstance(content.get("config", {}), Mapping):
+            raise ValueError("it is no object of sites")
         return _of_record(content) if "fingerprint" in content else _of_sites(content)
     except OSError as error:
         raise UserError(f"the allocation {path} cannot be read: {error.strerror}.") from error

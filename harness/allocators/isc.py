@@ -13,6 +13,7 @@ from harness.core.allocation import Allocation, Budget, fit
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Probe
 from harness.core.pattern import Unstructured
+from harness.core.proposals import sizes
 from harness.core.search import Granularity
 
 RELEASED_LOWEST = {"matrix": 0.4, "block": 0.3}
@@ -41,6 +42,8 @@ class Isc:
     variant: Literal["default", "released"] = "default"
     levels: tuple[int, ...] = ()
 
+    uses_cache = True
+
     def __post_init__(self) -> None:
         if self.spread < 0 or self.windows < 1 or self.probes < 1:
             raise UserError("allocator.spread has to be at least 0, allocator.windows and allocator.probes at least 1.")
@@ -48,13 +51,13 @@ class Isc:
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         if self.variant == "released":
             return self._released(probe, budget)
-        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
+        weights = sizes(probe)
         traces = sensitivity_of(probe, self.sensitivity, self.windows, self.probes)
-        means = {site: traces[site].value / size for site, size in sizes.items()}
+        means = {site: traces[site].value / size for site, size in weights.items()}
         units = probe.blocks if self.granularity == "block" else tuple((site,) for site in means)
         ramp = _ramp([sum(means[site] for site in unit) for unit in units], budget.sparsity, self.spread)
         proposal = {site: sparsity for unit, sparsity in zip(units, ramp, strict=True) for site in unit}
-        return fit(proposal, sizes, budget.narrowed(self.levels))
+        return fit(proposal, weights, budget.narrowed(self.levels))
 
     def _released(self, probe: Probe, budget: Budget) -> Allocation:
         """As the code has it, the mean being what it comes to.

@@ -25,9 +25,10 @@ class Mrp:
 
     Every unit starts at S − `headroom` zeros. The unit with the fewest outliers among its kept weights is the most
     redundant: it loses `step` more (times `decay` at every turn, `least_step` at least), and the model is pruned again
-    by the run's own method, until the budget is met; no unit goes beyond `maximum` (null: S + `headroom`). Per matrix,
-    as many go a turn as a block has. Outliers are Wanda scores of the pruned model above `threshold` times the mean
-    score of their unit on the dense one. Steps, start and limit are our choice: the paper's could not be read.
+    by the run's own method, until the budget is met; no unit goes beyond `maximum` (null: S + `headroom`), but levels
+    n:M are fitted afterwards. Per matrix, as many go a turn as a block has. Outliers are Wanda scores of the pruned
+    model above `threshold` times the mean score of their unit on the dense one. Steps, start and limit are our choice:
+    the paper's could not be read.
     """
 
     headroom: float = 0.15
@@ -45,8 +46,10 @@ class Mrp:
                 "allocator.headroom has to be at least 0, allocator.threshold above 0, allocator.decay above 0 and at "
                 "most 1."
             )
-        if self.step <= 0 or self.least_step <= 0:
-            raise UserError("allocator.step and allocator.least_step have to be above 0.")
+        if self.step <= 0 or self.least_step <= 0 or not 0 <= (self.maximum or 0) <= 1:
+            raise UserError(
+                "allocator.step and allocator.least_step have to be above 0, allocator.maximum from 0 to 1 (or null)."
+            )
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         asked = budget.sparsity

@@ -23,6 +23,9 @@ from harness.core.interfaces import Objective, Probe
 from harness.core.rng import rng
 from harness.core.search import Genome, Granularity, Ledger, Space, best_first, stopped
 
+SETTINGS = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
+"""What the candidates of a generation depend on, beside `Search`: not how many generations there are."""
+
 
 @component("allocator", "msp")
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class Msp:
     minimum: float = 0.0
     maximum: float = 1.0
     levels: tuple[int, ...] = ()
-    database: Literal["memory", "disk"] = "memory"
-    database_gib: float | None = None
+    database: Literal["memory", "disk"] = field(default="memory", metadata={"identity": False})
+    database_gib: float | None = field(default=None, metadata={"identity": False})
     verify: bool = False
+
+    uses_cache = True
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.generations < 0 or self.patience < 1:
@@ -68,6 +73,8 @@ class Msp:
                 "allocator.population has to be at least 2, allocator.generations at least 0 and allocator.patience at "
                 "least 1."
             )
+        if self.sensitivity_windows < 1 or self.probes < 1:
+            raise UserError("allocator.sensitivity_windows and allocator.probes have to be at least 1.")
         if not 0 <= self.crossover <= 1 or not 0 < self.mutation <= 1:
             raise UserError("allocator.crossover has to be from 0 to 1, allocator.mutation above 0 and at most 1.")
         Search.of(self)  # its own checks
@@ -76,31 +83,23 @@ class Msp:
         search = Search.of(self)
         space = search.space(probe, budget)
         traces = sensitivity_of(probe, self.sensitivity, self.sensitivity_windows, self.probes)
-        values = unit_values(space.units, space.sizes, traces, self.per)
-        coarse = unit_values(space.blocks, space.sizes, traces, self.per)
-        if self.verify:
-            named = dict(zip(unit_names(space), values, strict=True))
-            probe.tell(verification=verification(space, search.assembler(probe, space), named))
-        ledger = search.ledger(probe, space, "msp", self._settings())
-        while len(ledger.generations) <= self.generations and not stopped(ledger.generations, self.patience):
-            self._generation(space, ledger, (values, coarse), rng(probe.seed, f"msp/{len(ledger.generations)}"))
-        return search.conclude(probe, space, ledger, self.generations, self.patience)
+        values = [unit_values(units, space.sizes, traces, self.per) for units in (space.units, space.blocks)]
+        with search.ledger(probe, space, self, SETTINGS) as ledger:
+            if self.verify:
+                named = dict(zip(unit_names(space), values[0], strict=True))
+                probe.tell(verification=verification(space, ledger.workshop, named))
+            while len(ledger.generations) <= self.generations and not stopped(ledger.generations, self.patience):
+                self._generation(space, ledger, values, rng(probe.seed, f"msp/{len(ledger.generations)}"))
+            return search.conclude(probe, space, ledger, self.generations, self.patience)
 
-    def _settings(self) -> dict[str, Any]:
-        """What the candidates of a generation depend on beside `Search`: not how many generations there are."""
-        names = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
-        return {name: getattr(self, name) for name in names}
-
-    def _generation(
-        self, space: Space, ledger: Ledger, values: tuple[Sequence[float], Sequence[float]], draw: Random
-    ) -> None:
+    def _generation(self, space: Space, ledger: Ledger, values: Sequence[Sequence[float]], draw: Random) -> None:
         parents = [tuple(genome) for genome in ledger.population]
         children = self._children(space, parents, draw) if parents else self._first(space, values, draw)
         pool = [*parents, *children]
         chosen = best_first(pool, ledger.judge(pool))[: self.population]
         ledger.end_generation([genome for genome, _ in chosen], [loss for _, loss in chosen])
 
-    def _first(self, space: Space, values: tuple[Sequence[float], Sequence[float]], draw: Random) -> list[Genome]:
+    def _first(self, space: Space, values: Sequence[Sequence[float]], draw: Random) -> list[Genome]:
         """The even candidate, and shares of zeros that fall with the rank more and more steeply, up to ± `reach`.
 
         Of matrices, every other candidate goes by the ranks of their blocks: a coarse ramp is often the better start.

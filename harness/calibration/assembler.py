@@ -95,7 +95,7 @@ class LevelAssembler:
         rows, length = states[0][0].shape[:2]
         size = max(1, BATCH_TOKENS[self._windows.device.type] // (rows * length))
         outputs: list[Tensor] = []
-        levels = _Levels(self._bank)
+        levels = _Levels(self._bank, linears)
         for start in range(0, len(states), size):
             batch = states[start : start + size]
             weights = {site: [levels[site, chosen[place]] for _, chosen in batch] for place, site in enumerate(linears)}
@@ -160,10 +160,13 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 class _Levels:
     """The levels of one block that are in use, each fetched once."""
 
-    def __init__(self, bank: Bank) -> None:
-        self._bank, self._fetched = bank, dict[tuple[str, Pattern], Tensor]()
+    def __init__(self, bank: Bank, linears: Mapping[str, nn.Linear]) -> None:
+        self._bank, self._linears = bank, linears
+        self._fetched: dict[tuple[str, Pattern], Tensor] = {}
 
     def __getitem__(self, key: tuple[str, Pattern]) -> Tensor:
+        if key[1].sparsity == 0:
+            return self._linears[key[0]].weight
         if key not in self._fetched:
             self._fetched[key] = self._bank.get(*key)
         return self._fetched[key]
@@ -235,9 +238,9 @@ def build_assembler(
             made = _levels_of(block, method, ladders)
             for site, levels in made.items():
                 bank.put(site, levels)
-            for site in made if inputs is not None else ():
-                assert inputs is not None
-                block.write(site, made[site][inputs[site]])
+            for site, pattern in (inputs or {}).items():
+                if site in made and pattern.sparsity > 0:
+                    block.write(site, made[site][pattern])
     assembler = LevelAssembler(model, anatomy, scope, windows, bank, objective)
     assembler.facts |= {
         "levels": max(len(ladder) for ladder in ladders.values()),
@@ -249,19 +252,20 @@ def build_assembler(
 
 @torch.no_grad()
 def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]) -> dict[str, dict[Pattern, Tensor]]:
-    """Every level of every matrix of a block; one that removes nothing is the dense matrix itself."""
+    """Every level of every matrix of a block that removes anything."""
     weights = block.weights
     made: dict[str, dict[Pattern, Tensor]] = {site: {} for site in weights}
     lifted = as_block_method(method)
     seen = block.observe(lifted.method.statistic) if isinstance(lifted, EachLinear) and lifted.method.statistic else {}
     for rung in range(max(len(ladders[site]) for site in weights)):
         patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
+        removing = {site: pattern for site, pattern in patterns.items() if pattern.sparsity > 0}
         if isinstance(lifted, EachLinear):
-            pruned = {site: lifted.method.prune(weights[site], seen.get(site), patterns[site]) for site in weights}
+            pruned = {site: lifted.method.prune(weights[site], seen.get(site), removing[site]) for site in removing}
         else:
-            pruned = dict(lifted.prune_block(block, patterns))
-        for site, result in pruned.items():
-            made[site][patterns[site]] = weights[site] if patterns[site].sparsity == 0 else result.weight
+            pruned = dict(lifted.prune_block(block, patterns)) if removing else {}
+        for site in removing:
+            made[site][patterns[site]] = pruned[site].weight
     return made
 
 

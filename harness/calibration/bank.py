@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,25 +22,38 @@ GIB = 2**30
 
 
 class Bank:
-    """Levels as tensors (O, I) of their model's dtype; with a `folder` they are files, read when they are needed."""
+    """Levels as tensors (O, I) of their model's dtype; with a `folder` they are files, read when they are needed.
+
+    Files are removed with the database; those of a killed process by the next one that makes a database there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
+        self._folder: Path | None = None
         self._parked = Parked(device)
         self._places: dict[tuple[str, Pattern], int] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="levels_", dir=folder)) if folder else None
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _remove_orphans(folder)
+                self._folder = Path(tempfile.mkdtemp(prefix=f"levels_{_MACHINE}_{os.getpid()}_", dir=folder))
+            except OSError as error:
+                raise UserError(f"the level database cannot be written to {folder}: {error.strerror}.") from error
 
     def put(self, site: str, levels: Mapping[Pattern, Tensor]) -> None:
         """Keep the levels of one site."""
-        for pattern, weight in levels.items():
-            if self._folder is None:
+        if self._folder is None:
+            for pattern, weight in levels.items():
                 self._places[site, pattern] = len(self._parked)
                 self._parked.append(weight)
-        if self._folder is not None:
-            named = {_name(pattern): weight.detach().cpu().contiguous() for pattern, weight in levels.items()}
-            try:
-                save_file(named, self._folder / f"{site}.safetensors")
-            except OSError as error:
-                raise UserError(f"the level database cannot be written to {self._folder}: {error.strerror}.") from error
+            return
+        named = {_name(pattern): weight.detach().cpu().contiguous() for pattern, weight in levels.items()}
+        try:
+            save_file(named, self._folder / f"{site}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the level database cannot be written to {self._folder}: {error}.") from error
 
     def get(self, site: str, pattern: Pattern) -> Tensor:
         """One level on the device."""
@@ -54,6 +69,17 @@ class Bank:
 
     def __del__(self) -> None:
         self.close()
+
+
+_MACHINE = "".join(character for character in platform.node() if character.isalnum()) or "here"
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Databases of processes of this machine that are no more."""
+    for left in folder.glob(f"levels_{_MACHINE}_*"):
+        process = left.name.split("_")[2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _name(pattern: Pattern) -> str:

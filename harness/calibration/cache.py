@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,25 @@ class CachedValue:
         except (OSError, ValueError) as error:
             reason = f"{path} cannot be read ({type(error).__name__}); remove it to compute it again."
             raise UserError(reason) from error
-        if not isinstance(content, dict) or content.get("belongs") != self.belongs:
+        if not isinstance(content, dict) or "value" not in content or content.get("belongs") != self.belongs:
             raise UserError(f"{path} belongs to another model or other settings; remove it to compute it again.")
         return content["value"]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While inside, other processes that want this value wait; where files cannot be locked, nobody does."""
+        if self.cache.folder is None:
+            yield
+            return
+        try:
+            self.cache.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.cache.folder / f".{self.key}.lock").open("w")
+        except OSError as error:
+            raise UserError(f"cache={self.cache.folder} cannot be written: {error.strerror}.") from error
+        with file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def write(self, value: Any) -> None:
         """Keep a value, atomically.

@@ -28,6 +28,8 @@ from harness.models.anatomy import Anatomy
 Weights = Mapping[Site, Tensor]
 Directions = Callable[[Weights], list[Tensor]]
 """Weights → the z of each, the same whenever it is asked."""
+REVISION = 1
+"""Raised when traces change on purpose: what is cached is of one revision."""
 FLOAT16_SCALE = 2.0**10
 """The loss is multiplied by so much where gradients are float16, whose smallest number is 6e-8. Half a window of 2048
 targets: about the gradient of their sum, which is of order one. bfloat16 has the range of float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 
 from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
 from harness.calibration.cache import Cache, CachedValue
-from harness.calibration.curvature import fisher_trace, hessian_trace
+from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
 from harness.calibration.stream import StreamedBlock, stream
 from harness.core.allocation import Allocation
-from harness.core.errors import UserError
 from harness.core.interfaces import Database, Draws, Objective, Trace
 from harness.core.pattern import Pattern
 from harness.core.statistic import Statistic
@@ -92,40 +92,35 @@ class ModelProbe:
                 yield block
 
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
-        """Of the loss of the first calibration windows; cached."""
+        """Of the loss of the first calibration windows, at most so many; cached."""
+
+        chosen = torch.cat(list(self._batches))[:windows]
 
         def compute() -> Mapping[str, Trace]:
-            return fisher_trace(self._model, self._anatomy, self._first(windows), self._scope, self._devices)
+            return fisher_trace(self._model, self._anatomy, chosen, self._scope, self._devices)
 
-        return self._traces("fisher", {"windows": windows}, compute)
+        return self._traces("fisher", {"windows": len(chosen)}, compute)
 
     def hessian_trace(self, windows: int, probes: int, draws: Draws) -> dict[str, Trace]:
-        """Of the loss of the first calibration windows, by Hutchinson; cached."""
+        """Of the loss of the first calibration windows, at most so many, by Hutchinson; cached."""
+
+        chosen = torch.cat(list(self._batches))[:windows]
 
         def compute() -> Mapping[str, Trace]:
-            chosen = self._first(windows)
             return hessian_trace(self._model, self._anatomy, chosen, self._scope, probes, draws, self.seed)
 
-        settings = {"windows": windows, "probes": probes, "draws": draws, "seed": self.seed}
+        settings = {"windows": len(chosen), "probes": probes, "draws": draws, "seed": self.seed}
         return self._traces("hessian", settings, compute)
 
     def _traces(
         self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Mapping[str, Trace]]
     ) -> dict[str, Trace]:
-        entry = self.cached(purpose, settings)
+        entry = self.cached(purpose, {**settings, "revision": REVISION})
         kept = entry.read()
         if kept is None:
             kept = {site: list(trace) for site, trace in compute().items()}
             entry.write(kept)
         return {site: Trace(*trace) for site, trace in kept.items()}
-
-    def _first(self, windows: int) -> Tensor:
-        every = torch.cat(list(self._batches))
-        if windows > len(every):
-            raise UserError(
-                f"allocator.sensitivity_windows={windows} are more than calibration.windows={len(every)}; take fewer."
-            )
-        return every[:windows]
 
     def assembler(
         self,
@@ -141,8 +136,7 @@ class ModelProbe:
         drawn = self._draw(windows) if self._draw else torch.cat(list(self._batches))[:windows]
         folder = None
         if database.place == "disk":
-            folder = self._cache.folder or Path("results/cache")
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = self._cache.folder or Path(tempfile.gettempdir())
         return build_assembler(
             self._model, self._anatomy, self._batches, self._scope, method, ladders,
             inputs=inputs, windows=drawn, objective=objective, limit=database.limit, folder=folder,

@@ -53,34 +53,42 @@ def mean_sparsity(allocation: Allocation, sizes: Mapping[str, int]) -> float:
     return sum(pattern.sparsity * sizes[site] for site, pattern in allocation.items()) / total
 
 
-def fit(proposal: Mapping[str, float], sizes: Mapping[str, int], budget: Budget) -> Allocation:
+def fit(
+    proposal: Mapping[str, float],
+    sizes: Mapping[str, int],
+    budget: Budget,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Allocation:
     """Proposed sparsities → patterns with the budget as their mean.
 
     Args:
         proposal: a fraction per site; values outside 0…1 are clipped after the shift.
         sizes: parameters per site.
+        bounds: the least and the most that a site may lose, where any fraction is allowed; they hold the budget.
 
     Raises:
         Refusal: no assembly of the levels comes within half a level of the budget.
     """
-    shifted = _shift(proposal, sizes, budget.sparsity)
+    shifted = _shift(proposal, sizes, budget.sparsity, *bounds)
     if budget.of is None:
         return {site: Unstructured(value) for site, value in shifted.items()}
     return _assign_levels(shifted, sizes, budget)
 
 
-def _shift(proposal: Mapping[str, float], sizes: Mapping[str, int], target: float) -> dict[str, float]:
-    """Add one constant to all proposals so that, clipped to 0…1, their weighted mean is the target (bisection)."""
+def _shift(
+    proposal: Mapping[str, float], sizes: Mapping[str, int], target: float, least: float, most: float
+) -> dict[str, float]:
+    """One constant is added to all so that, clipped to the bounds, their weighted mean is the target (bisection)."""
     total = sum(sizes[site] for site in proposal)
 
     def mean(offset: float) -> float:
-        return sum(min(max(value + offset, 0.0), 1.0) * sizes[site] for site, value in proposal.items()) / total
+        return sum(min(max(value + offset, least), most) * sizes[site] for site, value in proposal.items()) / total
 
     low, high = target - max(proposal.values()), target + 1 - min(proposal.values())
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) < target else (low, middle)
-    return {site: min(max(value + high, 0.0), 1.0) for site, value in proposal.items()}
+    return {site: min(max(value + high, least), most) for site, value in proposal.items()}
 
 
 def _assign_levels(proposal: Mapping[str, float], sizes: Mapping[str, int], budget: Budget) -> Allocation:

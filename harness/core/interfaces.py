@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -106,6 +107,8 @@ class Entry(Protocol):
     def read(self) -> Any | None: ...
 
     def write(self, value: Any) -> None: ...
+
+    def held(self) -> AbstractContextManager[None]: ...
 
 
 class Probe(Protocol):

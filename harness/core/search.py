@@ -53,7 +53,7 @@ class Ladder:
 
 
 def _clean(value: float) -> float:
-    return round(value, 9)
+    return round(value, 9) + 0.0  # no −0
 
 
 class Space:
@@ -73,6 +73,7 @@ class Space:
         singles = [(site,) for block in blocks for site in block]
         self.units: tuple[tuple[str, ...], ...] = tuple(map(tuple, blocks)) if by == "block" else tuple(singles)
         self.rungs = ladder.rungs(budget)
+        self._bounds = (ladder.minimum, ladder.maximum)
         self.levels = sorted(self.rungs)
         parameters = [sum(sizes[site] for site in unit) for unit in self.units]
         unit = math.gcd(*parameters)
@@ -158,7 +159,8 @@ class Space:
         patterns = self.candidate(genome)
         if self.budget.of is not None:
             return patterns
-        return fit({site: pattern.sparsity for site, pattern in patterns.items()}, self.sizes, self.budget)
+        proposal = {site: pattern.sparsity for site, pattern in patterns.items()}
+        return fit(proposal, self.sizes, self.budget, self._bounds)
 
     def mutated(self, genome: Genome, rate: float, draw: Random) -> Genome:
         """Every unit, one at least, goes a level up or down with probability `rate`; then the nearest candidate."""
@@ -228,7 +230,8 @@ class Ledger:
         self._assembler: Assembler | None = None
 
     @property
-    def _workshop(self) -> Assembler:
+    def workshop(self) -> Assembler:
+        """The assembler, made when it is first needed."""
         if self._assembler is None:
             self._assembler = self._assemble()
             self.database = dict(self._assembler.facts)
@@ -239,7 +242,7 @@ class Ledger:
         count = self.windows if windows is None else windows
         new = [genome for genome in dict.fromkeys(genomes) if (genome, count) not in self._known]
         if new:
-            losses = self._workshop.losses([self._space.candidate(genome) for genome in new], slice(count))
+            losses = self.workshop.losses([self._space.candidate(genome) for genome in new], slice(count))
             self._known |= {(genome, count): _worst(loss) for genome, loss in zip(new, losses, strict=True)}
             self._tokens += len(new) * count * self._length
         return [self._known[genome, count] for genome in genomes]
@@ -267,7 +270,7 @@ class Ledger:
         key = ",".join(map(str, genome))
         if key not in self._held_out:
             chosen = slice(self.windows, self.windows + windows)
-            self._held_out[key] = _worst(self._workshop.losses([self._space.candidate(genome)], chosen)[0])
+            self._held_out[key] = _worst(self.workshop.losses([self._space.candidate(genome)], chosen)[0])
             self._save()
         return self._held_out[key]
 

@@ -202,11 +202,17 @@ def resolve_device(wanted: str) -> torch.device:
     return device
 
 
+FREE = 0.9
+"""A GPU with so much of its memory free is used by nobody."""
+
+
 def other_gpus(wanted: str, device: torch.device) -> list[torch.device]:
-    """The GPUs that may help `device`: all others where the user left the choice open, else none."""
+    """The GPUs that may help `device`: all others that nobody uses where the choice was left open, else none."""
     if wanted != "auto" or device.type != "cuda":
         return []
-    return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != (device.index or 0)]
+    others = [index for index in range(torch.cuda.device_count()) if index != (device.index or 0)]
+    free = {index: torch.cuda.mem_get_info(index) for index in others}
+    return [torch.device("cuda", index) for index, (here, total) in free.items() if here > FREE * total]
 
 
 def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, extra: int) -> None:

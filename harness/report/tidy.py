@@ -25,6 +25,9 @@ UNUSED_BY_DENSE = ("method", "allocator", "calibration")
 NOT_ASKED = ("records", "cache", "save", "force", "tracker", "study", "scale", "plugins")
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
+NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
+"""Settings of an allocator that say where it keeps something."""
+
 
 class Cell(NamedTuple):
     """A point of a study as a report sees it: its axes, its record if there is one, its state and why."""
@@ -47,6 +50,9 @@ def question(config: Mapping[str, Any]) -> str:
     }
     dense = config["method"]["name"] == "none"
     untouched = dense and config["planner"]["name"] == config["recovery"]["name"] == "none"
+    asked["allocator"] = {
+        key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
+    }
     ignored = (*(("sparsity", "allocator") if dense else ()), *(("calibration", "seed") if untouched else ()))
     return json.dumps({key: value for key, value in asked.items() if key not in ignored}, sort_keys=True)
 

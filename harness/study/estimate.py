@@ -18,6 +18,8 @@ START = {"cpu": 2.0, "cuda": 3.0}
 """Seconds a point spends on loading and book-keeping."""
 COLUMN = {"cpu": 2e-4, "cuda": 1e-5}
 """Seconds per column of SparseGPT's loop."""
+FISHER, HESSIAN = 4, 13
+"""Forward passes that a window costs in the Fisher trace, and a window and probe in the Hessian's (measured)."""
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
 ITEM_TOKENS = {
     "boolq": 3270 * 2 * 180,
@@ -103,14 +105,41 @@ def _pruning(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, devi
     tokens = cfg.calibration.windows * window
     forward = 2 * tokens * geometry.block_parameters * geometry.blocks
     name = cfg.composed["method"]["name"]
-    passes = (0 if name == "magnitude" else 2) + (0 if cfg.composed["allocator"]["name"] == "uniform" else 1)
-    work = passes * forward / rate
+    passes = 0 if name == "magnitude" else 2
+    work = passes * forward / rate + _allocating(cfg, geometry, window, rate, device)
     if name != "magnitude" and name != "wanda":
         grams = 2 * tokens * (3 * geometry.hidden**2 + geometry.wide**2) * geometry.blocks
         work += grams / FLOAT32_RATES[device] + sum(geometry.widths) * geometry.blocks * COLUMN[device]
     if name == "sparsellm":
         work += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, rate, device)
     return work
+
+
+def _allocating(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, device: str) -> float:
+    """Seconds of an allocator; a search counts whole, though points that share it pay once."""
+    settings = cfg.composed["allocator"]
+    body = 2 * window * geometry.block_parameters * geometry.blocks  # a window through the blocks
+    whole = body + 2 * window * geometry.hidden * geometry.vocabulary
+    calibration = cfg.calibration.windows
+    match settings["name"]:
+        case "uniform" | "file" | "alphapruning":
+            windows = 0.0
+        case "mrp":  # a pruning and an observation a turn
+            windows = 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
+        case "isc":
+            windows = HESSIAN * settings["windows"] * settings["probes"]
+        case "msp":
+            trace = FISHER if settings["sensitivity"] == "fisher" else HESSIAN * settings["probes"]
+            windows = trace * settings["sensitivity_windows"] + calibration
+            windows += (settings["generations"] + 1) * settings["population"] * settings["windows"]
+        case "evopress":
+            pools = [settings["offspring"], *settings["survivors"][:-1]]
+            judged = sum(pool * stage for pool, stage in zip(pools, settings["stages"], strict=True))
+            windows = settings["generations"] * judged + calibration
+        case _:
+            windows = calibration
+    levels = 8 if settings["name"] in ("msp", "evopress") else 0
+    return windows * whole / rate + levels * sum(geometry.widths) * geometry.blocks * COLUMN[device]
 
 
 def _epoch(geometry: _Geometry, tokens: int, rate: float, device: str) -> float:

@@ -90,8 +90,6 @@ def test_another_method_takes_up_the_cached_search(
     assert second.record["allocation"] == first.record["allocation"]
     asked = [{site: one["asked"] for site, one in done.record["sites"].items()} for done in (first, second)]
     assert asked[0] == asked[1]
-    fewer = typed(*options, *MSP, "allocator.generations=0", "allocator.held_out=2")
-    assert len(fewer.record["allocation"]["search"]["generations"]) == 1
 
 
 def test_another_calibration_or_model_is_another_search(
