@@ -205,8 +205,8 @@ def _coerce(where: str, value: Any, hint: Any) -> Any:
         return origin(_coerce(where, item, arguments[0]) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
     if hint is float and isinstance(value, float):
         raise UserError(f"{where}={value} has to be a finite number.")
+    if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
     raise UserError(f"{where}={value} has to be of type {getattr(hint, '__name__', hint)}.")

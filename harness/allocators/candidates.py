@@ -21,6 +21,11 @@ from harness.core.search import Granularity, Ladder, Ledger, Space, stopped
 Sensitivity = Literal["fisher", "hessian"]
 
 
+def sparsegpt() -> Any:
+    """The method by which levels are made unless one is named; allocators know methods by name only."""
+    return catalogue.build("method", {"name": "sparsegpt"})
+
+
 def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -> dict[str, Trace]:
     """The traces of the matrices in scope; they go into the record."""
     fisher = kind == "fisher"
@@ -101,8 +106,7 @@ class Search:
         )
 
     def _method(self, probe: Probe) -> Any:
-        method = self.pruner if self.pruner is not None else probe.method
-        return catalogue.build("method", {"name": method}) if isinstance(method, str) else method
+        return self.pruner if self.pruner is not None else probe.method
 
     def conclude(
         self, probe: Probe, space: Space, ledger: Ledger, generations: int, patience: int | None = None

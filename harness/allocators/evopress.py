@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
-from harness.allocators.candidates import Search
+from harness.allocators.candidates import Search, sparsegpt
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
 from harness.core.errors import UserError
@@ -32,7 +32,7 @@ class EvoPress:
     stages: tuple[int, ...] = (1, 4, 16)
     switches: int = 3
     granularity: Granularity = "matrix"
-    pruner: Any = field(default="sparsegpt", metadata={"component": "method"})
+    pruner: Any = field(default_factory=sparsegpt, metadata={"component": "method"})
     inputs: Literal["dense", "pruned"] = "dense"
     objective: Objective = "kl"
     held_out: int = 8

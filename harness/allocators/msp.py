@@ -12,6 +12,7 @@ from harness.allocators.candidates import (
     Sensitivity,
     ranks,
     sensitivity_of,
+    sparsegpt,
     unit_names,
     unit_values,
     verification,
@@ -45,7 +46,7 @@ class Msp:
     sensitivity_windows: int = 32
     probes: int = 4
     granularity: Granularity = "matrix"
-    pruner: Any = field(default="sparsegpt", metadata={"component": "method"})
+    pruner: Any = field(default_factory=sparsegpt, metadata={"component": "method"})
     inputs: Literal["dense", "pruned"] = "dense"
     objective: Objective = "kl"
     windows: int = 4

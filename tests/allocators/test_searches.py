@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FakeAssembler, FakeBlock, FakeProbe
+from helpers import METHODS, FakeAssembler, FakeBlock, FakeProbe
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget, mean_sparsity
@@ -156,7 +156,7 @@ def test_more_generations_continue_a_search_and_fewer_take_its_earlier_state(nam
 def test_other_settings_are_another_search(name: str) -> None:
     kept: dict[str, Any] = {}
     searcher(name).allocate(Searched(judge=noise, kept=kept), FREE)
-    changes: list[dict[str, Any]] = [{"step": 0.1}, {"reach": 0.1}, {"objective": "nll"}, {"pruner": "wanda"}]
+    changes: list[dict[str, Any]] = [{"step": 0.1}, {"reach": 0.1}, {"objective": "nll"}, {"pruner": METHODS["wanda"]}]
     changes += [{"inputs": "pruned"}, {"granularity": "block"}, {"held_out": 1}]
     changes += [{"population": 5}] if name == "msp" else [{"stages": (1, 3)}]
     for number, change in enumerate(changes, 2):

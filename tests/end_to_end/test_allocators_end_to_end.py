@@ -43,7 +43,7 @@ def curve(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def cached(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_text() for path in sorted(folder.glob("[!.]*"))}
 
 
 @pytest.fixture
@@ -176,11 +176,13 @@ def test_a_cache_that_cannot_be_written(typed: Callable, options: list, tmp_path
         ([*EVOPRESS, "sparsity=2of4", "allocator.levels=[2,5]"], "not all within 0 to 4"),
         ([*MSP, "allocator.levels=[1,2]"], "allocator.levels needs a pattern"),
         ([*MSP, "allocator.database_gib=1e-9"], "allocator.database_gib=1e-09"),
-        ([*MSP, "allocator.sensitivity_windows=3"], "more than calibration.windows=2"),
+        ([*MSP, "allocator.sensitivity_windows=0"], "allocator.sensitivity_windows and allocator.probes"),
+        ([*MSP, "allocator.reach=inf"], "allocator.reach=inf has to be a finite number"),
+        ([*MSP, "sparsity=2of5"], "not divisible by 5"),
         ([*MSP, "allocator.population=1"], "allocator.population"),
         ([*MSP, "allocator.pruner=wandaa"], "wanda"),
         ([*EVOPRESS, "allocator.survivors=[1,2]"], "allocator.survivors"),
-        (["allocator=isc", "allocator.windows=3"], "more than calibration.windows=2"),
+        (["allocator=isc", "allocator.windows=0"], "allocator.windows and allocator.probes at least 1"),
         (["allocator=isc", "allocator.variant=released", "sparsity=2of4"], "has no N:M"),
         (["allocator=isc", "allocator.variant=released", "allocator.granularity=block", "sparsity=0.7"], "has no step"),
         (["allocator=mrp", "allocator.maximum=0.4"], "allocator.maximum=0.4 is below"),
