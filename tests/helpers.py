@@ -37,7 +37,7 @@ def quick(allocator: Any) -> Any:
     """The allocator with settings under which four short windows are enough and a search ends soon."""
     cheap = {
         "sensitivity_windows": 2,
-        "generations": 2,
+        "generations": 1,
         "population": 4,
         "offspring": 8,
         "stages": (1, 2, 3),
