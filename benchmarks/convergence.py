@@ -10,13 +10,11 @@ Prints a Markdown table and writes it to `results/bench/convergence_<scale>.md`.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
 
+from harness.record.provenance import ROOT
 from harness.report.tables import markdown_lines
-
-ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:

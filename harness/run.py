@@ -115,9 +115,8 @@ def _reduce(
     if cfg.method is not None:
         with stages.time("allocate"):
             probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope)
-            check_fit(
-                cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes
-            )  # before a search takes an hour
+            # before a search takes an hour
+            check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
             allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told

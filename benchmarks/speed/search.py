@@ -24,6 +24,7 @@ from harness.calibration.probe import ModelProbe
 from harness.core.allocation import Budget
 from harness.core.interfaces import Database
 from harness.core.pattern import NofM
+from harness.core.proposals import sizes
 from harness.core.search import Ladder, Space
 from harness.methods.magnitude import Magnitude
 from harness.models.anatomy import anatomy_of
@@ -50,11 +51,10 @@ def main() -> None:
         device
     )
     probe = ModelProbe(model, anatomy_of(model), [windows[:1]], range(SHAPES[options.shape][2]), draw=lambda _: windows)
-    sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
-    space = Space(probe.blocks, sizes, Budget.of_pattern(NofM(1, 4)), Ladder(), "matrix")
+    space = Space(probe.blocks, sizes(probe), Budget.of_pattern(NofM(1, 4)), Ladder(), "matrix")
     started = time.perf_counter()
     assembler = probe.assembler(
-        Magnitude(), {site: list(space.rungs.values()) for site in sizes},
+        Magnitude(), {site: list(space.rungs.values()) for site in probe.shapes},
         inputs=None, windows=options.windows, objective="nll", database=Database(),
     )  # fmt: skip
     synchronise(device)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Probe, Site
-from harness.core.proposals import sizes, to_sites
+from harness.core.proposals import Granularity, sizes, to_sites
 from harness.core.spectrum import power_law_exponent
 
 
@@ -29,7 +28,7 @@ class AlphaPruning:
     """
 
     epsilon: float = 0.3
-    granularity: Literal["block", "matrix"] = "block"
+    granularity: Granularity = "block"
     levels: tuple[int, ...] = ()
 
     needs_calibration = False
@@ -42,7 +41,7 @@ class AlphaPruning:
         exponents = {site: _exponent(site, weight) for site, weight in probe.weights.items()}
         means = [fmean(exponents[site] for site in sites) for sites in probe.blocks]
         probe.tell(score=means)
-        scores = to_sites(probe, means) if self.granularity == "block" else exponents
+        scores = to_sites(probe.blocks, means) if self.granularity == "block" else exponents
         proposal = scaled_to_budget(scores, sizes(probe), budget.sparsity, self.epsilon)
         return fit(proposal, sizes(probe), budget.narrowed(self.levels))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
 from statistics import correlation, mean
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from harness.core.allocation import Allocation, Budget
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
-from harness.core.proposals import sizes
-from harness.core.search import Granularity, Ladder, Ledger, Space, stopped
+from harness.core.proposals import Granularity, sizes
+from harness.core.search import Ladder, Ledger, Space, stopped
 
 Sensitivity = Literal["fisher", "hessian"]
 
@@ -42,33 +42,34 @@ def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -
 
 @dataclass(frozen=True)
 class Search:
-    """The settings by which candidates are made and judged; fields of the same name of an allocator."""
+    """What searching allocators have in common: the settings by which candidates are made and judged."""
 
-    granularity: Granularity
-    pruner: Any
-    inputs: Literal["dense", "pruned"]
-    objective: Objective
-    windows: int
-    held_out: int
-    step: float
-    reach: float
-    minimum: float
-    maximum: float
-    levels: tuple[int, ...]
-    database: Literal["memory", "disk"]
-    database_gib: float | None
+    granularity: Granularity = "matrix"
+    pruner: Any = field(default_factory=sparsegpt, metadata={"component": "method"})
+    inputs: Literal["dense", "pruned"] = "dense"
+    objective: Objective = "kl"
+    held_out: int = 8
+    step: float = 0.05
+    reach: float = 0.2
+    minimum: float = 0.0
+    maximum: float = 1.0
+    levels: tuple[int, ...] = ()
+    database: Literal["memory", "disk"] = field(default="memory", metadata={"identity": False})
+    database_gib: float | None = field(default=None, metadata={"identity": False})
+
+    uses_cache = True
 
     def __post_init__(self) -> None:
-        if self.windows < 1 or self.held_out < 0:
+        if self.fitness_windows < 1 or self.held_out < 0:
             raise UserError("allocator.windows has to be at least 1 and allocator.held_out at least 0.")
         if self.database_gib is not None and self.database_gib <= 0:
             raise UserError("allocator.database_gib has to be above 0.")
         self._ladder  # noqa: B018 (its own checks)
 
-    @classmethod
-    def of(cls, allocator: Any) -> Search:
-        """From the fields of an allocator."""
-        return cls(**{name: getattr(allocator, name) for name in cls.__dataclass_fields__})
+    @property
+    def fitness_windows(self) -> int:
+        """The windows by which candidates are judged; `held_out` further ones follow them."""
+        raise NotImplementedError
 
     @property
     def _ladder(self) -> Ladder:
@@ -79,18 +80,18 @@ class Search:
         return Space(probe.blocks, sizes(probe), budget, self._ladder, self.granularity)
 
     @contextmanager
-    def ledger(self, probe: Probe, space: Space, allocator: Any, settings: Sequence[str]) -> Iterator[Ledger]:
-        """What is known of a search with these of the allocator's settings; no other process works on it meanwhile.
+    def ledger(self, probe: Probe, space: Space, settings: Sequence[str]) -> Iterator[Ledger]:
+        """What is known of a search with these settings beside the common ones; no other process works on it meanwhile.
 
         The database is made when a candidate has to be evaluated.
         """
-        shared = {key: value for key, value in asdict(self).items() if not key.startswith(("database", "pruner"))}
-        named = {key: getattr(allocator, key) for key in settings} | shared
-        named |= {"revision": catalogue.revision(allocator), "pruner": catalogue.describe(self._method(probe))}
+        common = [one.name for one in fields(Search) if one.metadata.get("identity", True) and one.name != "pruner"]
+        named = {key: getattr(self, key) for key in (*settings, *common)} | {"windows": self.fitness_windows}
+        named |= {"revision": catalogue.revision(self), "pruner": catalogue.describe(self._method(probe))}
         named |= {"seed": probe.seed, "budget": asdict(space.budget)}
-        entry = probe.cached(catalogue.name_of(allocator), named)
+        entry = probe.cached(catalogue.name_of(self), named)
         with entry.held():
-            yield Ledger(entry, space, lambda: self.assembler(probe, space), self.windows, probe.window)
+            yield Ledger(entry, space, lambda: self.assembler(probe, space), self.fitness_windows, probe.window)
 
     def assembler(self, probe: Probe, space: Space) -> Assembler:
         """The database of every level, and of the dense matrices, with the windows to judge by."""
@@ -100,7 +101,7 @@ class Search:
             self._method(probe),
             dict.fromkeys(space.sizes, ladder),
             inputs=None if self.inputs == "dense" else space.candidate(space.uniform),
-            windows=self.windows + self.held_out,
+            windows=self.fitness_windows + self.held_out,
             objective=self.objective,
             database=Database(self.database, self.database_gib),
         )

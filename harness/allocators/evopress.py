@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
 
-from harness.allocators.candidates import Search, sparsegpt
+from harness.allocators.candidates import Search
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
 from harness.core.errors import UserError
-from harness.core.interfaces import Objective, Probe
+from harness.core.interfaces import Probe
 from harness.core.rng import rng
-from harness.core.search import Granularity, Ledger, Space, best_first
+from harness.core.search import Ledger, Space, best_first
 
 
 @component("allocator", "evopress")
 @dataclass(frozen=True)
-class EvoPress:
+class EvoPress(Search):
     """Sieberling et al. 2025 (arXiv 2410.14649), as released: one survivor, `offspring` mutants of it a generation.
 
     A mutant switches levels min(u, v) times, u and v uniform in 1…`switches`: one matrix a level up, another one down.
@@ -31,20 +30,6 @@ class EvoPress:
     survivors: tuple[int, ...] = (8, 2, 1)
     stages: tuple[int, ...] = (1, 4, 16)
     switches: int = 3
-    granularity: Granularity = "matrix"
-    pruner: Any = field(default_factory=sparsegpt, metadata={"component": "method"})
-    inputs: Literal["dense", "pruned"] = "dense"
-    objective: Objective = "kl"
-    held_out: int = 8
-    step: float = 0.05
-    reach: float = 0.2
-    minimum: float = 0.0
-    maximum: float = 1.0
-    levels: tuple[int, ...] = ()
-    database: Literal["memory", "disk"] = field(default="memory", metadata={"identity": False})
-    database_gib: float | None = field(default=None, metadata={"identity": False})
-
-    uses_cache = True
 
     def __post_init__(self) -> None:
         if not self.stages or len(self.survivors) != len(self.stages) or self.survivors[-1] != 1:
@@ -57,20 +42,19 @@ class EvoPress:
                 "allocator.offspring has to be at least the first of allocator.survivors, allocator.generations at "
                 "least 0 and allocator.switches at least 1."
             )
-        Search.of(self)  # its own checks
+        super().__post_init__()
 
     @property
-    def windows(self) -> int:
+    def fitness_windows(self) -> int:
         """The windows of the last stage."""
         return self.stages[-1]
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        search = Search.of(self)
-        space = search.space(probe, budget)
-        with search.ledger(probe, space, self, ("offspring", "survivors", "stages", "switches")) as ledger:
+        space = self.space(probe, budget)
+        with self.ledger(probe, space, ("offspring", "survivors", "stages", "switches")) as ledger:
             while len(ledger.generations) <= self.generations:
                 self._generation(space, ledger, rng(probe.seed, f"evopress/{len(ledger.generations)}"))
-            return search.conclude(probe, space, ledger, self.generations)
+            return self.conclude(probe, space, ledger, self.generations)
 
     def _generation(self, space: Space, ledger: Ledger, draw: Random) -> None:
         parent = tuple(ledger.population[0]) if ledger.population else space.uniform

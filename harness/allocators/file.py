@@ -15,6 +15,7 @@ from harness.core.allocation import Allocation, Budget, mean_sparsity
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Probe
 from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.core.proposals import sizes
 
 TOLERANCE = 1e-3
 """How far the mean of a file may be from the sparsity that the run asks for."""
@@ -43,11 +44,11 @@ class File:
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         saved = self._saved()
-        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
-        if why := saved.foreign(sizes, getattr(probe, "weights_sha256", None)):
+        weights = sizes(probe)
+        if why := saved.foreign(weights, getattr(probe, "weights_sha256", None)):
             raise Refusal(f"allocator.path={self.path} {why}.")
-        allocation = {site: saved.patterns[site] for site in sizes}
-        if why := _unlike(allocation, sizes, budget):
+        allocation = {site: saved.patterns[site] for site in weights}
+        if why := _unlike(allocation, weights, budget):
             raise Refusal(f"allocator.path={self.path} {why}.")
         return allocation
 

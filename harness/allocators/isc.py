@@ -13,8 +13,7 @@ from harness.core.allocation import Allocation, Budget, fit
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Probe
 from harness.core.pattern import Unstructured
-from harness.core.proposals import sizes
-from harness.core.search import Granularity
+from harness.core.proposals import Granularity, sizes, to_sites, units_of
 
 RELEASED_LOWEST = {"matrix": 0.4, "block": 0.3}
 """The released code's smallest value of its ramp, whatever the sparsity."""
@@ -54,10 +53,9 @@ class Isc:
         weights = sizes(probe)
         traces = sensitivity_of(probe, self.sensitivity, self.windows, self.probes)
         means = {site: traces[site].value / size for site, size in weights.items()}
-        units = probe.blocks if self.granularity == "block" else tuple((site,) for site in means)
+        units = units_of(probe.blocks, self.granularity)
         ramp = _ramp([sum(means[site] for site in unit) for unit in units], budget.sparsity, self.spread)
-        proposal = {site: sparsity for unit, sparsity in zip(units, ramp, strict=True) for site in unit}
-        return fit(proposal, weights, budget.narrowed(self.levels))
+        return fit(to_sites(units, ramp), weights, budget.narrowed(self.levels))
 
     def _released(self, probe: Probe, budget: Budget) -> Allocation:
         """As the code has it, the mean being what it comes to.
@@ -85,8 +83,7 @@ class Isc:
             raise Refusal(f"the released ramp of isc per block has no step at {sparsity:g} zeros, where its code fails")
         heads = [block_prefix(block) for block in probe.blocks]
         sums = [sum(value for site, value in traces.items() if site.startswith(head)) for head in heads]
-        places = zip(probe.blocks, ranks(sums), strict=True)
-        return {site: lowest + step * rank for block, rank in places for site in block}
+        return to_sites(probe.blocks, [lowest + step * rank for rank in ranks(sums)])
 
 
 def _ramp(sensitivities: Sequence[float], sparsity: float, spread: float) -> list[float]:

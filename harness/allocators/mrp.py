@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,11 @@ from harness.core.errors import UserError
 from harness.core.interfaces import BlockView, Probe
 from harness.core.metric import wanda_scores
 from harness.core.pattern import Unstructured
-from harness.core.search import Granularity
+from harness.core.proposals import Granularity, sizes, to_sites, units_of
 from harness.core.statistic import norms
+
+Units = Sequence[Sequence[str]]
+"""The sites that lose the same."""
 
 
 @component("allocator", "mrp")
@@ -56,45 +59,40 @@ class Mrp:
         highest = min(asked + self.headroom, 1.0) if self.maximum is None else self.maximum
         if highest < asked:
             raise UserError(f"allocator.maximum={highest:g} is below the {asked:g} zeros that are asked for.")
-        sizes = {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
-        singles: list[tuple[str, ...]] = [(site,) for block in probe.blocks for site in block]
-        units = list(probe.blocks) if self.granularity == "block" else singles
+        weights, units = sizes(probe), units_of(probe.blocks, self.granularity)
         limits = self._limits(probe, units)
-        zeros = dict.fromkeys(range(len(units)), max(asked - self.headroom, 0.0))
+        zeros = [max(asked - self.headroom, 0.0)] * len(units)
         turn = 0
-        while missing := self._missing(zeros, units, sizes, asked):
+        while missing := self._missing(zeros, units, weights, asked):
             turn += 1
             shares = self._outliers(probe, units, zeros, limits)
-            open_units = sorted((u for u in zeros if zeros[u] < highest - 1e-9), key=lambda unit: (shares[unit], unit))
+            below = [unit for unit, value in enumerate(zeros) if value < highest - 1e-9]
+            open_units = sorted(below, key=lambda unit: (shares[unit], unit))
             size = max(self.step * self.decay**turn, self.least_step)
             for unit in open_units[: 1 if self.granularity == "block" else len(probe.blocks[0])]:
-                weight = sum(sizes[site] for site in units[unit])
+                weight = sum(weights[site] for site in units[unit])
                 more = min(size, highest - zeros[unit], missing / weight)
                 zeros[unit] = round(zeros[unit] + more, 12)
                 missing -= more * weight
                 if missing <= 1e-9 * weight:
                     break
         probe.tell(turns=turn)
-        return fit(_by_site(units, zeros), sizes, budget.narrowed(self.levels))
+        return fit(to_sites(units, zeros), weights, budget.narrowed(self.levels))
 
-    def _missing(
-        self, zeros: dict[int, float], units: list[tuple[str, ...]], sizes: dict[str, int], asked: float
-    ) -> float:
+    def _missing(self, zeros: Sequence[float], units: Units, weights: Mapping[str, int], asked: float) -> float:
         """Weights still to go; zero where rounding is all that is left."""
-        proposal, total = _by_site(units, zeros), sum(sizes.values())
-        missing = asked * total - sum(proposal[site] * size for site, size in sizes.items())
+        proposal, total = to_sites(units, zeros), sum(weights.values())
+        missing = asked * total - sum(proposal[site] * size for site, size in weights.items())
         return missing if missing > 1e-7 * total else 0.0
 
-    def _limits(self, probe: Probe, units: list[tuple[str, ...]]) -> list[float]:
+    def _limits(self, probe: Probe, units: Units) -> list[float]:
         """The score above which a weight is an outlier, per unit, from the dense model."""
         scores = (score for block in probe.observe(norms) for score in _unit_scores(block, units))
         return [self.threshold * float(score.mean()) for score in scores]
 
-    def _outliers(
-        self, probe: Probe, units: list[tuple[str, ...]], zeros: dict[int, float], limits: list[float]
-    ) -> list[float]:
+    def _outliers(self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float]) -> list[float]:
         """The fraction of outliers among the kept weights of every unit, as the model is with these zeros."""
-        patterns = {site: Unstructured(value) for site, value in _by_site(units, zeros).items()}
+        patterns = {site: Unstructured(value) for site, value in to_sites(units, zeros).items()}
         scores = (score for block in probe.pruned(probe.method, patterns) for score in _unit_scores(block, units))
         return [
             float((score > limit).double().mean()) / max(1 - zeros[unit], 1e-9)
@@ -102,11 +100,7 @@ class Mrp:
         ]
 
 
-def _unit_scores(block: BlockView, units: Iterable[tuple[str, ...]]) -> list[Tensor]:
+def _unit_scores(block: BlockView, units: Units) -> list[Tensor]:
     """The Wanda scores of every unit that lies in the block."""
     scores = wanda_scores(block)
     return [torch.cat([scores[site].flatten() for site in unit]) for unit in units if unit[0] in scores]
-
-
-def _by_site(units: Iterable[tuple[str, ...]], zeros: dict[int, float]) -> dict[str, float]:
-    return {site: zeros[number] for number, unit in enumerate(units) for site in unit}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from harness.allocators.candidates import (
     Search,
     Sensitivity,
     ranks,
     sensitivity_of,
-    sparsegpt,
     unit_names,
     unit_values,
     verification,
@@ -20,9 +19,9 @@ from harness.allocators.candidates import (
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
 from harness.core.errors import UserError
-from harness.core.interfaces import Objective, Probe
+from harness.core.interfaces import Probe
 from harness.core.rng import rng
-from harness.core.search import Genome, Granularity, Ledger, Space, best_first, stopped
+from harness.core.search import Genome, Ledger, Space, best_first, stopped
 
 SETTINGS = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
 """What the candidates of a generation depend on, beside `Search`: not how many generations there are."""
@@ -30,7 +29,7 @@ SETTINGS = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "pop
 
 @component("allocator", "msp")
 @dataclass(frozen=True)
-class Msp:
+class Msp(Search):
     """Xu et al. 2025 (arXiv 2503.11164): units that the Fisher trace calls sensitive keep more, then evolution decides.
 
     The paper's own settings could not be read; what it leaves open is a field. The first population gives every unit a
@@ -45,28 +44,14 @@ class Msp:
     per: Literal["matrix", "parameter"] = "parameter"
     sensitivity_windows: int = 32
     probes: int = 4
-    granularity: Granularity = "matrix"
-    pruner: Any = field(default_factory=sparsegpt, metadata={"component": "method"})
-    inputs: Literal["dense", "pruned"] = "dense"
-    objective: Objective = "kl"
     windows: int = 4
-    held_out: int = 8
     start: Literal["sensitivity", "random"] = "sensitivity"
     population: int = 16
     generations: int = 30
     patience: int = 10
     crossover: float = 0.5
     mutation: float = 0.15
-    step: float = 0.05
-    reach: float = 0.2
-    minimum: float = 0.0
-    maximum: float = 1.0
-    levels: tuple[int, ...] = ()
-    database: Literal["memory", "disk"] = field(default="memory", metadata={"identity": False})
-    database_gib: float | None = field(default=None, metadata={"identity": False})
     verify: bool = False
-
-    uses_cache = True
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.generations < 0 or self.patience < 1:
@@ -78,20 +63,24 @@ class Msp:
             raise UserError("allocator.sensitivity_windows and allocator.probes have to be at least 1.")
         if not 0 <= self.crossover <= 1 or not 0 < self.mutation <= 1:
             raise UserError("allocator.crossover has to be from 0 to 1, allocator.mutation above 0 and at most 1.")
-        Search.of(self)  # its own checks
+        super().__post_init__()
+
+    @property
+    def fitness_windows(self) -> int:
+        """The setting `windows`."""
+        return self.windows
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        search = Search.of(self)
-        space = search.space(probe, budget)
+        space = self.space(probe, budget)
         traces = sensitivity_of(probe, self.sensitivity, self.sensitivity_windows, self.probes)
         values = [unit_values(units, space.sizes, traces, self.per) for units in (space.units, space.blocks)]
-        with search.ledger(probe, space, self, SETTINGS) as ledger:
+        with self.ledger(probe, space, SETTINGS) as ledger:
             if self.verify:
                 named = dict(zip(unit_names(space), values[0], strict=True))
                 probe.tell(verification=verification(space, ledger.workshop, named))
             while len(ledger.generations) <= self.generations and not stopped(ledger.generations, self.patience):
                 self._generation(space, ledger, values, rng(probe.seed, f"msp/{len(ledger.generations)}"))
-            return search.conclude(probe, space, ledger, self.generations, self.patience)
+            return self.conclude(probe, space, ledger, self.generations, self.patience)
 
     def _generation(self, space: Space, ledger: Ledger, values: Sequence[Sequence[float]], draw: Random) -> None:
         parents = [tuple(genome) for genome in ledger.population]

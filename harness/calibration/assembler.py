@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from harness.calibration.bank import Bank, check_size
 from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, stream
+from harness.calibration.stream import Stream, standing_in, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
@@ -43,7 +43,7 @@ class LevelAssembler:
         self, model: nn.Module, anatomy: Anatomy, scope: range, windows: Tensor, bank: Bank, objective: Objective
     ) -> None:
         self.facts: dict[str, Any] = {}
-        self._anatomy, self._scope, self._bank, self._objective = anatomy, scope, bank, objective
+        self._scope, self._bank, self._objective = scope, bank, objective
         self._model, self._windows = model, windows
         self._stream = Stream(model, anatomy, [windows[:1]])
         self._linears = [anatomy.block_linears(model, index) for index in scope]
@@ -98,8 +98,11 @@ class LevelAssembler:
         levels = _Levels(self._bank, linears)
         for start in range(0, len(states), size):
             batch = states[start : start + size]
-            weights = {site: [levels[site, chosen[place]] for _, chosen in batch] for place, site in enumerate(linears)}
-            with _standing_in(linears, weights):
+            multiplied: dict[nn.Module, Any] = {
+                linear: partial(_multiplied, linear.bias, [levels[site, chosen[place]] for _, chosen in batch])
+                for place, (site, linear) in enumerate(linears.items())
+            }
+            with standing_in(multiplied):
                 hidden = batch[0][0] if len(batch) == 1 else torch.cat([hidden for hidden, _ in batch])
                 outputs += self._in_parts(index, hidden, len(batch)).split(rows)
         return outputs
@@ -170,21 +173,6 @@ class _Levels:
         if key not in self._fetched:
             self._fetched[key] = self._bank.get(*key)
         return self._fetched[key]
-
-
-@contextmanager
-def _standing_in(linears: Mapping[str, nn.Linear], weights: Mapping[str, Sequence[Tensor]]) -> Iterator[None]:
-    """While inside, every linear multiplies each candidate's share of its inputs by that candidate's weight."""
-    own = {site: vars(linear).pop("forward", None) for site, linear in linears.items()}
-    try:
-        for site, linear in linears.items():
-            linear.forward = partial(_multiplied, linear.bias, weights[site])  # type: ignore[method-assign]
-        yield
-    finally:
-        for site, linear in linears.items():
-            del linear.forward
-            if own[site] is not None:
-                linear.forward = own[site]  # type: ignore[method-assign]
 
 
 def _multiplied(bias: Tensor | None, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:

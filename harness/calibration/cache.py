@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,6 @@ class CachedValue:
             return
         text = json.dumps({"belongs": self.belongs, "value": value}, allow_nan=True)
         try:
-            self.cache.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.cache.folder, prefix=".", suffix=".tmp")
-            with os.fdopen(handle, "w") as file:
-                file.write(text + "\n")
-            os.replace(temporary, self.cache.folder / f"{self.key}.json")
+            write_atomically(self.cache.folder / f"{self.key}.json", text + "\n")
         except OSError as error:
             raise UserError(f"cache={self.cache.folder} cannot be written: {error.strerror}.") from error

@@ -94,31 +94,27 @@ class ModelProbe:
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
         """Of the loss of the first calibration windows, at most so many; cached."""
 
-        chosen = torch.cat(list(self._batches))[:windows]
-
-        def compute() -> Mapping[str, Trace]:
+        def compute(chosen: Tensor) -> Mapping[str, Trace]:
             return fisher_trace(self._model, self._anatomy, chosen, self._scope, self._devices)
 
-        return self._traces("fisher", {"windows": len(chosen)}, compute)
+        return self._traces("fisher", windows, compute)
 
     def hessian_trace(self, windows: int, probes: int, draws: Draws) -> dict[str, Trace]:
         """Of the loss of the first calibration windows, at most so many, by Hutchinson; cached."""
 
-        chosen = torch.cat(list(self._batches))[:windows]
-
-        def compute() -> Mapping[str, Trace]:
+        def compute(chosen: Tensor) -> Mapping[str, Trace]:
             return hessian_trace(self._model, self._anatomy, chosen, self._scope, probes, draws, self.seed)
 
-        settings = {"windows": len(chosen), "probes": probes, "draws": draws, "seed": self.seed}
-        return self._traces("hessian", settings, compute)
+        return self._traces("hessian", windows, compute, probes=probes, draws=draws, seed=self.seed)
 
     def _traces(
-        self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Mapping[str, Trace]]
+        self, purpose: str, windows: int, compute: Callable[[Tensor], Mapping[str, Trace]], **settings: Any
     ) -> dict[str, Trace]:
-        entry = self.cached(purpose, {**settings, "revision": REVISION})
+        chosen = torch.cat(list(self._batches))[:windows]
+        entry = self.cached(purpose, {**settings, "windows": len(chosen), "revision": REVISION})
         kept = entry.read()
         if kept is None:
-            kept = {site: list(trace) for site, trace in compute().items()}
+            kept = {site: list(trace) for site, trace in compute(chosen).items()}
             entry.write(kept)
         return {site: Trace(*trace) for site, trace in kept.items()}
 

@@ -6,7 +6,8 @@ replayed, so nothing here knows a mask, a rotary embedding or a family. Shapes: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,21 @@ def first(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(hidden, Tensor)
     return hidden
+
+
+@contextmanager
+def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While inside, modules run these in place of their own `forward`."""
+    own = {module: vars(module).pop("forward", None) for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, forward in own.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 class Stream:
@@ -56,21 +72,13 @@ class Stream:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's own head on what the last block gave (B, L, D): the blocks pass it through, nothing else runs."""
-        own = [vars(block).pop("forward", None) for block in self.blocks]
 
         def passing(*_: Any, **__: Any) -> Any:
             return (hidden,) if self._gives_tuples else hidden
 
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        try:
-            for block in self.blocks:
-                block.forward = passing
+        with standing_in(dict.fromkeys(self.blocks, passing)):
             return self.model(tokens, use_cache=False).logits
-        finally:
-            for block, forward in zip(self.blocks, own, strict=True):
-                del block.forward
-                if forward is not None:
-                    block.forward = forward
 
     @torch.no_grad()
     def embed(self, batch: Tensor) -> Tensor:

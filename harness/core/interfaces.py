@@ -96,7 +96,8 @@ class Assembler(Protocol):
     matrix. The model is left as it was.
     """
 
-    facts: Mapping[str, Any]
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
 
     def losses(self, candidates: Sequence[Allocation], windows: slice = slice(None)) -> list[float]: ...
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 
 from harness.core.allocation import Allocation, Budget, fit
 from harness.core.interfaces import Probe, Site
+
+Granularity = Literal["block", "matrix"]
+"""What gets one sparsity."""
 
 
 def min_max_shift(scores: Sequence[float], target: float, spread: float) -> list[float]:
@@ -21,9 +25,14 @@ def min_max_shift(scores: Sequence[float], target: float, spread: float) -> list
     return (target - (density - density.mean())).tolist()
 
 
-def to_sites(probe: Probe, values: Sequence[float]) -> dict[Site, float]:
-    """One value per block → that value at each of its sites."""
-    return {site: value for sites, value in zip(probe.blocks, values, strict=True) for site in sites}
+def to_sites(units: Iterable[Sequence[Site]], values: Iterable[float]) -> dict[Site, float]:
+    """One value per unit, such as a block → that value at each of its sites."""
+    return {site: value for sites, value in zip(units, values, strict=True) for site in sites}
+
+
+def units_of(blocks: Sequence[Sequence[Site]], by: Granularity) -> tuple[tuple[Site, ...], ...]:
+    """The sites that go together: those of a block, or each by itself."""
+    return tuple(tuple(block) for block in blocks) if by == "block" else tuple((s,) for block in blocks for s in block)
 
 
 def sizes(probe: Probe) -> dict[Site, int]:
@@ -33,4 +42,4 @@ def sizes(probe: Probe) -> dict[Site, int]:
 
 def fit_blocks(probe: Probe, sparsities: Sequence[float], budget: Budget) -> Allocation:
     """A sparsity per block, fitted to the budget."""
-    return fit(to_sites(probe, sparsities), sizes(probe), budget)
+    return fit(to_sites(probe.blocks, sparsities), sizes(probe), budget)

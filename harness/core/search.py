@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from harness.core.allocation import Allocation, Budget, exact_levels, fit
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Entry
 from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.core.proposals import Granularity, to_sites, units_of
 
 Genome = tuple[int, ...]
-Granularity = Literal["block", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Space:
         self, blocks: Sequence[Sequence[str]], sizes: Mapping[str, int], budget: Budget, ladder: Ladder, by: Granularity
     ) -> None:
         self.budget, self.sizes, self.blocks = budget, sizes, blocks
-        singles = [(site,) for block in blocks for site in block]
-        self.units: tuple[tuple[str, ...], ...] = tuple(map(tuple, blocks)) if by == "block" else tuple(singles)
+        self.units = units_of(blocks, by)
         self.rungs = ladder.rungs(budget)
         self._bounds = (ladder.minimum, ladder.maximum)
         self.levels = sorted(self.rungs)
@@ -193,7 +192,7 @@ class Space:
 
     def of_blocks(self, values: Sequence[float]) -> list[float]:
         """One value per block → every unit has that of its block."""
-        home = {site: value for value, block in zip(values, self.blocks, strict=True) for site in block}
+        home = to_sites(self.blocks, values)
         return [home[unit[0]] for unit in self.units]
 
     def _level_of(self, sparsity: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.core.errors import UserError
+from harness.core.files import write_atomically
 
 SCHEMA = 1
 Status = Literal["ok", "skipped", "failed"]
@@ -71,18 +71,7 @@ def write(record: Record, folder: Path) -> Path:
     path = record.path(folder)
     text = json.dumps(asdict(record), indent=1, allow_nan=False, ensure_ascii=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        write_atomically(path, text + "\n")
     except OSError as error:
         raise UserError(f"the record cannot be written to {folder}: {error.strerror}.") from error
     return path
