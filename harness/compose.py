@@ -209,6 +209,7 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         seed=_integer(composed, "seed"),
         device=str(composed["device"]),
         dtype=_one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
+        numerics=_one_of(composed, "numerics", ("fast", "exact")),
         tracker=_tracker(composed),
         records=_folder(composed, "records"),
         cache=_folder(composed, "cache"),

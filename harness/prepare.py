@@ -221,6 +221,8 @@ def _identity(
             for name, evaluator in cfg.evaluators.items()
         },
     }
+    if cfg.numerics == "exact":
+        identity["numerics"] = "exact"
     if cfg.method is not None:
         identity |= {
             "method": catalogue.describe(cfg.method),

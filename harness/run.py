@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.calibration.cache import Cache
 from harness.calibration.checks import self_check
 from harness.calibration.probe import ModelProbe
-from harness.calibration.stream import batched, stream
+from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, batched, stream
 from harness.config import RunConfig
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
@@ -102,7 +102,7 @@ def _reduce(
         batches = []
         if ready.inputs.needs_calibration:
             windows = calibration_windows(cfg.calibration, tokenizer, ready.inputs.calibration_length)
-            batches = batched(windows.to(ready.device))
+            batches = batched(windows.to(ready.device), _tokens_per_batch(cfg, ready))
     with stages.time("plan"):
         edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope))
         if edit:
@@ -121,7 +121,8 @@ def _reduce(
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
         with stages.time("prune"):
-            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told)
+            exact = cfg.numerics == "exact"
+            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told, exact=exact)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -129,6 +130,13 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation)
+
+
+def _tokens_per_batch(cfg: RunConfig, ready: Prepared) -> int:
+    if cfg.numerics == "exact":
+        return 1  # so every window goes alone, as in the released codes
+    short = ready.device.type == "cuda" and ready.dtype != torch.float32
+    return SHORT_TOKENS_PER_BATCH if short else TOKENS_PER_BATCH
 
 
 def _probe(
@@ -145,7 +153,7 @@ def _probe(
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
-        devices=other_gpus(cfg.device, ready.device),
+        devices=other_gpus(cfg.device, ready.device), exact=cfg.numerics == "exact",
     )  # fmt: skip
 
 
@@ -170,6 +178,8 @@ def prune(
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
+    *,
+    exact: bool = False,
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one.
 
@@ -177,7 +187,7 @@ def prune(
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
-    for block in stream(model, anatomy, batches, scope, edited=True, label="prune"):
+    for block in stream(model, anatomy, batches, scope, edited=True, label="prune", exact=exact):
         patterns = {site: allocation[site] for site in block.weights}
         for site, pruned in block_method.prune_block(block, patterns).items():
             block.write(site, pruned.weight)

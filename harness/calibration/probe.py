@@ -29,6 +29,7 @@ class ModelProbe:
         batches: the calibration windows (B, L).
         draw: further windows (count, L) of the calibration text, from a seed of their own; None takes `batches`.
         devices: further GPUs, for traces.
+        exact: sum statistics in the order of the released codes.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class ModelProbe:
         cache: Cache | None = None,
         weights_sha256: str | None = None,
         devices: Sequence[torch.device] = (),
+        exact: bool = False,
     ) -> None:
         self._model, self._anatomy, self._batches, self._scope = model, anatomy, batches, scope
         self._draw, self._cache, self._devices = draw, cache or Cache(), devices
+        self._exact = exact
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
         self.told: dict[str, Any] = {}
 
@@ -79,13 +82,17 @@ class ModelProbe:
 
     def observe(self, statistic: Statistic) -> Iterator[StreamedBlock]:
         """The blocks in scope over the calibration windows, nothing being changed."""
-        return stream(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe")
+        return stream(
+            self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe", exact=self._exact
+        )
 
     @torch.no_grad()
     def pruned(self, method: Any, allocation: Allocation) -> Iterator[StreamedBlock]:
         """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end."""
         with dense_again(self._model, self._anatomy, self._scope):
-            for block in stream(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe"):
+            for block in stream(
+                self._model, self._anatomy, self._batches, self._scope, edited=True, label="probe", exact=self._exact
+            ):
                 patterns = {site: allocation[site] for site in block.weights}
                 for site, result in as_block_method(method).prune_block(block, patterns).items():
                     block.write(site, result.weight)

@@ -7,7 +7,7 @@ replayed, so nothing here knows a mask, a rotary embedding or a family. Shapes: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,10 +19,13 @@ from harness.core.statistic import Seen, Statistic
 from harness.models.anatomy import Anatomy
 
 TOKENS_PER_BATCH = 4096
+"""Enough for two CPU cores, and for float32."""
+SHORT_TOKENS_PER_BATCH = 16384
+"""Fills a GPU in 16 bits."""
 
 
 class _Stop(Exception):
-    """Ends a forward once the first block's input is caught."""
+    """Ends a forward once what it was for has been caught."""
 
 
 def first(output: Any) -> Tensor:
@@ -50,8 +53,8 @@ def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[No
 class Stream:
     """The hidden states (B, L, D) of all batches in front of the current block, and how to run that block."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor]) -> None:
-        self.model, self.anatomy = model, anatomy
+    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], *, exact: bool = False) -> None:
+        self.model, self.anatomy, self.exact = model, anatomy, exact
         self.blocks = anatomy.block_list(model)
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
@@ -149,27 +152,44 @@ class StreamedBlock:
         """The statistic of the linears' inputs, window by window; linears with a common input share one value.
 
         One statistic is that of every linear; a mapping says it by site, and what it leaves out is not observed. Sites
-        with a common input have a common statistic: the first one that the mapping names.
+        with a common input have a common statistic: the first one that the mapping names. Unless the block's outputs
+        are wanted, each forward ends where the last of these inputs is known.
         """
         prefix = f"{self._stream.anatomy.blocks}.{self.index}."
         states: dict[str, Seen] = {}
-        handles = []
+        handles, awaited = [], set[str]()
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
         groups = [[prefix + name for name in group] for group in self._stream.anatomy.inputs]
         groups = [[site for site in group if site in wanted] for group in groups]
         for first_site, *_ in filter(None, groups):
             linear = self._linears[first_site]
             states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
-            hook = _accumulate(states, first_site, wanted[first_site], self._stream.window)
+            hook = self._accumulate(states, first_site, wanted[first_site], awaited)
             handles.append(linear.register_forward_pre_hook(hook))
+        outputs = []
         try:
-            outputs = [self._stream.run_block(self.index, hidden) for hidden in self._stream.hidden]
+            for hidden in self._stream.hidden:
+                awaited.update(states)
+                with suppress(_Stop):
+                    outputs.append(self._stream.run_block(self.index, hidden))
         finally:
             for handle in handles:
                 handle.remove()
         if self._needs_outputs:
             self._outputs = outputs
         return {site: states[group[0]] for group in groups for site in group}
+
+    def _accumulate(self, states: dict[str, Seen], name: str, statistic: Statistic, awaited: set[str]) -> Any:
+        window, exact = self._stream.window, self._stream.exact
+
+        def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
+            tokens = positional[0].detach()  # (B, L, I), or (B · L, I) where a family flattens it
+            states[name] = statistic.see(states[name], tokens.reshape(-1, window, tokens.shape[-1]), exact=exact)
+            awaited.discard(name)
+            if not awaited and not self._needs_outputs:
+                raise _Stop
+
+        return hook
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -181,33 +201,26 @@ class StreamedBlock:
             self._stream.hidden[:] = self._outputs
 
 
-def _accumulate(states: dict[str, Seen], name: str, statistic: Statistic, window: int) -> Any:
-    def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
-        tokens = positional[0].detach()  # (B, L, I), or (B · L, I) where a family flattens it
-        for inputs in tokens.reshape(-1, window, tokens.shape[-1]):
-            states[name] = statistic.update(states[name], inputs)
-
-    return hook
-
-
-def batched(windows: Tensor) -> list[Tensor]:
-    """Windows (N, L) in batches of about 4096 tokens."""
-    return list(windows.split(max(1, TOKENS_PER_BATCH // windows.shape[1])))
+def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
+    """Windows (N, L) in batches of about so many tokens."""
+    return list(windows.split(max(1, tokens // windows.shape[1])))
 
 
 def stream(
-    model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str
-) -> Iterator[StreamedBlock]:
+    model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str,
+    exact: bool = False,
+) -> Iterator[StreamedBlock]:  # fmt: skip
     """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
 
     Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
-    outputs of the observing pass are the next block's inputs and no second pass runs.
+    outputs of the observing pass are the next block's inputs and no second pass runs. `exact` sums statistics in the
+    order of the released codes.
     """
     if not batches:
         for index in progress(scope, label):
             yield _Unseen(model, anatomy, index)
         return
-    state = Stream(model, anatomy, batches)
+    state = Stream(model, anatomy, batches, exact=exact)
     for index in progress(range(scope.stop), label):
         block = StreamedBlock(state, index, needs_outputs=not edited)
         if index in scope:

@@ -5,24 +5,35 @@ Shapes: O outputs, B columns of the block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from harness.core.pattern import NofM, Pattern, Unstructured, keep
+from harness.core.pattern import NofM, Pattern, keep
 
 KERNEL_WIDTH = 256
 """The widest block that the kernel holds in registers."""
 
 
-def prune_columns(block: Tensor, factor: Tensor, divisor: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
+def prune_columns(
+    block: Tensor, factor: Tensor, divisor: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """One column block (O, B) with its part U (B, B) of the inverse factor → pruned block, scaled errors, kept.
 
-    The score of a weight is w² over the `divisor` (B,) of its column.
+    The block may hold the outputs of several matrices, `sizes` of them each, of which each has its pattern and is a
+    group of its own; N:M patterns are all the same. The score of a weight is w² over the `divisor` (B,) of its column.
     On a GPU one kernel walks all columns of a block of usual width, with the same roundings as the loop here.
     """
-    kept = None
-    if isinstance(pattern, Unstructured):
-        kept = keep(block**2 / divisor, pattern, "matrix", quota="threshold")
+    pattern, kept = patterns[0], None
+    if not isinstance(pattern, NofM):
+        scores = block**2 / divisor
+        if len(set(sizes)) == 1 == len(set(patterns)):  # each matrix is a row then
+            rows = scores.reshape(len(sizes), -1)
+            kept = keep(rows, pattern, "row", quota="threshold").reshape(block.shape)
+        else:
+            parts = zip(scores.split(list(sizes)), patterns, strict=True)
+            kept = torch.cat([keep(part, wanted, "matrix", quota="threshold") for part, wanted in parts])
     if block.is_cuda and block.shape[1] <= KERNEL_WIDTH:
         from harness.core.columns_gpu import walk  # Triton comes with torch's CUDA builds only
 
@@ -33,15 +44,23 @@ def prune_columns(block: Tensor, factor: Tensor, divisor: Tensor, pattern: Patte
 def _walk(
     block: Tensor, factor: Tensor, divisor: Tensor, chosen: Tensor | None, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The columns are kept as rows (B, O) while we walk over them, so that each step touches contiguous memory."""
-    diagonal = factor.diagonal().clone()
+    """The columns are kept as rows (B, O) while we walk over them, so that each step touches contiguous memory.
+
+    What is kept is divided by infinity: then its error is zero, and a column is one quotient and one product.
+    """
+    diagonal = factor.diagonal()[:, None]
     rest = block.T.contiguous()  # (B, O)
-    kept = torch.empty_like(rest, dtype=torch.bool) if chosen is None else chosen.T.contiguous()
-    errors = torch.empty_like(rest)
-    for i in range(rest.shape[0]):
+    errors, kept = torch.empty_like(rest), torch.empty_like(rest, dtype=torch.bool)
+    by = torch.empty_like(rest)
+    if chosen is not None:
+        kept.copy_(chosen.T)
+        by.copy_(torch.where(kept, torch.inf, diagonal))
+    columns = zip(rest.unbind(), by.unbind(), errors.unbind(), factor[:, :, None].unbind(), strict=True)
+    for i, (column, divided_by, error, line) in enumerate(columns):
         if isinstance(pattern, NofM) and i % pattern.of == 0:
             group = slice(i, i + pattern.of)
             kept[group] = keep(rest[group].T ** 2 / divisor[group], pattern).T
-        errors[i] = torch.where(kept[i], 0, rest[i]) / diagonal[i]
-        rest[i + 1 :] -= torch.outer(factor[i, i + 1 :], errors[i])
+            by[group] = torch.where(kept[group], torch.inf, diagonal[group])
+        torch.div(column, divided_by, out=error)
+        rest[i + 1 :].sub_(line[i + 1 :] * error)
     return (rest * kept).T, errors.T, kept.T

@@ -28,14 +28,19 @@ def _kernel(  # type: ignore[no-untyped-def]
     inside = (row[:, None] < outputs) & (column[None, :] < columns)
     place = row[:, None] * columns + column[None, :]
     weight = tl.load(block + place, mask=inside, other=0.0)
-    on_diagonal = tl.load(factor + column * stride + column, mask=column < columns, other=1.0)
     divided_by = tl.load(divisor + column, mask=column < columns, other=1.0)
     if OF == 0:  # noqa: SIM108
         stays = tl.load(chosen + place, mask=inside, other=1) != 0
     else:
         stays = weight == weight
     error = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    next_line = tl.load(factor + column, mask=(column > 0) & (column < columns), other=0.0)
     for i in range(columns):
+        line = next_line  # the one after it is on its way while this one is used
+        after = i + 1
+        next_line = tl.load(
+            factor + after * stride + column, mask=(column > after) & (column < columns) & (after < columns), other=0.0
+        )
         if OF > 0:  # noqa: SIM102
             if i % OF == 0:
                 score = tl.div_rn(weight * weight, divided_by[None, :])
@@ -48,9 +53,8 @@ def _kernel(  # type: ignore[no-untyped-def]
                 stays = tl.where(in_group, rank >= DROPPED, stays)
         here = column[None, :] == i
         removed = tl.sum(tl.where(here & (stays == 0), weight, 0.0), axis=1)
-        scaled = tl.div_rn(removed, tl.sum(tl.where(column == i, on_diagonal, 0.0), axis=0))
+        scaled = tl.div_rn(removed, tl.load(factor + i * stride + i))
         error = tl.where(here, scaled[:, None], error)
-        line = tl.load(factor + i * stride + column, mask=(column > i) & (column < columns), other=0.0)
         weight -= scaled[:, None] * line[None, :]
     tl.store(pruned + place, tl.where(stays, weight, 0.0), mask=inside)
     tl.store(errors + place, error, mask=inside)
@@ -66,7 +70,7 @@ def walk(
     pruned, errors = torch.empty_like(block), torch.empty_like(block)
     kept = torch.empty(block.shape, dtype=torch.int8, device=block.device)
     chosen = kept if chosen is None else chosen.contiguous().view(torch.int8)
-    with torch.cuda.device(block.device):
+    with torch.cuda.device_of(block):
         _kernel[triton.cdiv(outputs, ROWS),](
             block, factor, divisor, chosen, pruned, errors, kept, outputs, factor.stride(0),
             columns=columns, ROWS=ROWS, WIDTH=triton.next_power_of_2(columns),

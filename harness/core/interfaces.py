@@ -20,11 +20,15 @@ Site = str
 
 
 class Pruned(NamedTuple):
-    """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback)."""
+    """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback).
+
+    `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
+    """
 
     weight: Tensor
     kept: Tensor
     note: str = ""
+    sound: Tensor | None = None
 
 
 class FeedForward(NamedTuple):
@@ -170,6 +174,20 @@ class LinearMethod(Protocol):
     def statistic(self) -> Statistic | None: ...
 
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned: ...
+
+
+@runtime_checkable
+class SharingMethod(LinearMethod, Protocol):
+    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `sound`.
+
+    `prepare` is told of what was seen before anything is pruned, so that work can start beside other work.
+    """
+
+    def prepare(self, seen: Seen) -> None: ...
+
+    def prune_together(
+        self, weights: Sequence[Tensor], seen: Seen, patterns: Sequence[Pattern]
+    ) -> Sequence[Pruned]: ...
 
 
 @runtime_checkable

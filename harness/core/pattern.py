@@ -93,21 +93,39 @@ def keep(score: Tensor, pattern: Pattern, group: Group = "row", quota: Quota = "
 
 
 def _smallest(groups: Tensor, rank: int) -> Tensor:
-    """The value (groups, 1) of this rank, counted from one, in every row."""
-    if groups.is_cuda:  # kthvalue gives a whole row to one multiprocessor: 44 times slower on an H200 (1.4 M scores)
-        return groups.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    """The value (groups, 1) of this rank, counted from one, in every row; nothing is sorted."""
+    if groups.is_cuda:
+        from harness.core.select_gpu import smallest  # Triton comes with torch's CUDA builds only
+
+        return smallest(groups, rank)
     return groups.kthvalue(rank, dim=1, keepdim=True).values
 
 
 def _keep_n_of_m(score: Tensor, pattern: NofM) -> Tensor:
     groups = score.reshape(-1, pattern.of)
-    return _drop_lowest(groups, pattern.of - pattern.keep).reshape(score.shape)
+    column = torch.arange(pattern.of, device=score.device)
+    rank = torch.zeros(groups.shape, dtype=torch.uint8 if pattern.of < 256 else torch.int64, device=score.device)
+    for k in range(pattern.of):
+        other = groups[:, k : k + 1]
+        rank += (other < groups) | ((other == groups) & (k < column))
+    return (rank >= pattern.of - pattern.keep).reshape(score.shape)
 
 
 def _drop_lowest(groups: Tensor, count: int) -> Tensor:
-    kept = torch.ones_like(groups, dtype=torch.bool)
-    lowest = groups.argsort(dim=1, stable=True)[:, :count]
-    return kept.scatter_(1, lowest, False)
+    """False for the `count` lowest of every row, of equal ones the earliest; nothing is sorted."""
+    if count == 0:
+        return torch.ones_like(groups, dtype=torch.bool)
+    if groups.is_cuda:
+        from harness.core.select_gpu import WIDEST, keep_rows
+
+        if groups.shape[1] <= WIDEST:
+            return keep_rows(groups, count)
+    threshold = _smallest(groups, count)
+    above, equal = groups > threshold, groups == threshold
+    going = count - groups.shape[1] + (above | equal).sum(dim=1, keepdim=True)  # of those equal to the threshold
+    if groups.is_cuda or bool((equal.sum(dim=1, keepdim=True) > going).any()):
+        return above | (equal & (equal.cumsum(dim=1) > going))
+    return above
 
 
 def satisfies(weight: Tensor, pattern: Pattern) -> bool:

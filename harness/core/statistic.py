@@ -1,6 +1,6 @@
-"""What calibration remembers of a linear's inputs: pairs of pure functions over windows.
+"""What calibration remembers of a linear's inputs: pure functions over windows.
 
-Shapes: L tokens of one window, I inputs.
+Shapes: W windows of L tokens each, I inputs.
 """
 
 from __future__ import annotations
@@ -8,22 +8,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from harness.core.linalg import Inverse, damped_inverse, is_short_on_gpu
+from harness.core.linalg import Factor, Inverse, beside, damped_inverse, hoped_factor, is_short_on_gpu, mirrored
 
 Seen = Any
 """What a statistic has accumulated; only the method that asked for it knows its form."""
 
 
 class Statistic(NamedTuple):
-    """`init(I, device)` has seen nothing; `update(state, inputs (L, I))` adds one window and may reuse the state."""
+    """`init(I, device)` has seen nothing; `update(state, inputs (L, I))` adds one window and may reuse the state.
+
+    `update` rounds as the released codes do; `add(state, inputs (W, L, I))`, where there is one, adds several windows
+    at once, sooner and in another order.
+    """
 
     init: Callable[[int, torch.device], Seen]
     update: Callable[[Seen, Tensor], Seen]
+    add: Callable[[Seen, Tensor], Seen] | None = None
+
+    def see(self, state: Seen, inputs: Tensor, *, exact: bool) -> Seen:
+        """Add windows (W, L, I): one after the other where that is asked for or the only way.
+
+        In float32 and on a CPU the released order is kept in both modes: there it costs next to nothing.
+        """
+        if self.add is not None and not exact and is_short_on_gpu(inputs):
+            return self.add(state, inputs)
+        for window in inputs:
+            state = self.update(state, window)
+        return state
 
 
 class Norms(NamedTuple):
@@ -35,16 +52,27 @@ class Norms(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """Twice the mean over windows of Σ x xᵀ (I, I), and the number of windows."""
+    """Twice the mean over windows of Σ x xᵀ (I, I), and the number of windows.
 
-    matrix: Tensor
+    `fast` says that the sums were taken in another order than the released code's, on a GPU and in the lower triangle
+    alone; nothing is lost then by a shorter way to the inverse.
+    """
+
+    sums: Tensor
     windows: int
+    fast: bool = False
     _inverses: dict[float, Inverse] = field(default_factory=dict, repr=False)
+    _hoped: dict[float, Factor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The whole symmetric matrix."""
+        return mirrored(self.sums) if self.fast else self.sums
 
     @property
     def dead(self) -> Tensor:
         """True (I,) for inputs that were never anything but zero."""
-        return self.matrix.diagonal() == 0
+        return self.sums.diagonal() == 0
 
     def damped_inverse(self, damping: float) -> Inverse:
         """(G + λI)⁻¹ with its factor, see `linalg.damped_inverse`; made once for all linears with this input.
@@ -52,8 +80,22 @@ class Gram:
         Dead inputs count as one, as in SparseGPT's released code.
         """
         if damping not in self._inverses:
-            self._inverses[damping] = damped_inverse(self.matrix + torch.diag(self.dead.float()), damping)
+            self._inverses[damping] = damped_inverse(self._alive, damping)
         return self._inverses[damping]
+
+    def hoped_factor(self, damping: float) -> Factor:
+        """The factor alone, by a shorter way and without waiting for the GPU; its `sound` tells later if it is one."""
+        if damping not in self._hoped:
+            self.prepare(damping)
+        return self._hoped[damping].here()
+
+    def prepare(self, damping: float) -> None:
+        """Start making the factor while the GPU goes on with other things."""
+        self._hoped[damping] = beside(lambda: hoped_factor(self._alive, damping), self.sums)
+
+    @property
+    def _alive(self) -> Tensor:
+        return self.matrix + torch.diag(self.dead.float())
 
 
 def _no_norms(width: int, device: torch.device) -> Norms:
@@ -74,11 +116,30 @@ def _no_gram(width: int, device: torch.device) -> Gram:
 def _add_gram(state: Gram, inputs: Tensor) -> Gram:
     """The running mean of SparseGPT's released code, operation by operation: its rounding is part of its masks."""
     windows = state.windows + 1
-    matrix = state.matrix.mul_(state.windows / windows)
-    if is_short_on_gpu(inputs):
-        return Gram(matrix.add_(torch.mm(inputs.T, inputs, out_dtype=torch.float32), alpha=2 / windows), windows)
+    matrix = state.sums.mul_(state.windows / windows)
     scaled = math.sqrt(2 / windows) * inputs.float().T
     return Gram(matrix.add_(scaled @ scaled.T), windows)
+
+
+def _add_norms_at_once(state: Norms, inputs: Tensor) -> Norms:
+    windows = state.windows + len(inputs)
+    squares = torch.linalg.vector_norm(inputs.flatten(0, 1), dim=0, dtype=torch.float32).square()
+    return Norms(state.mean * (state.windows / windows) + squares / windows, windows)
+
+
+TOKENS_PER_PRODUCT = 4096
+"""Tensor cores cut off while they add up: over more tokens than this, masks begin to differ."""
+
+
+def _add_gram_at_once(state: Gram, inputs: Tensor) -> Gram:
+    """Products of 16-bit numbers are exact in float32, so only the sum is rounded."""
+    from harness.core.gram_gpu import add_lower  # Triton comes with torch's CUDA builds only
+
+    windows = state.windows
+    for some in inputs.split(max(1, TOKENS_PER_PRODUCT // inputs.shape[1])):
+        seen, windows = windows, windows + len(some)
+        add_lower(state.sums, some.flatten(0, 1), before=seen / windows, weight=2 / windows)
+    return Gram(state.sums, windows, fast=True)
 
 
 def together(parts: Mapping[str, Statistic]) -> Statistic:
@@ -90,11 +151,14 @@ def together(parts: Mapping[str, Statistic]) -> Statistic:
     def update(state: Seen, inputs: Tensor) -> Seen:
         return {name: part.update(state[name], inputs) for name, part in parts.items()}
 
-    return Statistic(init, update)
+    def add(state: Seen, inputs: Tensor) -> Seen:
+        return {name: part.see(state[name], inputs, exact=False) for name, part in parts.items()}
+
+    return Statistic(init, update, add)
 
 
-norms = Statistic(_no_norms, _add_norms)
+norms = Statistic(_no_norms, _add_norms, _add_norms_at_once)
 """The mean squared norm of each input."""
 
-gram = Statistic(_no_gram, _add_gram)
+gram = Statistic(_no_gram, _add_gram, _add_gram_at_once)
 """Twice the mean Gram matrix: the Hessian of the squared output error, up to the number of outputs."""

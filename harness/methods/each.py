@@ -6,22 +6,57 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned
+import torch
+
+from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned, SharingMethod
 from harness.core.pattern import Pattern
 
 
 @dataclass(frozen=True)
 class EachLinear:
-    """Prune every linear of a block on its own, all from what they saw before any of them was pruned."""
+    """Prune every linear of a block on its own, all from what they saw before any of them was pruned.
+
+    A GPU is waited for once, at the end: what turns out not to be sound there is done again, step by step.
+    """
 
     method: LinearMethod
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
         statistic = self.method.statistic
         seen = block.observe(statistic) if statistic else {}
-        return {
-            site: self.method.prune(block.weights[site], seen.get(site), pattern) for site, pattern in patterns.items()
-        }
+        weights = block.weights
+        pruned: dict[str, Pruned] = {}
+        groups = _with_the_same(seen, patterns)
+        if isinstance(self.method, SharingMethod):
+            for sites in groups:
+                self.method.prepare(seen[sites[0]])
+        for sites in groups:
+            state = seen.get(sites[0])
+            if isinstance(self.method, SharingMethod):
+                asked = [patterns[site] for site in sites]
+                results = self.method.prune_together([weights[site] for site in sites], state, asked)
+            else:
+                results = [self.method.prune(weights[site], state, patterns[site]) for site in sites]
+            pruned |= zip(sites, results, strict=True)
+        for site in _unsound(pruned):
+            pruned[site] = self.method.prune(weights[site], seen[site], patterns[site])
+        return {site: pruned[site]._replace(sound=None) for site in patterns}
+
+
+def _with_the_same(seen: Mapping[str, Any], patterns: Mapping[str, Pattern]) -> list[list[str]]:
+    """The sites in groups that share what was seen; each alone where nothing was."""
+    groups: dict[Any, list[str]] = {}
+    for site in patterns:
+        groups.setdefault(id(seen[site]) if site in seen else site, []).append(site)
+    return list(groups.values())
+
+
+def _unsound(pruned: Mapping[str, Pruned]) -> list[str]:
+    flags = {site: result.sound for site, result in pruned.items() if result.sound is not None}
+    if not flags:
+        return []
+    sound = torch.stack(list(flags.values())).tolist()
+    return [site for site, fine in zip(flags, sound, strict=True) if not fine]
 
 
 def as_block_method(method: Any) -> BlockMethod:

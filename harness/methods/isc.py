@@ -5,6 +5,7 @@ Shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.interfaces import Pruned
-from harness.core.linalg import Inverse
+from harness.core.linalg import Factor, Inverse
 from harness.core.pattern import NofM, Pattern
 from harness.core.statistic import Gram, gram
-from harness.methods.sparsegpt import SparseGPT, obs
+from harness.methods.sparsegpt import Divisor, SparseGPT, obs
 
 
 @component("method", "isc")
@@ -48,10 +49,20 @@ class ISC:
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
-        plain = self.variant == "released" and isinstance(pattern, NofM)
-        return self._sparsegpt.prune_by(obs if plain else partial(self._divisor, seen), weight, seen, pattern)
+        return self._sparsegpt.prune_by(self._divisor_for(seen, pattern), weight, seen, pattern)
 
-    def _divisor(self, seen: Gram, inverse: Inverse) -> Tensor:
+    def prepare(self, seen: Gram) -> None:
+        self._sparsegpt.prepare(seen)
+
+    @torch.no_grad()
+    def prune_together(self, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
+        return self._sparsegpt.prune_together_by(self._divisor_for(seen, patterns[0]), weights, seen, patterns)
+
+    def _divisor_for(self, seen: Gram, pattern: Pattern) -> Divisor:
+        plain = self.variant == "released" and isinstance(pattern, NofM)
+        return obs if plain else partial(self._divisor, seen)
+
+    def _divisor(self, seen: Gram, inverse: Inverse | Factor) -> Tensor:
         """One over the parenthesis of eq. 4 (I,)."""
         diagonal = seen.matrix.diagonal() + seen.dead
         damped = diagonal + inverse.damping * diagonal.mean()  # H_mm

@@ -44,6 +44,7 @@ def question(config: Mapping[str, Any]) -> str:
     model = config["model"]
     asked["model"] = [model["name"], model["path"], model["window"]]
     asked["device"] = str(config["device"]).partition(":")[0]
+    asked["numerics"] = config.get("numerics", "fast")  # records from before the option have no other
     asked["evaluation"] = {
         name: {key: value for key, value in settings.items() if value is not None}
         for name, settings in (config.get("evaluation") or {}).items()

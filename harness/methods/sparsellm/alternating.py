@@ -96,7 +96,7 @@ class _Sums:
 
     def see(self, p: Tensor) -> None:
         """One window of p (L, F), the inputs of `down`."""
-        self.seen = self._statistic.update(self.seen, p)
+        self.seen = self._statistic.see(self.seen, p[None], exact=False)
 
 
 class _Tokens:

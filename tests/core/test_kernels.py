@@ -1,0 +1,96 @@
+"""The Triton kernels against plain torch, to the bit where nothing is summed; on a GPU, or with TRITON_INTERPRET=1.
+
+The interpreter needs the package triton beside torch's CPU build: `pip install triton`, then
+`TRITON_INTERPRET=1 python -m pytest tests/core/test_kernels.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import inputs, normal, pattern, tiny
+
+from harness.core import columns
+from harness.core.linalg import mirrored
+from harness.core.pattern import NofM, Unstructured, keep
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(HERE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no GPU"),
+]
+
+SCORES: dict[str, Callable[[int], torch.Tensor]] = {
+    "either sign": lambda n: normal(3, n),
+    "few values": lambda n: normal(3, n).mul(2).round(),
+    "tiny": lambda n: normal(3, n).abs() * 1e-38,
+    "zeros": lambda n: torch.zeros(3, n),
+    "infinite": lambda n: normal(3, n).masked_fill(normal(3, n, seed=1) > 1, float("inf")),
+}
+
+
+@pytest.mark.parametrize("n", [5, 100, 4097])
+@pytest.mark.parametrize("name", SCORES)
+def test_thresholds_and_rows(name: str, n: int) -> None:
+    from harness.core.select_gpu import keep_rows, smallest
+
+    scores = SCORES[name](n).to(HERE)
+    for rank in {1, 2, n // 2 + 1, n}:
+        assert torch.equal(smallest(scores, rank), scores.sort(dim=1).values[:, rank - 1 : rank])
+        if rank < n:
+            lowest = scores.argsort(dim=1, stable=True)[:, :rank]
+            wanted = torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
+            assert torch.equal(keep_rows(scores, rank), wanted)
+
+
+@pytest.mark.parametrize("asked", ["0.5", "0.9", "2of4", "1of4", "4of8"])
+@pytest.mark.parametrize("obs", [True, False], ids=["obs", "other"])
+@pytest.mark.parametrize(("outputs", "width"), [(37, 40), (100, 128), (5, 8)])
+def test_one_kernel_walks_as_the_loop_does(outputs: int, width: int, obs: bool, asked: str) -> None:
+    from harness.core.columns_gpu import walk
+
+    seen = inputs(4 * width, width).to(HERE)
+    factor = torch.linalg.cholesky(torch.linalg.inv(seen.T @ seen), upper=True)
+    weight, wanted = normal(outputs, width).to(HERE), pattern(asked)
+    divisor = factor.diagonal() ** 2 if obs else 1 / (seen.square().sum(dim=0) + 1 / factor.diagonal() ** 2)
+    chosen = None
+    if isinstance(wanted, Unstructured):
+        chosen = keep(weight**2 / divisor, wanted, "matrix", quota="threshold")
+    slow = columns._walk(weight, factor, divisor, chosen, wanted)
+    ours = walk(weight, factor, divisor, chosen, wanted if isinstance(wanted, NofM) else None)
+    for one, other in zip(ours, slow, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(100, 70), (64, 128), (130, 300)])
+def test_half_of_a_gram_matrix(tokens: int, width: int) -> None:
+    from harness.core.gram_gpu import add_lower
+
+    seen = normal(tokens, width).half().to(HERE)
+    before = normal(width, width).to(HERE)
+    before = before + before.T
+    sums = before.clone()
+    add_lower(sums, seen, 0.3, 0.7)
+    exact = 0.3 * before.double() + 0.7 * seen.double().T @ seen.double()
+    torch.testing.assert_close(mirrored(sums).double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2", "opt", "phi"])
+def test_fused_steps_are_the_models_own(name: str) -> None:
+    """Every model gives its own logits, up to a rounding, and is left as it was."""
+    from harness.models.fused import _replacements, fused
+
+    model = tiny(name).to(HERE).half()
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0)).to(HERE)
+    before = model(tokens, use_cache=False).logits
+    replaced = list(_replacements(model))
+    with fused(model) as names:
+        inside = model(tokens, use_cache=False).logits
+    assert names == [item[0] for item in replaced]
+    assert len(replaced) >= {"opt": 0, "gemma2": 1, "phi": 1}.get(name, 8)
+    torch.testing.assert_close(inside, before, rtol=5e-3, atol=5e-3 * float(before.abs().max()))
+    assert torch.equal(model(tokens, use_cache=False).logits, before)

@@ -1,0 +1,132 @@
+"""What a block costs in calls, which is the same on every machine: products, factorisations, waiting for the device."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from helpers import inputs, linears, normal, pattern, seen_by, tiny, windows
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.core import statistic
+from harness.core.columns import prune_columns
+from harness.core.statistic import Gram, gram
+from harness.methods.sparsegpt import SparseGPT
+from harness.methods.wanda import Wanda
+from harness.models.anatomy import anatomy_of
+from harness.run import prune
+
+BATCHES = [windows(2, 12), windows(2, 12, seed=1)]
+"""Of 24 tokens, so that what linears give has another shape than a Gram matrix (32, 32) or (56, 56)."""
+WINDOWS = 4
+INPUTS = 4
+"""Distinct inputs of a LLaMA block: of q, k and v; of o; of gate and up; of down."""
+
+
+class Calls(TorchDispatchMode):
+    """Counts aten calls by name, and products by the shape of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        self.products: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.names[name] += 1
+        if name in ("mm", "addmm"):
+            self.products[tuple(result.shape)] += 1
+        return result
+
+
+def of_one_block(method: Any) -> Calls:
+    """What a third block adds: its two passes and its pruning."""
+    counted = []
+    for blocks in (2, 3):
+        model = tiny("llama", num_hidden_layers=blocks)
+        allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
+        with Calls() as calls:
+            prune(model, anatomy_of(model), BATCHES, range(blocks), method, allocation)
+        counted.append(calls)
+    counted[1].names.subtract(counted[0].names)
+    counted[1].products.subtract(counted[0].products)
+    return counted[1]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """The way of 16 bits on a GPU, taken on a CPU; counts what stands in for its kernel."""
+    calls: Counter[str] = Counter()
+
+    def add_lower(sums: Tensor, tokens: Tensor, before: float, weight: float) -> None:
+        calls["products"] += 1
+        sums.mul_(before).add_((tokens.T @ tokens).tril(), alpha=weight)
+
+    kernel = types.ModuleType("harness.core.gram_gpu")
+    kernel.add_lower = add_lower  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "harness.core.gram_gpu", kernel)
+    monkeypatch.setattr(statistic, "is_short_on_gpu", lambda tensor: True)
+    return calls
+
+
+def test_a_block_by_the_released_sums() -> None:
+    calls = of_one_block(SparseGPT())
+    assert calls.products[32, 32] == 3 * WINDOWS, "a window of each input once, though six matrices read them"
+    assert calls.products[56, 56] == WINDOWS
+    assert calls.names["linalg_cholesky_ex"] == 2 * INPUTS, "twice for each input"
+    assert calls.names["sort"] == calls.names["argsort"] == 0
+
+
+def test_a_fast_block_waits_for_nothing(short: Counter[str]) -> None:
+    calls = of_one_block(SparseGPT())
+    assert short["products"] == 5 * len(BATCHES) * INPUTS, "one for each batch and input of each of five blocks"
+    assert calls.names["linalg_cholesky_ex"] == INPUTS, "one for each input"
+    assert calls.names["_local_scalar_dense"] == 0
+    assert calls.names["sort"] == calls.names["argsort"] == 0
+
+
+def test_wanda_sorts_nothing_and_factors_nothing() -> None:
+    calls = of_one_block(Wanda())
+    assert calls.names["sort"] == calls.names["argsort"] == calls.names["linalg_cholesky_ex"] == 0
+
+
+@pytest.mark.parametrize(("asked", "most"), [("0.5", 6), ("2of4", 18)])
+def test_calls_a_column(asked: str, most: int) -> None:
+    """The released code takes 28 a column, unstructured."""
+    factor = torch.linalg.cholesky(torch.eye(64) + 0.1, upper=True)
+    with Calls() as calls:
+        prune_columns(normal(8, 64), factor, factor.diagonal() ** 2, [pattern(asked)], [8])
+    assert sum(calls.names.values()) / 64 <= most
+
+
+def test_together_is_as_alone(short: Counter[str]) -> None:
+    """The shorter factor and the stacked walk against the released way from the same sums."""
+    tokens = inputs(300, 48)
+    fast = gram.add(gram.init(48, torch.device("cpu")), tokens[None]) if gram.add else None
+    assert isinstance(fast, Gram) and fast.fast and short["products"] == 1
+    slow = seen_by(gram, tokens)
+    weights, asked = [normal(12, 48), normal(20, 48, seed=1)], pattern("0.6")
+    for ours, weight in zip(SparseGPT().prune_together(weights, fast, [asked, asked]), weights, strict=True):
+        alone = SparseGPT().prune(weight, slow, asked)
+        assert ours.sound is not None and bool(ours.sound)
+        assert torch.equal(ours.kept, alone.kept)
+        torch.testing.assert_close(ours.weight, alone.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_not_sound_is_done_again(short: Counter[str]) -> None:
+    """Sums that are no Gram matrix: a first damping fails, the ladder finds one, and the record says which."""
+    width = 16
+    bad = torch.eye(width)
+    bad[0, 1] = bad[1, 0] = 1.05
+    seen = Gram(bad, 1, fast=True)
+    method, weight = SparseGPT(), normal(8, width)
+    (hoped,) = method.prune_together([weight], seen, [pattern("0.5")])
+    assert hoped.sound is not None and not bool(hoped.sound)
+    again = method.prune(weight, seen, pattern("0.5"))
+    assert again.note == "damping 0.1" and bool(torch.isfinite(again.weight).all())
