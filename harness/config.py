@@ -68,6 +68,7 @@ class RunConfig:
     seed: int
     device: str
     dtype: str
+    offload: str
     tracker: Tracker
     records: Path
     cache: Path

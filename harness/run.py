@@ -25,7 +25,7 @@ from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import fuse_attention, load_model, load_tokenizer, other_gpus
+from harness.models.loading import fuse_attention, load_model, load_tokenizer
 from harness.models.surgery import operate
 from harness.prepare import Prepared
 from harness.record.provenance import provenance
@@ -59,7 +59,9 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
         tokenizer = load_tokenizer(ready.inputs.checkpoint, cfg.model)
-        model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device)
+        model = load_model(
+            ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device, offload=ready.offload, others=ready.others
+        )
         anatomy = anatomy_of(model)
         self_check(model, anatomy)
 
@@ -121,7 +123,8 @@ def _reduce(
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
         with stages.time("prune"):
-            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told)
+            masks = cfg.composed["recovery"]["name"] != "none"
+            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told, masks=masks)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -145,7 +148,7 @@ def _probe(
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
-        devices=other_gpus(cfg.device, ready.device),
+        devices=() if ready.offload else ready.others,
     )  # fmt: skip
 
 
@@ -170,10 +173,13 @@ def prune(
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
+    *,
+    masks: bool = True,
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one.
 
-    Returns site → what the method gave; what it told about blocks is added to `told`, by index.
+    Returns site → what the method gave; what it told about blocks is added to `told`, by index. All masks of a model
+    take half as much memory as its weights in 16 bits: without `masks` none is kept.
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
@@ -181,7 +187,8 @@ def prune(
         patterns = {site: allocation[site] for site in block.weights}
         for site, pruned in block_method.prune_block(block, patterns).items():
             block.write(site, pruned.weight)
-            done[site] = pruned._replace(weight=torch.empty(0))  # it lives in the model now
+            kept = pruned.kept if masks else torch.empty(0, dtype=torch.bool)
+            done[site] = Pruned(torch.empty(0), kept, pruned.note)  # the weight lives in the model now
         if told is not None and block.told:
             told[str(block.index)] = block.told
     return done
