@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -222,8 +222,15 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     return float(logits + _batch(geometry, window, 2 if cuda else itemsize, cuda))  # attention is fused here
 
 
-def check_memory(need: Need, offload: str, device: torch.device) -> bool:
-    """Refuse before the work starts what cannot fit. Returns whether the blocks are to wait in host memory.
+class Waits(NamedTuple):
+    """What is to wait in host memory; activations None: what finds no room."""
+
+    blocks: bool
+    activations: bool | None
+
+
+def check_memory(need: Need, offload: str, device: torch.device) -> Waits:
+    """Refuse before the work starts what cannot fit; decide what waits in host memory of what can.
 
     Raises:
         UserError: less memory is free than is needed, on the device or in the host.
@@ -232,16 +239,19 @@ def check_memory(need: Need, offload: str, device: torch.device) -> bool:
     if device.type == "cpu":
         waits = offload == "on"
         _refuse_beyond(need.resident + (2 * need.block if waits else 0), host, device)
-        return waits
+        return Waits(waits, waits)
     free = torch.cuda.mem_get_info(device)[0]
-    waits = offload == "on" or (offload == "auto" and need.mode(free) != "resident")
+    mode = need.mode(free)
     if offload == "off":
-        advice = "" if need.mode(free) == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"
+        advice = "" if mode == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"
         _refuse_beyond(need.resident + LIBRARIES, free, device, advice)
-    else:
-        _refuse_beyond((need.offloaded if waits else need.parked) + LIBRARIES, free, device)
-        _refuse_beyond(need.host(offload=waits), host, torch.device("cpu"))
-    return waits
+        return Waits(False, False)
+    blocks = offload == "on" or mode != "resident"
+    activations = blocks or need.resident + LIBRARIES > free
+    _refuse_beyond((need.offloaded if blocks else need.parked) + LIBRARIES, free, device)
+    if activations:
+        _refuse_beyond(need.host(offload=blocks), host, torch.device("cpu"))
+    return Waits(blocks, activations or None)
 
 
 def _refuse_beyond(needed: float, free: float, device: torch.device, advice: str = "") -> None:

@@ -26,7 +26,7 @@ from harness.models.loading import (
     tokenizer_hashes,
     weights_hash,
 )
-from harness.needs import Need, check_memory, need_of, of_config
+from harness.needs import Need, Waits, check_memory, need_of, of_config
 from harness.record.identity import fingerprint
 
 PIPELINE = 3
@@ -59,8 +59,7 @@ class Prepared:
     inputs: Inputs
     device: torch.device
     dtype: torch.dtype
-    offload: bool | None
-    """Whether the blocks wait in host memory; None: not, but activations do where there is no room for them."""
+    waits: Waits
     others: tuple[torch.device, ...]
     """Further GPUs that take a share of the windows."""
     facts: dict[str, Any]
@@ -120,13 +119,12 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "defaults": {"window": inputs.default_window, "dtype": _default_dtype(inputs, device)},
         "revisions": revisions(cfg),
         "data": data,
-        "placement": {"offload": waits, "devices": 1 + len(others)},
+        "placement": {"offload": waits.blocks, "devices": 1 + len(others)},
     }
     identity = _identity(cfg, inputs, facts, device, context)
     belongs = {key: identity[key] for key in CACHED_BY if key in identity}
-    offload = waits or (False if cfg.offload == "off" else None)
     return Prepared(
-        inputs, device, dtype, offload, others, facts, fingerprint(identity), belongs,
+        inputs, device, dtype, waits, others, facts, fingerprint(identity), belongs,
         _resolved(cfg, inputs, device, dtype),
     )  # fmt: skip
 

@@ -60,8 +60,9 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
     with stages.time("load"):
         tokenizer = load_tokenizer(ready.inputs.checkpoint, cfg.model)
         model = load_model(
-            ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device, offload=ready.offload, others=ready.others
-        )
+            ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device,
+            offload=ready.waits.blocks, parks=ready.waits.activations, others=ready.others,
+        )  # fmt: skip
         anatomy = anatomy_of(model)
         self_check(model, anatomy)
 
@@ -148,7 +149,7 @@ def _probe(
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.offload else ready.others,
+        devices=() if ready.waits.blocks else ready.others,
     )  # fmt: skip
 
 

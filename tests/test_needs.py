@@ -79,10 +79,12 @@ def test_what_is_counted() -> None:
 @pytest.mark.parametrize(
     ("offload", "gpu", "host", "answer"),
     [
-        ("auto", 25.1, 100, False),
-        ("auto", 24.9, 100, True),
-        ("on", 100, 100, True),
-        ("off", 29.1, 100, False),
+        ("auto", 29.1, 0, (False, None)),
+        ("auto", 28.9, 100, (False, True)),
+        ("auto", 25.1, 100, (False, True)),
+        ("auto", 24.9, 100, (True, True)),
+        ("on", 100, 100, (True, True)),
+        ("off", 29.1, 0, (False, False)),
         (
             "off",
             28.9,
@@ -96,7 +98,7 @@ def test_what_is_counted() -> None:
     ],
 )
 def test_memory_is_asked_for_before_the_work(
-    offload: str, gpu: float, host: float, answer: bool | str, monkeypatch: pytest.MonkeyPatch
+    offload: str, gpu: float, host: float, answer: tuple[bool, bool | None] | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(needs, "free_memory", lambda: host * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu * GIB, 200 * GIB))
@@ -105,11 +107,11 @@ def test_memory_is_asked_for_before_the_work(
             check_memory(NEED, offload, CUDA)
         assert answer in str(caught.value)
     else:
-        assert check_memory(NEED, offload, CUDA) is answer
+        assert check_memory(NEED, offload, CUDA) == answer
 
 
 def test_a_cpu_has_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "free_memory", lambda: 29 * GIB)
-    assert [check_memory(NEED, offload, CPU) for offload in ("auto", "off")] == [False, False]
+    assert [check_memory(NEED, offload, CPU) for offload in ("auto", "off")] == [(False, False)] * 2
     with pytest.raises(UserError, match=r"needs about 30\.0 GiB on cpu and 29\.0 GiB are free"):
         check_memory(NEED, "on", CPU)

@@ -249,7 +249,8 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    offload: bool | None = None,
+    offload: bool = False,
+    parks: bool | None = None,
     others: Sequence[torch.device] = (),
 ) -> PreTrainedModel:
     """The model in evaluation mode in its place (`placement.place`), every weight finite.
@@ -282,7 +283,7 @@ def load_model(
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     anatomy = anatomy_of(model)
-    placement = place(model, anatomy, device, offload=offload, others=others)
+    placement = place(model, anatomy, device, offload=offload, parks=parks, others=others)
     if (name := _not_finite(model, anatomy, placement)) is not None:
         raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
     return cast("PreTrainedModel", model)

@@ -28,7 +28,8 @@ class Placement:
     """Where the parts of one model are.
 
     Args:
-        offload: whether blocks and activations wait in host memory; None: activations do once there is no room.
+        offload: whether blocks and activations wait in host memory.
+        parks: whether activations alone do; None: once there is no room for them.
         others: further devices that take a share of the windows.
     """
 
@@ -38,12 +39,13 @@ class Placement:
         anatomy: Anatomy,
         device: torch.device,
         *,
-        offload: bool | None = None,
+        offload: bool = False,
+        parks: bool | None = None,
         others: Sequence[torch.device] = (),
     ) -> None:
         self.device, self.others = device, tuple(others)
-        self._blocks, self._offload = anatomy.block_list(model), offload
-        self._visits = _Visits(self._blocks, device) if offload else None
+        self._blocks, self._parks = anatomy.block_list(model), True if offload else parks
+        self._visits: _Visits | _Follows | None = _Visits(self._blocks, device) if offload else None
         self._replicas: list[nn.Module] = []
 
     @property
@@ -69,7 +71,7 @@ class Placement:
 
     def parked(self, tensors: Any = ()) -> Parked:
         """A list of activations, which wait where this placement has them wait."""
-        return Parked(self.device, tensors, waits=self._offload)
+        return Parked(self.device, tensors, waits=self._parks)
 
     def replicas(self, model: nn.Module, anatomy: Anatomy, most: int) -> list[nn.Module]:
         """At most so many copies of this placement's model, one on each further device; they follow its weights."""
@@ -77,7 +79,7 @@ class Placement:
         if any(len(anatomy.block_list(replica)) != len(self._blocks) for replica in self._replicas):
             self._replicas = []
         for device in wanted[len(self._replicas) :]:
-            self._replicas.append(_replica(model, anatomy, device, self._offload))
+            self._replicas.append(_replica(model, anatomy, device, self._parks))
         return self._replicas[: len(wanted)]
 
 
@@ -94,7 +96,8 @@ def place(
     anatomy: Anatomy,
     device: torch.device,
     *,
-    offload: bool | None = None,
+    offload: bool = False,
+    parks: bool | None = None,
     others: Sequence[torch.device] = (),
 ) -> Placement:
     """Bring a model from host memory to its place: all of it to the device, or all but the matrices of its blocks.
@@ -111,7 +114,7 @@ def place(
                 setattr(module, name, buffer.to(device))
     else:
         model.to(device)
-    _PLACED[model] = placed = Placement(model, anatomy, device, offload=offload, others=others)
+    _PLACED[model] = placed = Placement(model, anatomy, device, offload=offload, parks=parks, others=others)
     return placed
 
 
@@ -270,7 +273,7 @@ class _Follows:
         """A replica keeps nothing."""
 
 
-def _replica(model: nn.Module, anatomy: Anatomy, device: torch.device, offload: bool | None) -> nn.Module:
+def _replica(model: nn.Module, anatomy: Anatomy, device: torch.device, parks: bool | None) -> nn.Module:
     """The model on another device but for the matrices of its blocks; it shares the configuration."""
     own = anatomy.block_list(model)
     inside = {id(matrix) for block in own for matrix in _matrices(block)}
@@ -283,8 +286,8 @@ def _replica(model: nn.Module, anatomy: Anatomy, device: torch.device, offload: 
     blocks = anatomy.block_list(replica)
     for block in blocks:
         vars(block).pop("forward", None)  # the one that brings the model's own block to its device
-    placed = Placement(replica, anatomy, device)
-    placed._offload, placed._visits = offload, _Follows(blocks, own, device)  # type: ignore[assignment]
+    placed = Placement(replica, anatomy, device, parks=parks)
+    placed._visits = _Follows(blocks, own, device)
     _PLACED[replica] = placed
     return replica
 
