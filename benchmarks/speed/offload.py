@@ -77,6 +77,7 @@ def main() -> None:
         "| method | side | s a block (median, min–max) | × resident | scoring s | × resident | placing s | peak GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    remarks: list[str] = []
     for method in options.methods.split(","):
         sides = sides_on(device)
         for number in range(options.repeat + 1):
@@ -84,8 +85,9 @@ def main() -> None:
                 run_round(side, METHODS[method], options, device, counts=number > 0)
             told = gate(sides)
         lines += rows(method, sides, options.blocks)
+        remarks += [f"- {method}, {remark}" for remark in told]
         print("\n".join([*lines[-len(sides) :], *told]), flush=True)
-    write(options, device, [*lines, "", *told])
+    write(options, device, [*lines, "", *remarks])
 
 
 def sides_on(device: torch.device) -> dict[str, Side]:
