@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -45,6 +46,8 @@ def dispatch(arguments: list[str]) -> int:
     in_process = cluster == "local" or not options.multirun  # Hydra launches sweeps only
     composed = [(" ".join(point), _composed(point, alone=len(points) == 1)) for point in points]
     check_points(composed, here=in_process or cluster in compose.THIS_MACHINE)
+    if cluster == "gpus" and options.multirun:
+        return _over_gpus(composed)
     return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun, in_process=in_process)
 
 
@@ -101,6 +104,15 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
 
     folders: dict[Any, Any] = {}
     return 0 if all(has_finished(cfg, started, folders) for cfg in points) else 1
+
+
+def _over_gpus(points: Sequence[tuple[str, RunConfig]]) -> int:
+    """A sweep over the GPUs of this machine; returns 1 if a point has failed or was lost."""
+    from harness.record import schema
+    from harness.study.gpus import run_points
+
+    paths = run_points(points)
+    return 0 if all(path and schema.read(Path(path)).status in schema.FINISHED for path in paths) else 1
 
 
 def _value_of(overrides: Sequence[str], key: str) -> str | None:

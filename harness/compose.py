@@ -39,7 +39,7 @@ from harness.models.loading import ASSETS, ModelChoice
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
 SCALES = ("embedded", "proxy", "paper")
-THIS_MACHINE = ("local", "joblib")
+THIS_MACHINE = ("local", "joblib", "gpus")
 """The clusters whose points run on this machine."""
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 
@@ -210,6 +210,7 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         device=str(composed["device"]),
         dtype=_one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
         numerics=_one_of(composed, "numerics", ("fast", "exact")),
+        offload=_offload(composed),
         tracker=_tracker(composed),
         records=_folder(composed, "records"),
         cache=_folder(composed, "cache"),
@@ -263,6 +264,11 @@ def _tracker(composed: Mapping[str, Any]) -> Tracker:
     settings["group"] = settings.get("group") or composed["study"]
     _known_settings("tracker", settings, Tracker)
     return Tracker(**settings)
+
+
+def _offload(composed: Mapping[str, Any]) -> str:
+    value = composed["offload"]  # on and off are true and false to YAML
+    return _one_of({"offload": {True: "on", False: "off"}.get(value, value)}, "offload", ("auto", "on", "off"))
 
 
 def _folder(composed: Mapping[str, Any], key: str) -> Path:

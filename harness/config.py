@@ -69,6 +69,7 @@ class RunConfig:
     device: str
     dtype: str
     numerics: str
+    offload: str
     tracker: Tracker
     records: Path
     cache: Path

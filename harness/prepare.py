@@ -15,26 +15,22 @@ from harness.core.errors import UserError
 from harness.core.statistic import norms
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
-from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
 from harness.evaluation.protocol import Context
 from harness.models.loading import (
     Checkpoint,
     architecture,
-    check_memory,
     find_checkpoint,
+    other_gpus,
     resolve_device,
     resolve_dtype,
     tokenizer_hashes,
     weights_hash,
 )
+from harness.needs import Need, Waits, check_memory, need_of, of_config
 from harness.record.identity import fingerprint
 
 PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
-
-
-LONGEST_PROMPT = 1024
-"""Tokens that the longest zero-shot prompt (BoolQ's) may take."""
 
 CACHED_BY = (
     *("pipeline", "weights", "architecture", "tokenizer", "dtype", "device", "scope", "planner"),
@@ -63,6 +59,9 @@ class Prepared:
     inputs: Inputs
     device: torch.device
     dtype: torch.dtype
+    waits: Waits
+    others: tuple[torch.device, ...]
+    """Further GPUs that take a share of the windows."""
     facts: dict[str, Any]
     fingerprint: str
     belongs: Mapping[str, Any]
@@ -82,7 +81,7 @@ def look_up(cfg: RunConfig) -> Inputs:
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
-    needed = _uses_calibration(cfg)
+    needed = uses_calibration(cfg)
     data = {name: _evaluator_facts(evaluator) for name, evaluator in cfg.evaluators.items()}
     for part in (cfg.method, cfg.allocator) if cfg.method is not None else ():
         if hasattr(part, "check"):
@@ -107,7 +106,8 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     inputs = inputs or look_up(cfg)
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
-    check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype, device))
+    waits = check_memory(_need(cfg, inputs, dtype, device), cfg.offload, device)
+    others = tuple(other_gpus(cfg.device, device)) if cfg.numerics == "fast" else ()
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
     protocols = {name: evaluator.protocol(context) for name, evaluator in cfg.evaluators.items()}
     described = {name: {"protocol": {"id": str(protocol), **protocol.settings}} for name, protocol in protocols.items()}
@@ -119,10 +119,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "defaults": {"window": inputs.default_window, "dtype": _default_dtype(inputs, device)},
         "revisions": revisions(cfg),
         "data": data,
+        "placement": {"offload": waits.blocks, "devices": 1 + len(others)},
     }
     identity = _identity(cfg, inputs, facts, device, context)
     belongs = {key: identity[key] for key in CACHED_BY if key in identity}
-    return Prepared(inputs, device, dtype, facts, fingerprint(identity), belongs, _resolved(cfg, inputs, device, dtype))
+    return Prepared(
+        inputs, device, dtype, waits, others, facts, fingerprint(identity), belongs,
+        _resolved(cfg, inputs, device, dtype),
+    )  # fmt: skip
 
 
 def revisions(cfg: RunConfig) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
     return length
 
 
-def _uses_calibration(cfg: RunConfig) -> bool:
+def uses_calibration(cfg: RunConfig) -> bool:
     """Whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
     if not _is("planner", "none", cfg.planner):
         return True
@@ -174,21 +178,14 @@ def _is(kind: str, name: str, instance: object) -> bool:
     return type(instance) is catalogue.lookup(kind, name)
 
 
-def _activation_bytes(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> int:
-    """Memory beside the weights: two copies of the hidden states, the largest Gram matrices, one batch of logits.
-
-    What a method keeps between its own passes counts on a CPU only: on a GPU it goes to host memory where it must.
-    """
-    config, length = inputs.checkpoint.config, inputs.calibration_length
-    hidden, vocabulary = int(config.get("hidden_size", 0)), int(config.get("vocab_size", 0))
-    wide = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden)
-    calibration = 2 * cfg.calibration.windows * length * hidden * dtype.itemsize + 4 * (wide**2 + 3 * hidden**2) * 3
-    if cfg.method is not None and device.type == "cpu" and hasattr(cfg.method, "kept_bytes"):
-        calibration += cfg.method.kept_bytes(cfg.calibration.windows * length, hidden, wide, dtype.itemsize)
-    logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), inputs.evaluation_window * vocabulary * 4)
-    rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
-    logits = max(logits, rows * min(inputs.checkpoint.context, LONGEST_PROMPT) * vocabulary * (4 + dtype.itemsize))
-    return (calibration if inputs.needs_calibration else 0) + (logits if cfg.evaluators else 0)
+def _need(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> Need:
+    """The memory of a run, with the weights as large as their files are."""
+    stored = 4 if inputs.checkpoint.stored_dtype == "float32" else 2
+    return need_of(
+        cfg, of_config(inputs.checkpoint.config), length=inputs.calibration_length, window=inputs.evaluation_window,
+        itemsize=dtype.itemsize, weights=inputs.checkpoint.size * dtype.itemsize / stored,
+        calibrated=inputs.needs_calibration, cuda=device.type == "cuda",
+    )  # fmt: skip
 
 
 def _text_facts(corpus: str, split: str) -> dict[str, Any]:
@@ -205,7 +202,7 @@ def _evaluator_facts(evaluator: Any) -> dict[str, Any]:
 def _identity(
     cfg: RunConfig, inputs: Inputs, facts: Mapping[str, Any], device: torch.device, context: Context
 ) -> dict[str, Any]:
-    """Everything that decides the numbers; paths, tracker, cluster and perplexity's batch size are not in it."""
+    """Everything that decides the numbers; where and in how many batches it was computed is not in it."""
     identity: dict[str, Any] = {
         "pipeline": PIPELINE,
         "weights": facts["weights_sha256"],

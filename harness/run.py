@@ -25,7 +25,8 @@ from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import fuse_attention, load_model, load_tokenizer, other_gpus
+from harness.models.fused import fused
+from harness.models.loading import fuse_attention, load_model, load_tokenizer
 from harness.models.surgery import operate
 from harness.prepare import Prepared
 from harness.record.provenance import provenance
@@ -59,16 +60,20 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
         tokenizer = load_tokenizer(ready.inputs.checkpoint, cfg.model)
-        model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device)
+        model = load_model(
+            ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device,
+            offload=ready.waits.blocks, parks=ready.waits.activations, others=ready.others,
+        )  # fmt: skip
         anatomy = anatomy_of(model)
         self_check(model, anatomy)
 
-    reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
-
-    fuse_attention(model)
-    with stages.time("evaluate"):
-        context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-        measures = [asdict(m) for evaluator in cfg.evaluators.values() for m in evaluator(model, tokenizer, context)]
+    with fused(model, wanted=_is_fast(cfg, ready)):
+        reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
+        fuse_attention(model)
+        with stages.time("evaluate"):
+            context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
+            evaluators = cfg.evaluators.values()
+            measures = [asdict(m) for evaluator in evaluators for m in evaluator(model, tokenizer, context)]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
     if cfg.save is not None:
         save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
@@ -121,8 +126,8 @@ def _reduce(
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
         with stages.time("prune"):
-            exact = cfg.numerics == "exact"
-            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told, exact=exact)
+            masks, exact = cfg.composed["recovery"]["name"] != "none", cfg.numerics == "exact"
+            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told, masks=masks, exact=exact)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -135,8 +140,16 @@ def _reduce(
 def _tokens_per_batch(cfg: RunConfig, ready: Prepared) -> int:
     if cfg.numerics == "exact":
         return 1  # so every window goes alone, as in the released codes
-    short = ready.device.type == "cuda" and ready.dtype != torch.float32
-    return SHORT_TOKENS_PER_BATCH if short else TOKENS_PER_BATCH
+    return SHORT_TOKENS_PER_BATCH if _is_short(ready) else TOKENS_PER_BATCH
+
+
+def _is_short(ready: Prepared) -> bool:
+    return ready.device.type == "cuda" and ready.dtype != torch.float32
+
+
+def _is_fast(cfg: RunConfig, ready: Prepared) -> bool:
+    """Whether steps may be fused: a replica or a block that comes and goes has to keep its own code."""
+    return cfg.numerics == "fast" and _is_short(ready) and not ready.waits.blocks and not ready.others
 
 
 def _probe(
@@ -153,7 +166,7 @@ def _probe(
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
-        devices=other_gpus(cfg.device, ready.device), exact=cfg.numerics == "exact",
+        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact",
     )  # fmt: skip
 
 
@@ -180,10 +193,12 @@ def prune(
     told: dict[str, dict[str, Any]] | None = None,
     *,
     exact: bool = False,
+    masks: bool = True,
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one.
 
-    Returns site → what the method gave; what it told about blocks is added to `told`, by index.
+    Returns site → what the method gave; what it told about blocks is added to `told`, by index. All masks of a model
+    take half as much memory as its weights in 16 bits: without `masks` none is kept.
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
@@ -191,7 +206,8 @@ def prune(
         patterns = {site: allocation[site] for site in block.weights}
         for site, pruned in block_method.prune_block(block, patterns).items():
             block.write(site, pruned.weight)
-            done[site] = pruned._replace(weight=torch.empty(0))  # it lives in the model now
+            kept = pruned.kept if masks else torch.empty(0, dtype=torch.bool)
+            done[site] = Pruned(torch.empty(0), kept, pruned.note)  # the weight lives in the model now
         if told is not None and block.told:
             told[str(block.index)] = block.told
     return done

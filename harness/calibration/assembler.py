@@ -76,7 +76,8 @@ class LevelAssembler:
                 for member in members:
                     levels = tuple(candidates[member][site] for site in linears)
                     parted.setdefault((number, levels), []).append(member)
-            hidden = self._run(index, linears, [(states[number][0], levels) for number, levels in parted])
+            with self._stream.placement.on_device(index):
+                hidden = self._run(index, linears, [(states[number][0], levels) for number, levels in parted])
             states = list(zip(hidden, parted.values(), strict=True))
         losses = [0.0] * len(candidates)
         for last, members in states:
@@ -112,7 +113,8 @@ class LevelAssembler:
         size = max(1, BATCH_TOKENS[hidden.device.type] // hidden.shape[1])
         if candidates > 1 or len(hidden) <= size:
             return self._stream.run_block(index, hidden)
-        return torch.cat([self._stream.run_block(index, part) for part in hidden.split(size)])
+        with self._stream.placement.on_device(index):
+            return torch.cat([self._stream.run_block(index, part) for part in hidden.split(size)])
 
     def _loss(self, hidden: Tensor, chosen: range) -> float:
         """Of one candidate's last hidden state (N, L, D), in float32, some positions at a time."""

@@ -152,7 +152,7 @@ def _block_squares(
     A function, so that the weights' gradients are gone before those of the next block exist.
     """
     hidden = hidden.detach().requires_grad_()
-    with _differentiable(weights) as leaves:
+    with state.placement.on_device(index), _differentiable(weights) as leaves:
         entering, *own = grad(state.run_block(index, hidden), [hidden, *leaves], gradient)
     return entering, [torch.linalg.vector_norm(one, dtype=torch.float32).square() for one in own]
 
@@ -206,7 +206,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """What a block gives (1, L, D) and the tangent of it, J (ḣ, z): Jᵀλ is linear in λ, and its derivative is J."""
     hidden = hidden.detach().requires_grad_()
-    with _differentiable(weights) as leaves:
+    with state.placement.on_device(index), _differentiable(weights) as leaves:
         output = state.run_block(index, hidden)
         dummy = torch.zeros_like(output, requires_grad=True)
         gradients = grad(output, [hidden, *leaves], dummy, create_graph=True)
@@ -230,8 +230,8 @@ def _backward(
     the Hessian of φ being symmetric, the gradient of <∇φ, (ḣ, z, λ̇)>, where the part of ∇φ for λ is the block's output.
     """
     hidden = hidden.detach().requires_grad_()
-    drawn = directions(weights)
-    with _differentiable(weights) as leaves:
+    with state.placement.on_device(index), _differentiable(weights) as leaves:
+        drawn = directions(weights)
         output = state.run_block(index, hidden)
         gradients = grad(output, [hidden, *leaves], gradient, create_graph=True)
         entering, *products = grad([*gradients, output], [hidden, *leaves], [tangent, *drawn, moving])

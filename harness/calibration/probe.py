@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
 from harness.calibration.cache import Cache, CachedValue
 from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
+from harness.calibration.shares import Shared
 from harness.calibration.stream import StreamedBlock, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Database, Draws, Objective, Trace
@@ -20,6 +21,7 @@ from harness.core.pattern import Pattern
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
+from harness.models.placement import WeightsOnDevice, placement_of
 
 
 class ModelProbe:
@@ -64,9 +66,9 @@ class ModelProbe:
         return {site: (linear.out_features, linear.in_features) for site, linear in self._linears.items()}
 
     @property
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """Site → weight (O, I), over the blocks in scope."""
-        return {site: linear.weight.data for site, linear in self._linears.items()}
+        return WeightsOnDevice(self._linears, placement_of(self._model, self._anatomy))
 
     @property
     def window(self) -> int:
@@ -80,14 +82,14 @@ class ModelProbe:
             found |= self._anatomy.block_linears(self._model, index)
         return found
 
-    def observe(self, statistic: Statistic) -> Iterator[StreamedBlock]:
+    def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | Shared]:
         """The blocks in scope over the calibration windows, nothing being changed."""
         return stream(
             self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe", exact=self._exact
         )
 
     @torch.no_grad()
-    def pruned(self, method: Any, allocation: Allocation) -> Iterator[StreamedBlock]:
+    def pruned(self, method: Any, allocation: Allocation) -> Iterator[StreamedBlock | Shared]:
         """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end."""
         with dense_again(self._model, self._anatomy, self._scope):
             for block in stream(

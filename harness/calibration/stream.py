@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.calibration.shares import Shared, in_turn, shares
 from harness.core.interfaces import FeedForward
+from harness.core.memory import Parked
 from harness.core.statistic import Seen, Statistic
 from harness.models.anatomy import Anatomy
+from harness.models.placement import placement_of
 
 TOKENS_PER_BATCH = 4096
 """Enough for two CPU cores, and for float32."""
@@ -56,13 +59,19 @@ class Stream:
     def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], *, exact: bool = False) -> None:
         self.model, self.anatomy, self.exact = model, anatomy, exact
         self.blocks = anatomy.block_list(model)
+        self.placement = placement_of(model, anatomy)
+        self.batches = batches = [batch.to(self.placement.device) for batch in batches]
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self._gives_tuples = False
-        self.hidden = [self.embed(batch) for batch in batches]
+        self.hidden = self.placement.parked(self.embed(batch) for batch in batches)
+        self.learn(batches)
+
+    def learn(self, batches: Sequence[Tensor]) -> None:
+        """Catch what blocks are called with for shapes of batches (B, L) that are new."""
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
-                self._arguments[tuple(batch.shape)] = self._catch_arguments(batch)
+                self._arguments[tuple(batch.shape)] = self._catch_arguments(batch.to(self.placement.device))
 
     def run_block(self, index: int, hidden: Tensor) -> Tensor:
         """The block's output (B, L, D) with the arguments that the model itself would give it.
@@ -102,7 +111,10 @@ class Stream:
 
     @torch.no_grad()
     def _catch_arguments(self, batch: Tensor) -> list[dict[str, Any]]:
-        """What every block is called with beside the hidden states; blocks of one model may differ in it."""
+        """What every block is called with beside the hidden states; blocks of one model may differ in it.
+
+        Only the first block runs, to show what it gives; the others are called and pass it through.
+        """
         caught: list[dict[str, Any]] = []
 
         def catch(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -112,10 +124,15 @@ class Stream:
         def look(_: nn.Module, __: Any, output: Any) -> None:
             self._gives_tuples = isinstance(output, tuple | list)
 
+        def passing(*positional: Any, **named: Any) -> Any:
+            hidden = positional[0] if positional else named["hidden_states"]
+            return (hidden,) if self._gives_tuples else hidden
+
         handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in self.blocks]
         handles.append(self.blocks[0].register_forward_hook(look))
         try:
-            self.model(batch, use_cache=False)
+            with standing_in(dict.fromkeys(self.blocks[1:], passing)):
+                self.model(batch, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -129,10 +146,16 @@ class StreamedBlock:
         self.index = index
         self.feed_forward: FeedForward = stream.anatomy.feed_forward(stream.model, index)
         self.told: dict[str, Any] = {}
-        self._stream = stream
+        self._stream, self._placement = stream, stream.placement
         self._linears = stream.anatomy.block_linears(stream.model, index)
-        self._outputs: list[Tensor] | None = None
+        self.written = False
+        self._outputs: Parked | None = None
         self._needs_outputs = needs_outputs
+
+    @property
+    def stream(self) -> Stream:
+        """The hidden states that this block runs over."""
+        return self._stream
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -141,6 +164,12 @@ class StreamedBlock:
     def write(self, site: str, weight: Tensor) -> None:
         """Put a new weight (O, I) in place; what the block gave before no longer holds."""
         self._linears[site].weight.data.copy_(weight)
+        self._placement.wrote(self.index)
+        self._outputs, self.written = None, True
+
+    def renew(self) -> None:
+        """The weights of the block were written on another device, which this one follows."""
+        self._placement.wrote(self.index)
         self._outputs = None
 
     def tell(self, **facts: Any) -> None:
@@ -166,12 +195,14 @@ class StreamedBlock:
             states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
             hook = self._accumulate(states, first_site, wanted[first_site], awaited)
             handles.append(linear.register_forward_pre_hook(hook))
-        outputs = []
+        outputs = self._placement.parked()
         try:
             for hidden in self._stream.hidden:
                 awaited.update(states)
                 with suppress(_Stop):
-                    outputs.append(self._stream.run_block(self.index, hidden))
+                    output = self._stream.run_block(self.index, hidden)
+                    if self._needs_outputs:
+                        outputs.append(output)
         finally:
             for handle in handles:
                 handle.remove()
@@ -198,7 +229,7 @@ class StreamedBlock:
             for position, hidden in enumerate(self._stream.hidden):
                 self._stream.hidden[position] = self._stream.run_block(self.index, hidden)
         else:
-            self._stream.hidden[:] = self._outputs
+            self._stream.hidden = self._outputs
 
 
 def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
@@ -209,7 +240,7 @@ def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
 def stream(
     model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str,
     exact: bool = False,
-) -> Iterator[StreamedBlock]:  # fmt: skip
+) -> Iterator[StreamedBlock | Shared]:  # fmt: skip
     """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
 
     Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
@@ -217,25 +248,56 @@ def stream(
     order of the released codes.
     """
     if not batches:
-        for index in progress(scope, label):
-            yield _Unseen(model, anatomy, index)
+        yield from _unseen(model, anatomy, scope, label)
         return
-    state = Stream(model, anatomy, batches, exact=exact)
-    for index in progress(range(scope.stop), label):
-        block = StreamedBlock(state, index, needs_outputs=not edited)
-        if index in scope:
-            yield block
-        if index + 1 < scope.stop:
-            block.advance()
+    walk = Walk(model, anatomy, batches, exact=exact)
+    try:
+        for index in progress(range(scope.stop), label):
+            with walk.block(index, needs_outputs=not edited) as block:
+                if index in scope:
+                    yield block
+                if index + 1 < scope.stop:
+                    block.advance()
+    finally:  # also where the walk is left in between
+        walk.settle()
+
+
+class Walk:
+    """The streams of all devices that a model may use, and its blocks in front of them."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], *, exact: bool = False) -> None:
+        self.streams = [Stream(one, anatomy, share, exact=exact) for one, share in shares(model, anatomy, batches)]
+
+    @contextmanager
+    def block(self, index: int, *, needs_outputs: bool) -> Iterator[StreamedBlock | Shared]:
+        """One block, on its devices for as long as this lasts."""
+        with in_turn(self.streams, index):
+            parts = [StreamedBlock(stream, index, needs_outputs) for stream in self.streams]
+            yield parts[0] if len(parts) == 1 else Shared(parts)
+
+    def settle(self) -> None:
+        """The weights are where the model keeps them, for anybody to read and write."""
+        self.streams[0].placement.settle()
+
+
+def _unseen(model: nn.Module, anatomy: Anatomy, scope: range, label: str) -> Iterator[StreamedBlock]:
+    placement = placement_of(model, anatomy)
+    try:
+        for index in progress(scope, label):
+            with placement.on_device(index):
+                yield _Unseen(model, anatomy, index)
+    finally:
+        placement.settle()
 
 
 class _Unseen(StreamedBlock):
     """A block without calibration: weights can be read and written, nothing can be observed."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, index: int) -> None:
-        self.index = index
+        self.index, self.written = index, False
         self.feed_forward = anatomy.feed_forward(model, index)
         self.told = {}
+        self._placement = placement_of(model, anatomy)
         self._linears = anatomy.block_linears(model, index)
         self._outputs = None
 

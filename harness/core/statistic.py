@@ -6,7 +6,7 @@ Shapes: W windows of L tokens each, I inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,12 +24,15 @@ class Statistic(NamedTuple):
     """`init(I, device)` has seen nothing; `update(state, inputs (L, I))` adds one window and may reuse the state.
 
     `update` rounds as the released codes do; `add(state, inputs (W, L, I))`, where there is one, adds several windows
-    at once, sooner and in another order.
+    at once, sooner and in another order. `merge(states)` is the state that has seen what these have, on the device of
+    the first, in their order: what several devices saw of their shares of the windows. It may reuse the first; without
+    it one device sees all windows.
     """
 
     init: Callable[[int, torch.device], Seen]
     update: Callable[[Seen, Tensor], Seen]
     add: Callable[[Seen, Tensor], Seen] | None = None
+    merge: Callable[[Sequence[Seen]], Seen] | None = None
 
     def see(self, state: Seen, inputs: Tensor, *, exact: bool) -> Seen:
         """Add windows (W, L, I): one after the other where that is asked for or the only way.
@@ -109,6 +112,20 @@ def _add_norms(state: Norms, inputs: Tensor) -> Norms:
     return Norms(mean + torch.norm(inputs.float().T, p=2, dim=1) ** 2 / windows, windows)
 
 
+def _merge_norms(states: Sequence[Norms]) -> Norms:
+    windows = sum(state.windows for state in states)
+    return Norms(_mean([state.mean for state in states], [state.windows for state in states]), windows)
+
+
+def _mean(means: Sequence[Tensor], windows: Sequence[int]) -> Tensor:
+    """The mean over all windows of means over some of them, in the memory of the first."""
+    total = max(1, sum(windows))
+    mean = means[0].mul_(windows[0] / total)
+    for other, count in zip(means[1:], windows[1:], strict=True):
+        mean.add_(other.to(mean.device), alpha=count / total)
+    return mean
+
+
 def _no_gram(width: int, device: torch.device) -> Gram:
     return Gram(torch.zeros(width, width, device=device), 0)
 
@@ -142,6 +159,12 @@ def _add_gram_at_once(state: Gram, inputs: Tensor) -> Gram:
     return Gram(state.sums, windows, fast=True)
 
 
+def _merge_grams(states: Sequence[Gram]) -> Gram:
+    counts = [state.windows for state in states]
+    fast = any(state.fast for state in states)
+    return Gram(_mean([state.sums for state in states], counts), sum(counts), fast)
+
+
 def together(parts: Mapping[str, Statistic]) -> Statistic:
     """Several statistics of the same inputs as one, whose state holds theirs by name."""
 
@@ -154,11 +177,14 @@ def together(parts: Mapping[str, Statistic]) -> Statistic:
     def add(state: Seen, inputs: Tensor) -> Seen:
         return {name: part.see(state[name], inputs, exact=False) for name, part in parts.items()}
 
-    return Statistic(init, update, add)
+    def merge(states: Sequence[Seen]) -> Seen:
+        return {name: part.merge([state[name] for state in states]) for name, part in parts.items() if part.merge}
+
+    return Statistic(init, update, add, merge if all(part.merge for part in parts.values()) else None)
 
 
-norms = Statistic(_no_norms, _add_norms, _add_norms_at_once)
+norms = Statistic(_no_norms, _add_norms, _add_norms_at_once, _merge_norms)
 """The mean squared norm of each input."""
 
-gram = Statistic(_no_gram, _add_gram, _add_gram_at_once)
+gram = Statistic(_no_gram, _add_gram, _add_gram_at_once, _merge_grams)
 """Twice the mean Gram matrix: the Hessian of the squared output error, up to the number of outputs."""

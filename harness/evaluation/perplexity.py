@@ -6,7 +6,7 @@ Shapes: B windows, L tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.calibration.shares import each
+from harness.calibration.stream import Stream, Walk
 from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
+from harness.models.anatomy import anatomy_of
+from harness.models.placement import placement_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,9 +100,42 @@ def mean_nll(model: PreTrainedModel, windows: Tensor, device: torch.device, labe
     per_window = windows.shape[1] * model.config.get_text_config().vocab_size * 4
     batch = max(1, min(LOGIT_BYTES // per_window, TOKENS_PER_BATCH // windows.shape[1]))
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for tokens in progress(windows.split(batch), label):
-        tokens = tokens.to(device)
-        logits = model(tokens, use_cache=False).logits[:, :-1].float()  # (B, L-1, V)
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        total += losses.view(len(tokens), -1).mean(dim=1).double().sum()
+    for loss in _losses(model, windows.split(batch), device, label):
+        total += loss.to(device)
     return float(total) / len(windows)
+
+
+def _losses(model: PreTrainedModel, batches: Sequence[Tensor], device: torch.device, label: str) -> Iterator[Tensor]:
+    """What each batch (B, L) adds to the sum over windows of the mean over their targets.
+
+    A model that fits one device runs whole. Otherwise all batches go through one block after the other, so that each
+    block is brought to its device once; what runs is the same, to the bit on equal devices.
+    """
+    anatomy = anatomy_of(model)
+    placement = placement_of(model, anatomy)
+    if not placement.offloaded and not placement.others:
+        for tokens in progress(batches, label):
+            tokens = tokens.to(device)
+            yield _loss(model(tokens, use_cache=False).logits, tokens)
+        return
+    walk = Walk(model, anatomy, batches)
+    for index in progress(range(len(walk.streams[0].blocks)), label):
+        with walk.block(index, needs_outputs=False) as block:
+            block.advance()
+    walk.settle()
+    for losses in each(_losses_behind, walk.streams):
+        yield from losses
+
+
+def _losses_behind(stream: Stream) -> list[Tensor]:
+    """Of the batches of one device, whose hidden states are behind the last block."""
+    pairs = zip(stream.hidden, stream.batches, strict=True)
+    return [_loss(stream.logits(hidden), tokens) for hidden, tokens in pairs]
+
+
+def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Σ over windows (B, L) of the mean negative log-likelihood of their targets, in float64."""
+    losses = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    return losses.view(len(tokens), -1).mean(dim=1).double().sum()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from harness.core.errors import UserError
+from harness.models.anatomy import Anatomy, anatomy_of
+from harness.models.placement import Placement, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -215,22 +218,6 @@ def other_gpus(wanted: str, device: torch.device) -> list[torch.device]:
     return [torch.device("cuda", index) for index, (here, total) in free.items() if here > FREE * total]
 
 
-def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, extra: int) -> None:
-    """Refuse before the work starts what cannot fit: weights in `dtype` plus `extra` bytes of activations.
-
-    Raises:
-        UserError: less memory is free on the device than is needed.
-    """
-    stored = 4 if checkpoint.stored_dtype == "float32" else 2
-    needed = checkpoint.size * dtype.itemsize // stored + extra
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    if needed > free:
-        raise UserError(
-            f"this run needs about {needed / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB are free; "
-            "take fewer or shorter calibration windows, a smaller dtype, or a larger machine."
-        )
-
-
 def free_memory() -> int:
     """Bytes of main memory that are free to this process, with a container's limit respected."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -257,9 +244,16 @@ def load_tokenizer(checkpoint: Checkpoint, choice: ModelChoice) -> Any:
 
 
 def load_model(
-    checkpoint: Checkpoint, choice: ModelChoice, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    choice: ModelChoice,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    offload: bool = False,
+    parks: bool | None = None,
+    others: Sequence[torch.device] = (),
 ) -> PreTrainedModel:
-    """The model in evaluation mode on the device, every weight finite.
+    """The model in evaluation mode in its place (`placement.place`), every weight finite.
 
     Raises:
         UserError: the files do not make a decoder model, or a weight is not finite.
@@ -286,13 +280,26 @@ def load_model(
         raise UserError(
             f"the weights of {choice.path} lack {sorted(info['missing_keys'])[0]}; transformers would invent it."
         )
-    model = model.to(device).eval()
+    model.eval().requires_grad_(False)
     model.config.use_cache = False
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
+    anatomy = anatomy_of(model)
+    placement = place(model, anatomy, device, offload=offload, parks=parks, others=others)
+    if (name := _not_finite(model, anatomy, placement)) is not None:
+        raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
     return cast("PreTrainedModel", model)
+
+
+def _not_finite(model: PreTrainedModel, anatomy: Anatomy, placement: Placement) -> str | None:
+    """The first weight that is not finite, looked for on the device."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{anatomy.blocks}.") and not torch.isfinite(parameter).all():
+            return name
+    for index, block in enumerate(anatomy.block_list(model)):
+        with placement.on_device(index):
+            for name, parameter in block.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    return f"{anatomy.blocks}.{index}.{name}"
+    return None
 
 
 def _attention(checkpoint: Checkpoint, dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
-from harness.study.estimate import estimate
+from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
 
@@ -125,7 +125,10 @@ def _config(study: Study, number: int) -> RunConfig:
 
 
 def plan(study: Study) -> int:
-    """Print the points: done, to do, skipped and why, with an estimate of time and memory for what is left."""
+    """Print the points: done, to do, skipped and why, with an estimate of time and memory for what is left.
+
+    Memory is said for a GPU of this machine, or for one of `estimate.GPU` bytes where it has none.
+    """
     device = "cuda" if torch.cuda.is_available() or study.scale == "paper" else "cpu"
     total = 0.0
     items = progress_of(study)
@@ -133,12 +136,18 @@ def plan(study: Study) -> int:
         guess = estimate(item.point.cfg, device) if item.point.cfg and item.to_run else None
         if guess:
             total += guess.seconds
-        cost = f"  ~{_duration(guess.seconds)}, {guess.peak_bytes / 2**30:.1f} GiB" if guess else ""
+        cost = f"  ~{_duration(guess.seconds)}, {_memory(guess, device)}" if guess else ""
         print(f"{item.state:8}{item.point}{cost}{'  (' + item.why + ')' if item.why else ''}")
     print(
         f"{_counts(items)}; about {_duration(total)} left on {device}, by the rates stated in harness/study/estimate.py"
     )
     return 0
+
+
+def _memory(guess: Estimate, device: str) -> str:
+    if device == "cpu":
+        return f"{guess.peak_bytes / 2**30:.1f} GiB"
+    return guess.fits(torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else GPU)
 
 
 def status(study: Study) -> int:

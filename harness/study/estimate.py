@@ -1,6 +1,6 @@
 """What a point will cost, counted from the model's geometry: no checkpoint is needed.
 
-Rates are assumptions, stated here; the counts are exact up to lower-order terms.
+Rates are assumptions, stated here; the memory is counted in `harness/needs.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.config import RunConfig
+from harness.needs import GIB, LIBRARIES, Geometry, Need, need_of, of_facts
+from harness.prepare import uses_calibration
 
 RATES = {"cpu": 50e9, "cuda": 300e12}
 """Floating-point operations a second that a forward pass reaches: two CPU cores; a data-centre GPU in 16 bits."""
@@ -35,32 +37,34 @@ ITEM_TOKENS = {
 }
 
 
+GPU = 80 * GIB
+"""The GPU that a plan asks about where this machine has none."""
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and peak bytes of one point."""
+    """Seconds of one point, and its memory: `need` in bytes, by part."""
 
     seconds: float
-    peak_bytes: float
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    blocks: int
-    hidden: int
-    wide: int
-    key_value: int
-    vocabulary: int
-    gated: bool
+    need: Need
 
     @property
-    def block_parameters(self) -> int:
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.key_value
-        return attention + (3 if self.gated else 2) * self.hidden * self.wide
+    def peak_bytes(self) -> float:
+        """With everything on the device."""
+        return self.need.resident
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Input widths of the matrices of one block."""
-        return (self.hidden,) * (6 if self.gated else 5) + (self.wide,)
+    def fits(self, size: float) -> str:
+        """In words: how a GPU with `size` bytes can run it, and what it takes there and in host memory."""
+        need, mode = self.need, self.need.mode(size)
+        if mode == "too large":
+            return f"does not fit {size / GIB:.0f} GiB, it needs {need.offloaded / GIB:.1f} GiB even with offload"
+        if mode == "offload":
+            return (
+                f"{need.offloaded / GIB:.1f} GiB with offload, {need.host(offload=True) / GIB:.1f} GiB in host memory"
+            )
+        if need.resident + LIBRARIES <= size:
+            return f"{need.resident / GIB:.1f} GiB"
+        return f"{need.parked / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
 
 
 def estimate(cfg: RunConfig, device: str) -> Estimate | None:
@@ -68,38 +72,24 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     facts = cfg.composed["model"].get("geometry")
     if not facts:
         return None
-    geometry = _geometry(facts)
+    geometry = of_facts(facts)
     narrow = 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and device == "cpu") else 2
     rate = (FLOAT32_RATES if narrow == 4 else RATES)[device]
     window = _tokens(cfg, facts)
     in_scope = replace(geometry, blocks=len(cfg.scope.blocks(geometry.blocks)))
     seconds = START[device] + _pruning(cfg, in_scope, window, rate, device) + _evaluation(cfg, geometry, window, rate)
-    weights = (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden) * narrow
-    hidden = 2 * cfg.calibration.windows * window * geometry.hidden * narrow if cfg.method else 0
-    grams = 4 * (geometry.wide**2 + 3 * geometry.hidden**2) * 2 if cfg.method else 0
-    tokens = cfg.calibration.windows * window
-    kept = getattr(cfg.method, "kept_bytes", lambda *sizes: 0)(tokens, geometry.hidden, geometry.wide, narrow)
-    logits = 3 * min(1 << 30, 4096 * geometry.vocabulary * 4)
-    return Estimate(seconds, weights + max(hidden + grams + kept, logits))
-
-
-def _geometry(facts: Mapping[str, Any]) -> _Geometry:
-    head = facts["hidden"] // facts["heads"]
-    return _Geometry(
-        facts["blocks"],
-        facts["hidden"],
-        facts["intermediate"],
-        head * facts["kv_heads"],
-        facts["vocabulary"],
-        facts["family"] not in ("opt", "phi"),
-    )
+    need = need_of(
+        cfg, geometry, length=cfg.calibration.length or window, window=cfg.evaluation_window or window,
+        itemsize=narrow, calibrated=uses_calibration(cfg), cuda=device == "cuda",
+    )  # fmt: skip
+    return Estimate(seconds, need)
 
 
 def _tokens(cfg: RunConfig, facts: Mapping[str, Any]) -> int:
     return int(facts["context"] if cfg.window == "context" else cfg.window or 2048)
 
 
-def _pruning(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, device: str) -> float:
+def _pruning(cfg: RunConfig, geometry: Geometry, window: int, rate: float, device: str) -> float:
     if cfg.method is None:
         return 0.0
     tokens = cfg.calibration.windows * window
@@ -115,7 +105,7 @@ def _pruning(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, devi
     return work
 
 
-def _allocating(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, device: str) -> float:
+def _allocating(cfg: RunConfig, geometry: Geometry, window: int, rate: float, device: str) -> float:
     """Seconds of an allocator; a search counts whole, though points that share it pay once."""
     settings = cfg.composed["allocator"]
     body = 2 * window * geometry.block_parameters * geometry.blocks  # a window through the blocks
@@ -142,7 +132,7 @@ def _allocating(cfg: RunConfig, geometry: _Geometry, window: int, rate: float, d
     return windows * whole / rate + levels * sum(geometry.widths) * geometry.blocks * COLUMN[device]
 
 
-def _epoch(geometry: _Geometry, tokens: int, rate: float, device: str) -> float:
+def _epoch(geometry: Geometry, tokens: int, rate: float, device: str) -> float:
     """Seconds of one epoch of SparseLLM after the first, which is SparseGPT: its updates, then the columns again.
 
     Its products reach half the rate of a forward pass: TF32 against 16 bits on a GPU, small matrices on a CPU.
@@ -153,7 +143,7 @@ def _epoch(geometry: _Geometry, tokens: int, rate: float, device: str) -> float:
     return geometry.blocks * (products / (rate / 2) + columns * COLUMN[device])
 
 
-def _evaluation(cfg: RunConfig, geometry: _Geometry, window: int, rate: float) -> float:
+def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, rate: float) -> float:
     per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
     tokens = sum(ITEM_TOKENS.get(name, TOKENS.get(name, 256 * window)) for name in cfg.evaluators)
     return tokens * per_token / rate

@@ -13,6 +13,7 @@ from harness import compose
 from harness.core.errors import UserError
 from harness.execute import execute
 from harness.prepare import prepare
+from harness.study.gpus import run_points
 from harness.study.grid import Study, load_study
 
 LAUNCHERS = {"joblib": "JoblibLauncher", "slurm": "SlurmLauncher", "ray": "RayLauncher"}
@@ -25,6 +26,9 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
         UserError: the launcher's package is not installed.
     """
     if not numbers:
+        return
+    if study.cluster == "gpus":
+        run_points([(str(study.points[number]), cfg) for number in numbers if (cfg := study.points[number].cfg)])
         return
     installed = {plugin.__name__ for plugin in Plugins.instance().discover(Launcher)}
     if LAUNCHERS.get(study.cluster, "BasicLauncher") not in installed | {"BasicLauncher"}:

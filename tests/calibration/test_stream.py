@@ -148,7 +148,8 @@ def test_pruning_runs_each_block_to_its_end_once_a_batch(method: Any) -> None:
     allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
     with counted(model.model.layers) as calls, counted([block.mlp.down_proj for block in model.model.layers]) as downs:
         prune(model, anatomy, BATCHES, range(3), method, allocation)
-    assert calls == downs == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES, 2: SHAPES}
+    assert calls == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES, 2: SHAPES}
+    assert downs == {0: len(BATCHES) + SHAPES, 1: len(BATCHES)}, "arguments are caught with the first block alone"
 
 
 def test_outside_the_scope_blocks_run_once_or_not_at_all() -> None:

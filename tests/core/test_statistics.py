@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import hessian, inputs, normal, pattern, seen_by
+from helpers import everything, hessian, inputs, normal, pattern, seen_by
 
 from harness.core.errors import UserError
 from harness.core.linalg import damped_inverse
-from harness.core.statistic import Gram, Norms, gram, norms
+from harness.core.statistic import Gram, Norms, gram, norms, together
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
@@ -30,6 +30,24 @@ def test_the_order_of_windows_does_not_matter() -> None:
     seen = [inputs(20, 6, seed=i) for i in range(6)]
     torch.testing.assert_close(hessian(*seen), hessian(*reversed(seen)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(seen_by(norms, *seen).mean, seen_by(norms, *reversed(seen)).mean)
+
+
+@pytest.mark.parametrize("split", [(1, 5), (3, 3), (0, 6), (2, 3, 1)])
+def test_merged_states_have_seen_all_windows(split: tuple[int, ...]) -> None:
+    seen, parts = [inputs(20, 6, seed=i) for i in range(6)], []
+    both = together({"norms": norms, "gram": gram})
+    rest = iter(seen)
+    for count in split:
+        state = both.init(6, torch.device("cpu"))
+        for _ in range(count):
+            state = both.update(state, next(rest))
+        parts.append(state)
+    assert both.merge is not None
+    merged, alone = both.merge(parts), seen_by(both, *seen)
+    assert merged["norms"].windows == merged["gram"].windows == 6
+    torch.testing.assert_close(merged["norms"].mean, alone["norms"].mean)
+    torch.testing.assert_close(merged["gram"].matrix, alone["gram"].matrix)
+    assert together({"norms": norms, "all": everything}).merge is None
 
 
 def test_nothing_seen_is_zero() -> None:

@@ -114,7 +114,7 @@ def test_the_device_is_part_of_the_question(typed: Callable, options: list[str])
 def test_a_login_node_needs_no_memory(typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from harness import compose
 
-    monkeypatch.setattr("harness.models.loading.free_memory", lambda: 1)
+    monkeypatch.setattr("harness.needs.free_memory", lambda: 1)
     assert "GiB" in typed(*options).err
     compose.register()
     points = [("", compose.compose_run([*options, "device=cuda"]))]

@@ -157,7 +157,7 @@ def test_saves_that_would_spoil_something(typed: Callable, options: list[str], t
 def test_no_document_is_long_enough(typed: Callable, options: list[str], tmp_path: Path) -> None:
     long = save_tiny(tmp_path / "long", max_position_embeddings=100_000)
     rest = [text for text in options if not text.startswith(("model.path", "calibration.length"))]
-    done = typed(*rest, f"model.path={long}", "calibration.length=90000")
+    done = typed(*rest, f"model.path={long}", "calibration.length=8000")
     said(done, "none of its", tmp_path / "records")
 
 

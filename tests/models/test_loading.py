@@ -16,20 +16,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
-from harness.models import loading
+from harness.models.anatomy import anatomy_of
 from harness.models.loading import (
     Checkpoint,
     ModelChoice,
-    check_memory,
     file_hash,
     find_checkpoint,
-    free_memory,
     load_model,
     load_tokenizer,
     resolve_device,
     resolve_dtype,
     weights_hash,
 )
+from harness.models.placement import placement_of
 
 CPU = torch.device("cpu")
 
@@ -254,18 +253,10 @@ def test_a_stored_dtype_that_is_none_of_ours(folder: Path, stored: str) -> None:
     assert stored in sentence(lambda: resolve_dtype("auto", checkpoint, torch.device("cuda")))
 
 
-def test_memory_is_asked_for_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = find_checkpoint(choice(folder))
-    assert free_memory() > 0
-    monkeypatch.setattr(loading, "free_memory", lambda: 10 * checkpoint.size)
-    check_memory(checkpoint, torch.float32, CPU, 0)
-    check_memory(checkpoint, torch.bfloat16, CPU, 9 * checkpoint.size)
-    said = sentence(lambda: check_memory(checkpoint, torch.float32, CPU, 10 * checkpoint.size))
-    assert said.startswith("this run needs about ") and "GiB on cpu" in said and "smaller dtype" in said
-    half = Checkpoint(folder, checkpoint.config | {"dtype": "bfloat16"}, checkpoint.weights, None)
-    monkeypatch.setattr(loading, "free_memory", lambda: 2 * checkpoint.size - 1)
-    check_memory(half, torch.bfloat16, CPU, 0)
-    assert "needs about" in sentence(lambda: check_memory(half, torch.float32, CPU, 0))
+def test_a_model_that_waits_in_host_memory_loads_as_it_was_saved(folder: Path) -> None:
+    model = load_model(find_checkpoint(choice(folder)), choice(folder), torch.float32, CPU, offload=True)
+    assert placement_of(model, anatomy_of(model)).offloaded
+    torch.testing.assert_close(model(windows(2)).logits, tiny("llama")(windows(2)).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_tokenizers(folder: Path) -> None:

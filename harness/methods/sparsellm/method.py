@@ -12,7 +12,7 @@ from torch import nn
 from harness.catalogue import component
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
-from harness.core.memory import Parked
+from harness.core.memory import Parked, joined
 from harness.core.pattern import Pattern
 from harness.core.statistic import Seen, Statistic, gram, together
 from harness.methods.sparsegpt import SparseGPT
@@ -105,7 +105,7 @@ class SparseLLM:
     def _observe(self, block: BlockView, part: FeedForward) -> tuple[dict[Site, Seen], dict[str, Seen]]:
         """One pass over the dense block → what the inner method sees of every linear; inputs x and their Gram."""
         statistic = self.inner.statistic
-        keeping = {"gram": gram, "x": Statistic(lambda width, device: Parked(device), Parked.append)}
+        keeping = {"gram": gram, "x": Statistic(lambda width, device: Parked(device), Parked.append, merge=joined)}
         if statistic not in (None, gram):
             keeping["inner"] = statistic
         mine = dict.fromkeys(part.readers, together(keeping))

@@ -1,0 +1,339 @@
+"""Where a loaded model lies: on its device, or with its blocks in host memory; and its replicas on further devices.
+
+Blocks in host memory visit the device, two at a time: one computes while the next one is on its way. Whoever runs a
+block brings it there, so that nothing else has to know; whoever also looks at its weights, or runs it several times,
+does so inside `on_device`. Outside, the matrices of a block are the ones in host memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.memory import Ferry, Mark, Parked, page_locked, unlock
+from harness.models.anatomy import Anatomy
+
+ALIGNMENT = 512
+"""Bytes at whose multiples matrices start in a buffer, as the GPU's own allocator has it."""
+
+
+class Placement:
+    """Where the parts of one model are.
+
+    Args:
+        offload: whether blocks and activations wait in host memory.
+        parks: whether activations alone do; None: once there is no room for them.
+        others: further devices that take a share of the windows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        device: torch.device,
+        *,
+        offload: bool = False,
+        parks: bool | None = None,
+        others: Sequence[torch.device] = (),
+    ) -> None:
+        self.device, self.others = device, tuple(others)
+        self._blocks, self._parks = anatomy.block_list(model), True if offload else parks
+        self._visits: _Visits | _Follows | None = _Visits(self._blocks, device) if offload else None
+        self._replicas: list[nn.Module] = []
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether blocks wait in host memory."""
+        return self._visits is not None
+
+    @contextmanager
+    def on_device(self, index: int) -> Iterator[None]:
+        """The matrices of a block are on the device inside; what `wrote` was told of goes back at the end."""
+        with _visiting(self._visits, self._blocks[index]):
+            yield
+
+    def wrote(self, index: int) -> None:
+        """The weights of a block that is on the device were changed."""
+        if self._visits:
+            self._visits.wrote(self._blocks[index])
+
+    def settle(self) -> None:
+        """Host memory is up to date and the device holds no copy of it: it may be read and written."""
+        if self._visits:
+            self._visits.settle()
+
+    def parked(self, tensors: Any = ()) -> Parked:
+        """A list of activations, which wait where this placement has them wait."""
+        return Parked(self.device, tensors, waits=self._parks)
+
+    def replicas(self, model: nn.Module, anatomy: Anatomy, most: int) -> list[nn.Module]:
+        """At most so many copies of this placement's model, one on each further device; they follow its weights."""
+        wanted = self.others[: max(0, most)]
+        if any(len(anatomy.block_list(replica)) != len(self._blocks) for replica in self._replicas):
+            self._replicas = []
+        for device in wanted[len(self._replicas) :]:
+            self._replicas.append(_replica(model, anatomy, device, self._parks))
+        return self._replicas[: len(wanted)]
+
+
+_PLACED: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
+
+
+def placement_of(model: nn.Module, anatomy: Anatomy) -> Placement:
+    """Where a model was placed; one that nobody placed is where its parameters are."""
+    return _PLACED.get(model) or Placement(model, anatomy, next(model.parameters()).device)
+
+
+def place(
+    model: nn.Module,
+    anatomy: Anatomy,
+    device: torch.device,
+    *,
+    offload: bool = False,
+    parks: bool | None = None,
+    others: Sequence[torch.device] = (),
+) -> Placement:
+    """Bring a model from host memory to its place: all of it to the device, or all but the matrices of its blocks.
+
+    These move to page-locked memory, one after the other, so that the model is never there twice.
+    """
+    if offload:
+        inside = {id(parameter) for parameter in anatomy.block_list(model).parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in inside:
+                parameter.data = parameter.data.to(device)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+    else:
+        model.to(device)
+    _PLACED[model] = placed = Placement(model, anatomy, device, offload=offload, parks=parks, others=others)
+    return placed
+
+
+class WeightsOnDevice(Mapping[str, Tensor]):
+    """Site → weight (O, I) on the device of the model, brought there when it is asked for."""
+
+    def __init__(self, linears: Mapping[str, nn.Linear], placement: Placement) -> None:
+        self._linears, self._placement = linears, placement
+
+    def __getitem__(self, site: str) -> Tensor:
+        weight = self._linears[site].weight.data
+        if weight.device != self._placement.device:
+            self._placement.settle()
+        return weight.to(self._placement.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._linears)
+
+    def __len__(self) -> int:
+        return len(self._linears)
+
+
+class _Home:
+    """The matrices of one block and where they wait; its vectors are small and stay on the device."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        self.matrices = [parameter for parameter in block.parameters() if parameter.dim() > 1]
+        self.waiting: list[Tensor] = []
+        self.settled: Mark = None
+        self.size = _size(self.matrices)
+        for parameter in block.parameters():
+            if parameter.dim() > 1:
+                host = page_locked(parameter.shape, parameter.dtype).copy_(parameter.data)
+                parameter.data = host
+                self.waiting.append(host)
+            else:
+                parameter.data = parameter.data.to(device)
+
+
+class _Slot:
+    """Room for one block on the device: which one is there or on its way, from when on, and until when it is read."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.flat = torch.empty(size, dtype=torch.uint8, device=device)
+        self.block: nn.Module | None = None
+        self.ready: Mark = None
+        self.free: Mark = None
+
+
+class _Visits:
+    """The blocks of a model in host memory, and two slots on the device that they visit."""
+
+    def __init__(self, blocks: nn.ModuleList, device: torch.device) -> None:
+        self._blocks, self._ferry = blocks, Ferry(device)
+        self._homes = {block: _Home(block, device) for block in blocks}
+        largest = max(home.size for home in self._homes.values())
+        self._slots = [_Slot(largest, device), _Slot(largest, device)]
+        for slot in self._slots:
+            self._ferry.lend(slot.flat)
+        self._entered: list[nn.Module] = []
+        self._written: set[nn.Module] = set()
+        for block in blocks:
+            _run_inside(block, self.visit)
+        locked = [tensor.data_ptr() for home in self._homes.values() for tensor in home.waiting]
+        weakref.finalize(self, unlock, locked).atexit = False
+
+    @contextmanager
+    def visit(self, block: nn.Module) -> Iterator[None]:
+        if block in self._entered:
+            yield
+            return
+        slot, home = self._on_its_way(block), self._homes[block]
+        self._entered.append(block)
+        self._ferry.wait(slot.ready)
+        on_device = _views(slot.flat, home.matrices)
+        _point(home.matrices, on_device)
+        self._fetch_next(block)
+        try:
+            yield
+        finally:
+            _point(home.matrices, home.waiting)
+            slot.free = self._ferry.mark()
+            if block in self._written:
+                pairs = list(zip(on_device, home.waiting, strict=True))
+                slot.free = home.settled = self._ferry.send(pairs, [slot.free])
+                self._written.discard(block)
+            slot.block = None
+            self._entered.remove(block)
+
+    def wrote(self, block: nn.Module) -> None:
+        assert block in self._entered, "weights are written while their block is on the device"
+        self._written.add(block)
+
+    def settle(self) -> None:
+        self._ferry.finish()
+        for slot in self._slots:
+            if slot.block not in self._entered:
+                slot.block = None
+
+    def _on_its_way(self, block: nn.Module) -> _Slot:
+        """The slot of a block, to which it is copied unless it was already."""
+        found = next((slot for slot in self._slots if slot.block is block), None)
+        if found is None:
+            free = [slot for slot in self._slots if slot.block not in self._entered]
+            found = min(free, key=lambda slot: slot.block is not None)
+            home = self._homes[block]
+            pairs = list(zip(home.waiting, _views(found.flat, home.matrices), strict=True))
+            found.ready = self._ferry.fetch(pairs, [found.free, home.settled])
+            found.block = block
+        return found
+
+    def _fetch_next(self, block: nn.Module) -> None:
+        order = list(self._blocks)  # a planner may have dropped some
+        position = order.index(block) + 1
+        if position < len(order) and len(self._entered) == 1:
+            self._on_its_way(order[position])
+
+
+class _Follows:
+    """The blocks of a replica: one slot, to which the matrices are copied from where the model's own are now."""
+
+    def __init__(self, blocks: nn.ModuleList, own: nn.ModuleList, device: torch.device) -> None:
+        self._own = dict(zip(blocks, own, strict=True))
+        self._matrices = {
+            block: [mine for mine, its in zip(block.parameters(), owner.parameters(), strict=True) if its.dim() > 1]
+            for block, owner in self._own.items()
+        }
+        self._slot = _Slot(max(_size(_matrices(block)) for block in own), device)
+        self._empty = torch.empty(0, device=device)
+        for block in blocks:
+            _run_inside(block, self.visit)
+
+    @contextmanager
+    def visit(self, block: nn.Module) -> Iterator[None]:
+        if self._slot.block is block:
+            yield
+            return
+        assert self._slot.block is None, "a replica runs one block at a time"
+        sources = _matrices(self._own[block])
+        on_device = _views(self._slot.flat, sources)
+        _point(self._matrices[block], on_device)
+        self._slot.block = block
+        self.wrote(block)
+        try:
+            yield
+        finally:
+            _point(self._matrices[block], [self._empty] * len(sources))
+            self._slot.block = None
+
+    def wrote(self, block: nn.Module) -> None:
+        """The model's own weights have changed, or were never copied."""
+        for matrix, source in zip(self._matrices[block], _matrices(self._own[block]), strict=True):
+            matrix.data.copy_(source.data, non_blocking=True)
+
+    def settle(self) -> None:
+        """A replica keeps nothing."""
+
+
+def _replica(model: nn.Module, anatomy: Anatomy, device: torch.device, parks: bool | None) -> nn.Module:
+    """The model on another device but for the matrices of its blocks; it shares the configuration."""
+    own = anatomy.block_list(model)
+    inside = {id(matrix) for block in own for matrix in _matrices(block)}
+    moved: dict[int, Any] = {id(model.config): model.config}
+    moved |= {id(buffer): buffer.to(device, copy=True) for buffer in model.buffers()}
+    for parameter in model.parameters():
+        here = torch.empty(0, device=device) if id(parameter) in inside else parameter.detach().to(device, copy=True)
+        moved[id(parameter)] = nn.Parameter(here, parameter.requires_grad)
+    replica = copy.deepcopy(model, moved)
+    blocks = anatomy.block_list(replica)
+    for block in blocks:
+        vars(block).pop("forward", None)  # the one that brings the model's own block to its device
+    placed = Placement(replica, anatomy, device, parks=parks)
+    placed._visits = _Follows(blocks, own, device)
+    _PLACED[replica] = placed
+    return replica
+
+
+@contextmanager
+def _visiting(visits: Any, block: nn.Module) -> Iterator[None]:
+    if visits is None:
+        yield
+    else:
+        with visits.visit(block):
+            yield
+
+
+def _run_inside(block: nn.Module, visit: Callable[[nn.Module], Any]) -> None:
+    """Let a block bring itself to the device whenever it runs."""
+    own = block.forward
+
+    @wraps(own)
+    def forward(*positional: Any, **named: Any) -> Any:
+        with visit(block):
+            return own(*positional, **named)
+
+    block.forward = forward
+
+
+def _matrices(block: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in block.parameters() if parameter.dim() > 1]
+
+
+def _point(parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> None:
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        parameter.data = tensor
+
+
+def _size(matrices: Sequence[Tensor]) -> int:
+    return sum(_aligned(matrix.nbytes) for matrix in matrices)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Pieces of a buffer of bytes in the shapes and dtypes of these matrices, one behind the other."""
+    views, start = [], 0
+    for matrix in like:
+        views.append(flat[start : start + matrix.nbytes].view(matrix.dtype).view(matrix.shape))
+        start += _aligned(matrix.nbytes)
+    return views

@@ -1,0 +1,267 @@
+"""The memory that a run takes, counted from the model's geometry and the options: what fits, and where.
+
+The counts are those of the tensors that exist together, up to lower-order terms. Beside them a GPU holds what its
+libraries take (`LIBRARIES`). Shapes are written as in the rest of the harness: L tokens, D hidden size, F feed-forward
+size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from harness.config import RunConfig
+from harness.core.allocation import Budget
+from harness.core.errors import UserError
+from harness.core.memory import AHEAD
+from harness.core.search import Ladder
+from harness.core.statistic import gram, norms
+from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
+from harness.models.loading import free_memory
+
+GIB = 2**30
+LIBRARIES = 1.0 * GIB
+"""Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""
+LONGEST_PROMPT = 1024
+"""Tokens that the longest zero-shot prompt (BoolQ's) may take."""
+SELECTION = 24
+"""Bytes a weight of the largest matrix while it is pruned: scores, their order (64 bits each), the mask, the result."""
+TIED = ("opt", "gemma", "gemma2", "gemma3_text")
+"""Families whose head is the embedding."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a decoder: what `conf/model` says of it before there is a checkpoint, or its `config.json`."""
+
+    blocks: int
+    hidden: int
+    wide: int
+    key_value: int
+    heads: int
+    vocabulary: int
+    gated: bool
+    tied: bool
+
+    @property
+    def block_parameters(self) -> int:
+        attention = 2 * self.hidden**2 + 2 * self.hidden * self.key_value
+        return attention + (3 if self.gated else 2) * self.hidden * self.wide
+
+    @property
+    def outside_parameters(self) -> int:
+        """Embedding and head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Input widths of the matrices of one block."""
+        return (self.hidden,) * (6 if self.gated else 5) + (self.wide,)
+
+    @property
+    def gram_elements(self) -> int:
+        """Of the Gram matrices of a block's distinct inputs: those of attention, of its output, of the part behind."""
+        return 3 * self.hidden**2 + self.wide**2
+
+
+def of_facts(facts: Mapping[str, Any]) -> Geometry:
+    """The geometry that `conf/model` holds."""
+    family, hidden, heads = facts["family"], facts["hidden"], facts["heads"]
+    return Geometry(
+        facts["blocks"], hidden, facts["intermediate"], hidden // heads * facts["kv_heads"], heads,
+        facts["vocabulary"], family not in ("opt", "phi"), family in TIED,
+    )  # fmt: skip
+
+
+def of_config(config: Mapping[str, Any]) -> Geometry:
+    """The geometry that a checkpoint's `config.json` describes; what it leaves out is as small as it can be."""
+    hidden, heads = int(config.get("hidden_size") or 1), int(config.get("num_attention_heads") or 1)
+    family = str(config.get("model_type"))
+    return Geometry(
+        blocks=int(config.get("num_hidden_layers") or 1),
+        hidden=hidden,
+        wide=int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden),
+        key_value=int(config.get("head_dim") or hidden // heads) * int(config.get("num_key_value_heads") or heads),
+        heads=heads,
+        vocabulary=int(config.get("vocab_size") or 1),
+        gated=family not in ("opt", "phi"),
+        tied=bool(config.get("tie_word_embeddings", family in TIED)),
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes. A run has `waiting` beside the weights from pass to pass; that may wait in host memory, as may `blocks`.
+
+    `block` are the matrices of one block, `outside` embedding and head. `pruning` is the working memory of one block's
+    calibration and pruning, `scoring` that of evaluation.
+    """
+
+    blocks: float
+    block: float
+    outside: float
+    waiting: float
+    pruning: float
+    scoring: float
+
+    @property
+    def resident(self) -> float:
+        """Peak on the device that holds everything."""
+        return self.blocks + self.outside + max(self.waiting + self.pruning, self.scoring)
+
+    @property
+    def parked(self) -> float:
+        """Peak on a GPU that holds the weights, while what waits does so in host memory."""
+        return self.blocks + self.outside + max(self.pruning, self.scoring)
+
+    @property
+    def offloaded(self) -> float:
+        """Peak on a GPU that two blocks at a time visit."""
+        return 2 * self.block + self.outside + max(self.pruning, self.scoring)
+
+    def host(self, *, offload: bool) -> float:
+        """Host memory for what waits there."""
+        return self.waiting + (self.blocks if offload else 0)
+
+    def mode(self, free: float) -> Literal["resident", "offload", "too large"]:
+        """How a GPU with so many free bytes can run it."""
+        if self.parked + LIBRARIES <= free:
+            return "resident"
+        return "offload" if self.offloaded + LIBRARIES <= free else "too large"
+
+
+def need_of(
+    cfg: RunConfig, geometry: Geometry, *, length: int, window: int, itemsize: int, weights: float | None = None,
+    calibrated: bool = True, cuda: bool = True,
+) -> Need:  # fmt: skip
+    """What a run needs with calibration windows of `length` and evaluation windows of `window` tokens.
+
+    Args:
+        itemsize: bytes of a weight.
+        weights: bytes of the whole model where they are known better than from the geometry.
+        calibrated: whether the model is run on calibration windows at all.
+    """
+    block = geometry.block_parameters * itemsize
+    blocks = geometry.blocks * block
+    outside = geometry.outside_parameters * itemsize if weights is None else max(0.0, weights - blocks)
+    waiting = _waiting(cfg, geometry, length, itemsize) if calibrated else 0.0
+    pruning = 0.0
+    if cfg.method is not None:
+        pruning = _selection(geometry) + block  # the pruned weights of a block wait for each other
+        waiting += _levels(cfg, geometry, itemsize)
+    if calibrated:
+        pruning += (
+            _batch(geometry, length, itemsize, cuda)
+            + _statistics(cfg, geometry)
+            + _curvature(cfg, geometry, length, itemsize)
+        )
+    return Need(blocks, block, outside, waiting, pruning, _scoring(cfg, geometry, window, itemsize, cuda))
+
+
+def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
+    """Two copies of the hidden states, and what a method keeps between its passes over a block."""
+    tokens = cfg.calibration.windows * length
+    kept = getattr(cfg.method, "kept_bytes", lambda *sizes: 0)(tokens, geometry.hidden, geometry.wide, itemsize)
+    return float(2 * tokens * geometry.hidden * itemsize + kept)
+
+
+def _selection(geometry: Geometry) -> float:
+    return float(SELECTION * geometry.hidden * geometry.wide * (2 if not geometry.gated else 1))
+
+
+def _batch(geometry: Geometry, length: int, itemsize: int, cuda: bool) -> float:
+    """One batch inside a block, and the hidden states under way to host memory and back."""
+    tokens = max(TOKENS_PER_BATCH, length)
+    inside = tokens * (8 * geometry.hidden + 3 * geometry.wide) * itemsize
+    plain = 3 * tokens * geometry.heads * length * 4 if itemsize == 4 else 0  # scores of plain attention
+    under_way = 2 * (AHEAD + 1) * tokens * geometry.hidden * itemsize if cuda else 0
+    return float(inside + plain + under_way)
+
+
+def _statistics(cfg: RunConfig, geometry: Geometry) -> float:
+    """Gram matrices of all distinct inputs, each with its inverse and factor, and two more while one is factorised."""
+    if getattr(cfg.method, "statistic", gram) in (None, norms):
+        return 0.0
+    return 4.0 * (3 * geometry.gram_elements + 2 * max(geometry.wide, geometry.hidden) ** 2)
+
+
+def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
+    """Traces: the graph and gradients of a block, a window in front of every block, its logits and their gradient."""
+    if cfg.composed["allocator"]["name"] not in ("isc", "msp") or cfg.method is None:
+        return 0.0
+    states = geometry.blocks * length * geometry.hidden
+    graph = length * (8 * geometry.hidden + 6 * geometry.wide)
+    logits = 4 * length * geometry.vocabulary
+    return float((4 * geometry.block_parameters + states + graph) * itemsize + logits * 4)
+
+
+def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
+    """The database of a searching allocator, where memory holds it, and the dense matrices that a walk puts back."""
+    blocks = len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize
+    dense = blocks if cfg.composed["allocator"]["name"] == "mrp" else 0
+    if not hasattr(cfg.allocator, "database"):
+        return float(dense)
+    search = cfg.allocator
+    dense += blocks if search.inputs == "pruned" else 0
+    ladder = Ladder(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
+    count = sum(rung.sparsity > 0 for rung in ladder.rungs(Budget.of_pattern(cfg.pattern)).values())
+    return float(dense + (count * blocks if search.database == "memory" else 0))
+
+
+def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cuda: bool) -> float:
+    """Logits of a batch, in the model's dtype and twice in float32, and the batch inside a block."""
+    if not cfg.evaluators:
+        return 0.0
+    vocabulary = geometry.vocabulary
+    logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), window * vocabulary * 4)
+    rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
+    logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
+    return float(logits + _batch(geometry, window, 2 if cuda else itemsize, cuda))  # attention is fused here
+
+
+class Waits(NamedTuple):
+    """What is to wait in host memory; activations None: what finds no room."""
+
+    blocks: bool
+    activations: bool | None
+
+
+def check_memory(need: Need, offload: str, device: torch.device) -> Waits:
+    """Refuse before the work starts what cannot fit; decide what waits in host memory of what can.
+
+    Raises:
+        UserError: less memory is free than is needed, on the device or in the host.
+    """
+    host = free_memory()
+    if device.type == "cpu":
+        waits = offload == "on"
+        _refuse_beyond(need.resident + (2 * need.block if waits else 0), host, device)
+        return Waits(waits, waits)
+    free = torch.cuda.mem_get_info(device)[0]
+    mode = need.mode(free)
+    if offload == "off":
+        advice = "" if mode == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"
+        _refuse_beyond(need.resident + LIBRARIES, free, device, advice)
+        return Waits(False, False)
+    blocks = offload == "on" or mode != "resident"
+    activations = blocks or need.resident + LIBRARIES > free
+    _refuse_beyond((need.offloaded if blocks else need.parked) + LIBRARIES, free, device)
+    if activations:
+        _refuse_beyond(need.host(offload=blocks), host, torch.device("cpu"))
+    return Waits(blocks, activations or None)
+
+
+def _refuse_beyond(needed: float, free: float, device: torch.device, advice: str = "") -> None:
+    if needed > free:
+        raise UserError(
+            f"this run needs about {_gib(needed)} on {device} and {_gib(free)} are free; "
+            f"take {advice + ' or ' if advice else ''}fewer or shorter calibration windows, a smaller dtype, "
+            "or a larger machine."
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"

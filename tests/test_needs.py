@@ -1,0 +1,117 @@
+"""What a run takes of memory, against models that are there; and what is refused before the work starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import TINY, linears, tiny
+
+from harness import compose, needs
+from harness.core.errors import UserError
+from harness.models.anatomy import anatomy_of
+from harness.needs import GIB, LIBRARIES, Need, check_memory, need_of, of_config, of_facts
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NEED = Need(blocks=20 * GIB, block=GIB, outside=GIB, waiting=4 * GIB, pruning=3 * GIB, scoring=2 * GIB)
+
+
+def configured(*overrides: str) -> Any:
+    compose.register()
+    return compose.compose_run(["model=llama2-7b", "evaluation=[wikitext2]", "calibration=c4", *overrides])
+
+
+def needed(*overrides: str, **options: Any) -> Need:
+    cfg = configured(*overrides)
+    sizes = {"length": 2048, "window": 2048, "itemsize": 2} | options
+    return need_of(cfg, of_facts(cfg.composed["model"]["geometry"]), **sizes)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "opt-350m"])
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    model = tiny(name)
+    geometry = of_config(model.config.to_dict())
+    matrices = linears(model, anatomy_of(model).block_list(model))
+    assert geometry.blocks * geometry.block_parameters == sum(linear.weight.numel() for linear in matrices.values())
+    rest = sum(p.numel() for p in model.parameters()) - geometry.blocks * geometry.block_parameters
+    vectors = 5000  # norms, biases, and the positions of OPT
+    assert geometry.outside_parameters <= rest < geometry.outside_parameters + vectors
+
+
+@pytest.mark.parametrize("model", ["llama2-7b", "llama3-8b", "qwen2.5-7b", "opt-6.7b"])
+def test_published_sizes(model: str) -> None:
+    """Meta's and Alibaba's own counts of parameters, in billions."""
+    published = {"llama2-7b": 6.74, "llama3-8b": 8.03, "qwen2.5-7b": 7.62, "opt-6.7b": 6.66}
+    geometry = of_facts(configured(f"model={model}").composed["model"]["geometry"])
+    counted = geometry.blocks * geometry.block_parameters + geometry.outside_parameters
+    assert counted / 1e9 == pytest.approx(published[model], rel=0.01)
+
+
+def test_where_everything_is_adds_up() -> None:
+    assert (NEED.resident, NEED.parked, NEED.offloaded) == (28 * GIB, 24 * GIB, 6 * GIB)
+    assert (NEED.host(offload=True), NEED.host(offload=False)) == (24 * GIB, 4 * GIB)
+    sizes = [24 * GIB + LIBRARIES, 24 * GIB + LIBRARIES - 1, 6 * GIB + LIBRARIES, 6 * GIB]
+    assert [NEED.mode(size) for size in sizes] == ["resident", "offload", "offload", "too large"]
+
+
+def test_what_is_counted() -> None:
+    """LLaMA-2-7B in 16 bits, by hand: 202 M weights a block, 262 M outside; 128 windows of 2048 twice are 4 GiB."""
+    wanda, gpt, dense = needed("method=wanda"), needed("method=sparsegpt"), needed("method=none", calibrated=False)
+    assert wanda.blocks == 32 * wanda.block == 32 * 2 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert wanda.outside == 2 * 2 * 32000 * 4096
+    assert wanda.waiting == 4 * GIB and dense.waiting == 0 and dense.pruning == 0
+    grams = 4 * (3 * 4096**2 + 11008**2)
+    assert gpt.pruning - wanda.pruning == 3 * grams + 2 * 4 * 11008**2
+    tokens = 128 * 2048
+    assert needed("method=sparsellm").waiting - wanda.waiting == tokens * (2 * 4096 * 2 + 2 * 11008 * 4)
+    levels = needed("method=wanda", "allocator=msp", "sparsity=1of4").waiting - wanda.waiting
+    assert levels == 4 * wanda.blocks  # 0, 1, 2 and 3 of 4; 4 of 4 are the model's own
+    on_disk = needed("method=wanda", "allocator=msp", "sparsity=1of4", "allocator.database=disk")
+    assert on_disk.waiting == wanda.waiting
+    assert needed("allocator=mrp").waiting - wanda.waiting == wanda.blocks
+    assert needed("allocator=mrp", "scope=0-15").waiting - wanda.waiting == wanda.blocks / 2
+    assert needed("method=wanda", "evaluation=[]").scoring == 0 < wanda.scoring
+    assert needed("model=llama3-8b").scoring > 1.5 * wanda.scoring  # four times the vocabulary
+    assert needed(weights=1e12).outside == 1e12 - wanda.blocks
+
+
+@pytest.mark.parametrize(
+    ("offload", "gpu", "host", "answer"),
+    [
+        ("auto", 29.1, 0, (False, None)),
+        ("auto", 28.9, 100, (False, True)),
+        ("auto", 25.1, 100, (False, True)),
+        ("auto", 24.9, 100, (True, True)),
+        ("on", 100, 100, (True, True)),
+        ("off", 29.1, 0, (False, False)),
+        (
+            "off",
+            28.9,
+            100,
+            "needs about 29.0 GiB on cuda and 28.9 GiB are free; take offload=auto, which needs 6.0 GiB",
+        ),
+        ("off", 5, 100, "free; take fewer or shorter calibration windows, a smaller dtype, or a larger machine."),
+        ("auto", 6, 100, "needs about 7.0 GiB on cuda and 6.0 GiB are free"),
+        ("auto", 10, 23, "needs about 24.0 GiB on cpu and 23.0 GiB are free"),
+        ("auto", 26, 3, "needs about 4.0 GiB on cpu and 3.0 GiB are free"),
+    ],
+)
+def test_memory_is_asked_for_before_the_work(
+    offload: str, gpu: float, host: float, answer: tuple[bool, bool | None] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needs, "free_memory", lambda: host * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu * GIB, 200 * GIB))
+    if isinstance(answer, str):
+        with pytest.raises(UserError) as caught:
+            check_memory(NEED, offload, CUDA)
+        assert answer in str(caught.value)
+    else:
+        assert check_memory(NEED, offload, CUDA) == answer
+
+
+def test_a_cpu_has_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "free_memory", lambda: 29 * GIB)
+    assert [check_memory(NEED, offload, CPU) for offload in ("auto", "off")] == [(False, False)] * 2
+    with pytest.raises(UserError, match=r"needs about 30\.0 GiB on cpu and 29\.0 GiB are free"):
+        check_memory(NEED, "on", CPU)
