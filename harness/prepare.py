@@ -28,6 +28,7 @@ from harness.models.loading import (
     weights_hash,
 )
 from harness.record.identity import fingerprint
+from harness.record.schema import on_dense_inputs
 
 PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
@@ -64,6 +65,8 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     facts: dict[str, Any]
+    needs: int
+    """Bytes that it takes beside the weights."""
     fingerprint: str
     belongs: Mapping[str, Any]
     """What cached values of this run's model and calibration depend on, see `calibration/cache.py`."""
@@ -107,10 +110,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     inputs = inputs or look_up(cfg)
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
-    check_memory(inputs.checkpoint, dtype, device, _activation_bytes(cfg, inputs, dtype, device))
+    needs = _activation_bytes(cfg, inputs, dtype, device)
+    check_memory(inputs.checkpoint, dtype, device, needs)
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
     protocols = {name: evaluator.protocol(context) for name, evaluator in cfg.evaluators.items()}
-    described = {name: {"protocol": {"id": str(protocol), **protocol.settings}} for name, protocol in protocols.items()}
+    described = {
+        name: {"protocol": {"id": protocol_id(cfg, protocol), **protocol.settings}}
+        for name, protocol in protocols.items()
+    }
     data = {name: {**facts, **described.get(name, {})} for name, facts in inputs.data.items()}
     facts: dict[str, Any] = {
         "weights_sha256": weights_hash(inputs.checkpoint),
@@ -122,7 +129,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     }
     identity = _identity(cfg, inputs, facts, device, context)
     belongs = {key: identity[key] for key in CACHED_BY if key in identity}
-    return Prepared(inputs, device, dtype, facts, fingerprint(identity), belongs, _resolved(cfg, inputs, device, dtype))
+    resolved = _resolved(cfg, inputs, device, dtype)
+    return Prepared(inputs, device, dtype, facts, needs, fingerprint(identity), belongs, resolved)
+
+
+def protocol_id(cfg: RunConfig, protocol: object) -> str:
+    """The id under which a run's measures of a protocol are recorded."""
+    is_other = cfg.method is not None and cfg.inputs == "dense"
+    return on_dense_inputs(str(protocol)) if is_other else str(protocol)
 
 
 def revisions(cfg: RunConfig) -> dict[str, Any]:
@@ -228,6 +242,8 @@ def _identity(
             "sparsity": str(cfg.pattern),
             "fraction": cfg.pattern.sparsity,
         }
+        if cfg.inputs != "pruned":
+            identity["inputs"] = cfg.inputs
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
         identity |= {

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned
 from harness.core.pattern import Pattern
+from harness.core.statistic import Seen
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,17 @@ class EachLinear:
     method: LinearMethod
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
-        statistic = self.method.statistic
-        seen = block.observe(statistic) if statistic else {}
+        seen = self._seen(block, patterns)
         return {
             site: self.method.prune(block.weights[site], seen.get(site), pattern) for site, pattern in patterns.items()
         }
+
+    def _seen(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, Seen]:
+        """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
+        if self.method.statistic:
+            return block.observe(self.method.statistic)
+        knows, known = getattr(self.method, "knows", None), getattr(block, "known", None)
+        return {site: known(site, knows) for site in patterns} if knows and known else {}
 
 
 def as_block_method(method: Any) -> BlockMethod:

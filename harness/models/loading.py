@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakSet
 
 import torch
 
@@ -223,12 +224,38 @@ def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     """
     stored = 4 if checkpoint.stored_dtype == "float32" else 2
     needed = checkpoint.size * dtype.itemsize // stored + extra
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    free = available(device) + _lent(device)
     if needed > free:
         raise UserError(
             f"this run needs about {needed / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB are free; "
             "take fewer or shorter calibration windows, a smaller dtype, or a larger machine."
         )
+
+
+def available(device: torch.device) -> int:
+    """Bytes that are free on a device, those included that this process has from it and does not use."""
+    if device.type != "cuda":
+        return free_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+class Lender(Protocol):
+    """Whoever keeps tensors between runs, and gives them up for one that needs their memory."""
+
+    def lent(self, device: torch.device) -> int: ...
+
+
+_lenders: WeakSet[Lender] = WeakSet()
+
+
+def lend(lender: Lender) -> None:
+    """Let the memory that somebody keeps count as free."""
+    _lenders.add(lender)
+
+
+def _lent(device: torch.device) -> int:
+    return sum(lender.lent(device) for lender in _lenders)
 
 
 def free_memory() -> int:
