@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ from torch import Tensor
 from harness import compose, session
 from harness.calibration.stream import Stream
 from harness.config import RunConfig
-from harness.core.errors import Refusal
+from harness.core.errors import Refusal, UserError
 from harness.data import windows
 from harness.evaluation.perplexity import Perplexity
 from harness.execute import execute
 from harness.models.loading import load_model
 from harness.prepare import prepare
 from harness.record.schema import Record
+from harness.report.outputs import refuse_unlike
+from harness.report.tidy import answered, question
 from harness.run import run
 from harness.session import Session
 from tests.end_to_end.conftest import save_tiny
@@ -244,3 +247,41 @@ def test_a_sweep_of_63_points_does_once_what_is_the_same(options: list[str], mon
     self_check = 3
     assert count["forwards"] == self_check + 3 + 42 * 5 - 21 - 20
     assert count["factorisations"] == 4 + 21 * 2 * 4
+
+
+def test_dense_inputs_are_another_experiment(options: list[str], tmp_path: Path) -> None:
+    """Another fingerprint, protocol and question; a dense model is the same one."""
+    both = [config(options), config(options, "inputs=dense")]
+    usual, other = (execute(cfg, prepare(cfg), in_sweep=True)[1] for cfg in both)
+    assert usual.fingerprint != other.fingerprint
+    assert usual.measures[0]["value"] != other.measures[0]["value"]
+    protocols = [record.measures[0]["protocol"] for record in (usual, other)]
+    assert protocols[1] == protocols[0].replace("#", ",inputs=dense#")
+    assert other.provenance["data"]["embedded-a"]["protocol"]["id"] == protocols[1]
+    assert question(other.config) not in answered(usual)
+    older = {key: value for key, value in usual.config.items() if key not in ("inputs", "share")}
+    assert question(older) == question(usual.config)
+    none = [prepare(config(options, "method=none", *more)) for more in ([], ["inputs=dense"])]
+    assert none[0].fingerprint == none[1].fingerprint
+    assert question(none[0].config) == question(none[1].config)
+
+
+def test_no_table_puts_dense_inputs_beside_others_unless_it_says_so() -> None:
+    rows = [("none", ""), ("wanda", ""), ("wanda", ",inputs=dense")]
+    columns = {"model": "m", "task": "a", "metric": "perplexity"}
+    frame = pd.DataFrame([{"method": method, "protocol": f"a@32{mark}#1", **columns} for method, mark in rows])
+    refuse_unlike(frame[:2])
+    refuse_unlike(frame.drop(index=1))
+    with pytest.raises(UserError, match="unlike protocols"):
+        refuse_unlike(frame)
+    refuse_unlike(frame.assign(inputs=["", "pruned", "dense"]))
+    with pytest.raises(UserError, match="unlike protocols"):
+        refuse_unlike(frame.replace("a@32,inputs=dense#1", "a@64,inputs=dense#1").drop(index=1))
+
+
+def test_mrp_asks_what_a_run_on_dense_inputs_would_leave(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(options, "allocator=mrp", "inputs=dense")
+    alone = numbers(cfg, monkeypatch, None)
+    here = Session(keeps=True)
+    assert numbers(cfg, monkeypatch, here) == alone
+    assert numbers(cfg, monkeypatch, here) == alone
