@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -51,9 +52,10 @@ COUNTED = {
 
 
 class Side(NamedTuple):
-    """Seconds of all points, by name what they measured and how often something ran, and the seconds by stage."""
+    """Seconds of all points by the clock and of the processor, what each measured, what was counted, stages."""
 
     seconds: float
+    processor: float
     values: dict[str, list[float]]
     counts: Counter[str]
     stages: Counter[str]
@@ -61,7 +63,8 @@ class Side(NamedTuple):
     def plus(self, other: Side) -> Side:
         """Both together."""
         values = {**self.values, **other.values}
-        return Side(self.seconds + other.seconds, values, self.counts + other.counts, self.stages + other.stages)
+        counts, stages = self.counts + other.counts, self.stages + other.stages
+        return Side(self.seconds + other.seconds, self.processor + other.processor, values, counts, stages)
 
 
 def main() -> None:
@@ -80,7 +83,7 @@ def main() -> None:
         overrides = [*options.overrides, *(shaped(options.shape, Path(folder)) if options.shape else ())]
         together = timed(points(SPARSITIES), overrides, Path(folder) / "together")
         print(f"together: {together.seconds:.1f} s", file=sys.stderr, flush=True)
-        single = Side(0.0, {}, Counter(), Counter())
+        single = Side(0.0, 0.0, {}, Counter(), Counter())
         for number, point in enumerate(points(alone)):
             single = single.plus(timed([point], overrides, Path(folder) / f"alone{number}"))
     share = len(SPARSITIES) / len(alone)
@@ -111,15 +114,16 @@ def shaped(shape: str, folder: Path) -> list[str]:
 def timed(chosen: list[list[str]], overrides: Sequence[str], folder: Path) -> Side:
     """These points in a process of their own."""
     order = json.dumps({"points": chosen, "records": str(folder)})
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.sweep", "--child", order, *overrides], cwd=ROOT, capture_output=True
     )
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode:
         raise SystemExit(done.stderr.decode())
     told = json.loads((folder / "told.json").read_text())
-    return Side(seconds, told["values"], Counter(told["counts"]), Counter(told["stages"]))
+    return Side(seconds, processor, told["values"], Counter(told["counts"]), Counter(told["stages"]))
 
 
 def child(order: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -190,12 +194,12 @@ def write(options: argparse.Namespace, together: Side, alone: Side, share: float
         "| | together | alone | ratio |",
         "|---|---|---|---|",
         row("seconds", together.seconds, alone.seconds * share, "{:.1f}"),
+        row("processor seconds", together.processor, alone.processor * share, "{:.1f}"),
         row("seconds a point", together.seconds / number, alone.seconds * share / number, "{:.2f}"),
     ]
     lines += [row(kind, together.counts[kind], alone.counts[kind] * share, "{:.0f}") for kind in COUNTED]
-    lines += [
-        row(f"stage {key} (s)", together.stages[key], alone.stages[key] * share, "{:.1f}") for key in alone.stages
-    ]
+    stages = [(key, together.stages[key], alone.stages[key] * share) for key in alone.stages]
+    lines += [row(f"stage {key} (s)", mine, theirs, "{:.1f}") for key, mine, theirs in stages]
     text = "\n".join([*lines, ""])
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
