@@ -110,7 +110,7 @@ PREFIXES = [(0.5, 0.5, 0.5), (0.5, 0.5, 0.7), (0.5, 0.6, 0.5), (0.6, 0.5, 0.5), 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "sparsellm", "magnitude"])
 def test_equal_prefixes_are_taken_over(method: str) -> None:
-    """Blocks taken: none; two; one; none; all three. A scope that ends earlier is a prefix too."""
+    """Blocks taken: none; two; one; none; all three."""
     sharing = Sharing(Store(CPU, EVERYTHING), Store(CPU, EVERYTHING), "these windows")
     taken = []
     for values in PREFIXES:
@@ -120,6 +120,28 @@ def test_equal_prefixes_are_taken_over(method: str) -> None:
         assert_same(pruned(method, allocation, sharing, range(3)), pruned(method, allocation, None, range(3)))
         taken.append(sharing.tally["blocks"] - before)
     assert taken == [0, 2, 1, 0, 3]
+
+
+def test_a_scope_that_ends_earlier_is_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five forwards (two a block, none behind the last), two are left out: those that observe the blocks taken."""
+    forwards: list[int] = []
+    run_block = Stream.run_block
+
+    def forward(stream: Stream, index: int, hidden: Tensor) -> Tensor:
+        forwards.append(index)
+        return run_block(stream, index, hidden)
+
+    monkeypatch.setattr(Stream, "run_block", forward)
+    sharing = Sharing(Store(CPU), Store(CPU, EVERYTHING), "these windows")
+    for scope in (range(2), range(3)):
+        model = tiny("llama", num_hidden_layers=3)
+        allocation = levels(model, *[0.5] * len(scope))
+        forwards.clear()
+        method = sharing.method(METHODS["sparsegpt"], allocation)
+        prune(model, anatomy_of(model), batched(TOKENS), scope, method, allocation, None, sharing.walk)
+    assert forwards == [0, 1, 2]
+    alone = pruned("sparsegpt", levels(model, 0.5, 0.5, 0.5), None, range(3))[0]
+    assert equal({name: weight.detach() for name, weight in model.named_parameters()}, alone)
 
 
 def assert_same(one: tuple[dict[str, Tensor], Any], other: tuple[dict[str, Tensor], Any]) -> None:
