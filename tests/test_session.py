@@ -285,3 +285,14 @@ def test_mrp_asks_what_a_run_on_dense_inputs_would_leave(options: list[str], mon
     here = Session(keeps=True)
     assert numbers(cfg, monkeypatch, here) == alone
     assert numbers(cfg, monkeypatch, here) == alone
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_model_is_dense_again_too(options: list[str]) -> None:
+    cfg = config(options, "dtype=float16", "device=cuda", "method=sparsegpt")
+    here, fresh = Session(keeps=True), dense_tensors(cfg)
+    run(cfg, prepare(cfg), here)
+    model, _, _ = here.load(cfg, prepare(cfg))
+    assert here.tally["model"] == 1
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in session._tensors(model))

@@ -35,3 +35,13 @@ def test_magnitude_by_the_order_is_magnitude(dtype: torch.dtype, sparsity: float
     other = method.prune(weight, None, Unstructured(sparsity))
     assert torch.equal(one.weight, other.weight) and torch.equal(one.kept, other.kept)
     assert torch.equal(other.kept, keep(weight.abs(), Unstructured(sparsity), "matrix", "threshold"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_finds_the_same(dtype: torch.dtype) -> None:
+    magnitudes, order = normal(512, 384, dtype=dtype).abs().cuda(), Order()
+    expected = magnitudes.flatten().float().sort().values
+    for rank in (1, 2, 98_304, 150_000, magnitudes.numel()):
+        assert float(order.smallest(magnitudes, rank)) == float(expected[rank - 1])
