@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from harness import compose
+from harness import compose, session
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.execute import check_points, execute
@@ -20,11 +20,18 @@ from harness.prepare import prepare
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run what the arguments ask for; returns the exit status.
+    """Run what the arguments ask for; returns the exit status. What points kept for one another ends with them.
 
     Raises:
         UserError: a user's mistake, before anything has run.
     """
+    try:
+        return _dispatch(arguments)
+    finally:
+        session.end()
+
+
+def _dispatch(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
         from harness.study import commands
 

@@ -216,6 +216,8 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         cache=_folder(composed, "cache"),
         save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
         force=_boolean(composed, "force"),
+        share=_boolean(composed, "share"),
+        inputs="dense" if _one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
         composed=composed,
     )
 

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.core.errors import UserError
 from harness.core.pattern import Pattern
 from harness.data.windows import Calibration
 from harness.models.loading import ModelChoice
+
+Inputs = Literal["pruned", "dense"]
+"""What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class RunConfig:
     save: Path | None
     force: bool
     composed: Mapping[str, Any]
+    inputs: Inputs = "pruned"
+    share: bool = True
 
     @property
     def asked(self) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from harness import session
 from harness.config import RunConfig
 from harness.core.errors import Refusal, UserError
 from harness.prepare import Prepared, look_up, prepare
@@ -102,7 +103,7 @@ def is_unsaved(cfg: RunConfig, record: Record) -> bool:
 
 def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> Record:
     try:
-        record = run(cfg, ready)
+        record = run(cfg, ready, session.of_process() if in_sweep and cfg.share else None)
     except UserError as error:
         if not in_sweep:
             raise

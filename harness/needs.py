@@ -20,7 +20,7 @@ from harness.core.memory import AHEAD
 from harness.core.search import Ladder
 from harness.core.statistic import gram, norms
 from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
-from harness.models.loading import free_memory
+from harness.models.loading import available, free_memory, lent_on
 
 GIB = 2**30
 LIBRARIES = 1.0 * GIB
@@ -108,9 +108,14 @@ class Need:
     scoring: float
 
     @property
+    def beside_weights(self) -> float:
+        """Peak of what is there beside the weights."""
+        return max(self.waiting + self.pruning, self.scoring)
+
+    @property
     def resident(self) -> float:
         """Peak on the device that holds everything."""
-        return self.blocks + self.outside + max(self.waiting + self.pruning, self.scoring)
+        return self.blocks + self.outside + self.beside_weights
 
     @property
     def parked(self) -> float:
@@ -235,12 +240,12 @@ def check_memory(need: Need, offload: str, device: torch.device) -> Waits:
     Raises:
         UserError: less memory is free than is needed, on the device or in the host.
     """
-    host = free_memory()
+    host = free_memory() + lent_on(torch.device("cpu"))
     if device.type == "cpu":
         waits = offload == "on"
         _refuse_beyond(need.resident + (2 * need.block if waits else 0), host, device)
         return Waits(waits, waits)
-    free = torch.cuda.mem_get_info(device)[0]
+    free = available(device) + lent_on(device)
     mode = need.mode(free)
     if offload == "off":
         advice = "" if mode == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"

@@ -28,6 +28,7 @@ from harness.models.loading import (
 )
 from harness.needs import Need, Waits, check_memory, need_of, of_config
 from harness.record.identity import fingerprint
+from harness.record.schema import on_dense_inputs
 
 PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
@@ -59,6 +60,7 @@ class Prepared:
     inputs: Inputs
     device: torch.device
     dtype: torch.dtype
+    need: Need
     waits: Waits
     others: tuple[torch.device, ...]
     """Further GPUs that take a share of the windows."""
@@ -106,11 +108,18 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     inputs = inputs or look_up(cfg)
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
-    waits = check_memory(_need(cfg, inputs, dtype, device), cfg.offload, device)
-    others = tuple(other_gpus(cfg.device, device)) if cfg.numerics == "fast" else ()
+    need = _need(cfg, inputs, dtype, device)
+    waits = check_memory(need, cfg.offload, device)
+    if waits.blocks and cfg.inputs == "dense":
+        raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
+    alone = cfg.numerics == "exact" or cfg.inputs == "dense"
+    others = () if alone else tuple(other_gpus(cfg.device, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
     protocols = {name: evaluator.protocol(context) for name, evaluator in cfg.evaluators.items()}
-    described = {name: {"protocol": {"id": str(protocol), **protocol.settings}} for name, protocol in protocols.items()}
+    described = {
+        name: {"protocol": {"id": protocol_id(cfg, protocol), **protocol.settings}}
+        for name, protocol in protocols.items()
+    }
     data = {name: {**facts, **described.get(name, {})} for name, facts in inputs.data.items()}
     facts: dict[str, Any] = {
         "weights_sha256": weights_hash(inputs.checkpoint),
@@ -123,10 +132,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     }
     identity = _identity(cfg, inputs, facts, device, context)
     belongs = {key: identity[key] for key in CACHED_BY if key in identity}
-    return Prepared(
-        inputs, device, dtype, waits, others, facts, fingerprint(identity), belongs,
-        _resolved(cfg, inputs, device, dtype),
-    )  # fmt: skip
+    resolved = _resolved(cfg, inputs, device, dtype)
+    return Prepared(inputs, device, dtype, need, waits, others, facts, fingerprint(identity), belongs, resolved)
+
+
+def protocol_id(cfg: RunConfig, protocol: object) -> str:
+    """The id under which a run's measures of a protocol are recorded."""
+    is_other = cfg.method is not None and cfg.inputs == "dense"
+    return on_dense_inputs(str(protocol)) if is_other else str(protocol)
 
 
 def revisions(cfg: RunConfig) -> dict[str, Any]:
@@ -227,6 +240,8 @@ def _identity(
             "sparsity": str(cfg.pattern),
             "fraction": cfg.pattern.sparsity,
         }
+        if cfg.inputs != "pruned":
+            identity["inputs"] = cfg.inputs
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
         identity |= {

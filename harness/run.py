@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from harness.calibration.cache import Cache
-from harness.calibration.checks import self_check
 from harness.calibration.probe import ModelProbe
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, batched, stream
+from harness.calibration.shares import Shared
+from harness.calibration.sharing import Sharing
+from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, StreamedBlock, batched, stream
+from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
@@ -24,15 +27,16 @@ from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
-from harness.models.anatomy import Anatomy, anatomy_of
+from harness.models.anatomy import Anatomy
 from harness.models.fused import fused
-from harness.models.loading import fuse_attention, load_model, load_tokenizer
+from harness.models.loading import fuse_attention
 from harness.models.surgery import operate
-from harness.prepare import Prepared
+from harness.prepare import Prepared, protocol_id
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
 from harness.save import save_model
+from harness.session import Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,30 +54,37 @@ class Reduced:
     told: Mapping[str, Any]
 
 
-def run(cfg: RunConfig, ready: Prepared) -> Record:
+def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Record:
     """Prune and score one model.
+
+    Args:
+        session: what earlier points of this process left; None is a run of its own.
 
     Raises:
         UserError: what a user can get wrong and only shows with the model in memory.
         Refusal: a component cannot do this point.
     """
+    session = session or Session()
+    with session.point():
+        return _run(cfg, ready, session)
+
+
+def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
-        tokenizer = load_tokenizer(ready.inputs.checkpoint, cfg.model)
-        model = load_model(
-            ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device,
-            offload=ready.waits.blocks, parks=ready.waits.activations, others=ready.others,
-        )  # fmt: skip
-        anatomy = anatomy_of(model)
-        self_check(model, anatomy)
+        model, tokenizer, anatomy = session.load(cfg, ready)
 
     with fused(model, wanted=_is_fast(cfg, ready)):
-        reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
+        reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
         fuse_attention(model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-            evaluators = cfg.evaluators.values()
-            measures = [asdict(m) for evaluator in evaluators for m in evaluator(model, tokenizer, context)]
+            if cfg.method is None and not reduced.edit and name_of(cfg.recovery) == "none":
+                measures = session.dense_measures(cfg, ready, model, tokenizer, context)
+            else:
+                judges = cfg.evaluators.values()
+                measures = [asdict(one) for judge in judges for one in judge(model, tokenizer, context)]
+            measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
     if cfg.save is not None:
         save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
@@ -90,7 +101,7 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         sites=sites,
         measures=tuple(measures),
         stages=stages.finished,
-        provenance=provenance(ready.device, ready.facts),
+        provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
         edit=asdict(reduced.edit),
         notes=reduced.notes,
         blocks=reduced.blocks,
@@ -99,8 +110,9 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
 
 
 def _reduce(
-    cfg: RunConfig, ready: Prepared, stages: Stages, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy
-) -> Reduced:
+    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, model: PreTrainedModel, tokenizer: Any,
+    anatomy: Anatomy,
+) -> Reduced:  # fmt: skip
     """Everything between loading and evaluation; the model is changed in place."""
     scope = cfg.scope.blocks(len(anatomy.block_list(model)))
     with stages.time("calibrate"):
@@ -113,21 +125,24 @@ def _reduce(
         if edit:
             operate(model, anatomy, edit)
             scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+    sharing = session.sharing(cfg, batches, edited=bool(edit))
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope)
+            probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope, sharing)
             # before a search takes an hour
             check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
             allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
         with stages.time("prune"):
-            masks, exact = cfg.composed["recovery"]["name"] != "none", cfg.numerics == "exact"
-            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told, masks=masks, exact=exact)
+            method = sharing.method(cfg.method, allocation) if sharing else cfg.method
+            walk = partial(sharing.walk if sharing else stream, exact=cfg.numerics == "exact")
+            masks = name_of(cfg.recovery) != "none"
+            pruned = prune(model, anatomy, batches, scope, method, allocation, told, walk, masks=masks)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -154,7 +169,7 @@ def _is_fast(cfg: RunConfig, ready: Prepared) -> bool:
 
 def _probe(
     cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy, batches: list[Tensor],
-    scope: range,
+    scope: range, sharing: Sharing | None,
 ) -> ModelProbe:  # fmt: skip
     """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
 
@@ -166,7 +181,7 @@ def _probe(
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact",
+        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
 
 
@@ -191,8 +206,8 @@ def prune(
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
+    walk: Callable[..., Iterator[StreamedBlock | Shared]] = stream,
     *,
-    exact: bool = False,
     masks: bool = True,
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one.
@@ -202,7 +217,7 @@ def prune(
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
-    for block in stream(model, anatomy, batches, scope, edited=True, label="prune", exact=exact):
+    for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
         patterns = {site: allocation[site] for site in block.weights}
         for site, pruned in block_method.prune_block(block, patterns).items():
             block.write(site, pruned.weight)

@@ -162,6 +162,9 @@ class FakeProbe:
     def cached(self, purpose: str, settings: Mapping[str, Any]) -> FakeEntry:
         return FakeEntry(self.kept, f"{purpose} {settings}")
 
+    def remembered(self, purpose: str, settings: Mapping[str, Any], compute: Any, **_: Any) -> Any:
+        return compute()
+
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         return {site: tuple(weight.shape) for block in self.content for site, weight in block.weights.items()}

@@ -36,7 +36,7 @@ from benchmarks.speed.common import (
     timed,
     write,
 )  # fmt: skip
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, batched
+from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, batched, stream
 from harness.core.pattern import Unstructured
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
@@ -107,7 +107,8 @@ def _ours(method: str, *, exact: bool) -> Work:
         tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else TOKENS_PER_BATCH
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
         with fused(model, wanted=ids.is_cuda and not exact):
-            prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, exact=exact)
+            walk = partial(stream, exact=exact)
+            prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, walk=walk)
 
     return work
 

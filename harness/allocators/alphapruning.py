@@ -38,12 +38,16 @@ class AlphaPruning:
             raise UserError("allocator.epsilon has to be between 0 and 1.")
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        exponents = {site: _exponent(site, weight) for site, weight in probe.weights.items()}
+        exponents = probe.remembered("alphapruning", {}, lambda: _exponents(probe.weights), calibrated=False)
         means = [fmean(exponents[site] for site in sites) for sites in probe.blocks]
         probe.tell(score=means)
         scores = to_sites(probe.blocks, means) if self.granularity == "block" else exponents
         proposal = scaled_to_budget(scores, sizes(probe), budget.sparsity, self.epsilon)
         return fit(proposal, sizes(probe), budget.narrowed(self.levels))
+
+
+def _exponents(weights: Mapping[Site, Tensor]) -> dict[Site, float]:
+    return {site: _exponent(site, weight) for site, weight in weights.items()}
 
 
 def _exponent(site: Site, weight: Tensor) -> float:

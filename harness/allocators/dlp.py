@@ -33,8 +33,12 @@ class Dlp:
             raise UserError("allocator.spread has to be at least 0.")
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        metrics = (wanda_metric(block) for block in probe.observe(norms))
-        typical = [float(metric.median() if self.statistic == "median" else metric.mean()) for metric in metrics]
+        typical = probe.remembered("dlp", {"statistic": self.statistic}, lambda: self._typical(probe))
         probe.tell(score=typical)
         falling = [-score for score in typical]  # 1 − m / Σ m up to a linear map, which the spreading undoes
         return fit_blocks(probe, min_max_shift(falling, budget.sparsity, self.spread), budget.narrowed(self.levels))
+
+    def _typical(self, probe: Probe) -> list[float]:
+        """The typical score of every block."""
+        metrics = (wanda_metric(block) for block in probe.observe(norms))
+        return [float(metric.median() if self.statistic == "median" else metric.mean()) for metric in metrics]

@@ -87,8 +87,8 @@ class Mrp:
 
     def _limits(self, probe: Probe, units: Units) -> list[float]:
         """The score above which a weight is an outlier, per unit, from the dense model."""
-        scores = (score for block in probe.observe(norms) for score in _unit_scores(block, units))
-        return [self.threshold * float(score.mean()) for score in scores]
+        means = probe.remembered("mrp", {"granularity": self.granularity}, lambda: _means(probe, units))
+        return [self.threshold * mean for mean in means]
 
     def _outliers(self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float]) -> list[float]:
         """The fraction of outliers among the kept weights of every unit, as the model is with these zeros."""
@@ -98,6 +98,12 @@ class Mrp:
             float((score > limit).double().mean()) / max(1 - zeros[unit], 1e-9)
             for unit, (score, limit) in enumerate(zip(scores, limits, strict=True))
         ]
+
+
+def _means(probe: Probe, units: Units) -> list[float]:
+    """The mean score of every unit of the dense model."""
+    scores = (score for block in probe.observe(norms) for score in _unit_scores(block, units))
+    return [float(score.mean()) for score in scores]
 
 
 def _unit_scores(block: BlockView, units: Units) -> list[Tensor]:

@@ -35,9 +35,12 @@ class Owl:
             raise UserError("allocator.spread has to be at least 0 and allocator.threshold above 0.")
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        shares = [self._outliers(wanda_metric(block)) for block in probe.observe(norms)]
+        shares = probe.remembered("owl", {"threshold": self.threshold}, lambda: self._shares(probe))
         probe.tell(score=shares)
         return fit_blocks(probe, min_max_shift(shares, budget.sparsity, self.spread), budget.narrowed(self.levels))
+
+    def _shares(self, probe: Probe) -> list[float]:
+        return [self._outliers(wanda_metric(block)) for block in probe.observe(norms)]
 
     def _outliers(self, scores: Tensor) -> float:
         """The fraction of a block's scores that are outliers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.calibration.assembler import LevelAssembler, build_assembler, dense
 from harness.calibration.cache import Cache, CachedValue
 from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
 from harness.calibration.shares import Shared
+from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Database, Draws, Objective, Trace
@@ -32,6 +34,7 @@ class ModelProbe:
         draw: further windows (count, L) of the calibration text, from a seed of their own; None takes `batches`.
         devices: further GPUs, for traces.
         exact: sum statistics in the order of the released codes.
+        sharing: what points of this model share; None asks the model anew.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class ModelProbe:
         weights_sha256: str | None = None,
         devices: Sequence[torch.device] = (),
         exact: bool = False,
+        sharing: Sharing | None = None,
     ) -> None:
         self._model, self._anatomy, self._batches, self._scope = model, anatomy, batches, scope
         self._draw, self._cache, self._devices = draw, cache or Cache(), devices
-        self._exact = exact
+        self._walk = partial(sharing.walk if sharing else stream, exact=exact)
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
+        self._sharing = sharing
         self.told: dict[str, Any] = {}
 
     @property
@@ -84,21 +89,22 @@ class ModelProbe:
 
     def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | Shared]:
         """The blocks in scope over the calibration windows, nothing being changed."""
-        return stream(
-            self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe", exact=self._exact
-        )
+        return self._walk(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe")
 
     @torch.no_grad()
     def pruned(self, method: Any, allocation: Allocation) -> Iterator[StreamedBlock | Shared]:
         """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end."""
+        where = (self._model, self._anatomy, self._batches, self._scope)
+        at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
         with dense_again(self._model, self._anatomy, self._scope):
-            for block in stream(
-                self._model, self._anatomy, self._batches, self._scope, edited=True, label="probe", exact=self._exact
-            ):
+            for block in self._walk(*where, edited=True, label="probe"):
                 patterns = {site: allocation[site] for site in block.weights}
                 for site, result in as_block_method(method).prune_block(block, patterns).items():
                     block.write(site, result.weight)
-                yield block
+                if not at_once:
+                    yield block
+            if at_once:
+                yield from stream(*where, edited=False, label="probe")
 
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
         """Of the loss of the first calibration windows, at most so many; cached."""
@@ -150,6 +156,15 @@ class ModelProbe:
     def cached(self, purpose: str, settings: Mapping[str, Any]) -> CachedValue:
         """A value of this model, calibration and scope."""
         return self._cache.entry(purpose, settings)
+
+    def remembered(
+        self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
+    ) -> Any:
+        """A score of this model, scope and, if `calibrated`, calibration, as plain values."""
+        if self._sharing is None:
+            return compute()
+        known_by = {**settings, "scope": [self._scope.start, self._scope.stop], "calibrated": calibrated}
+        return self._sharing.remembered(purpose, known_by, compute, calibrated=calibrated)
 
     def tell(self, **facts: Any) -> None:
         """Facts for the record."""

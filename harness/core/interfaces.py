@@ -123,7 +123,8 @@ class Probe(Protocol):
     pruning would leave them, each once it is pruned. Traces are of the loss of the first calibration windows;
     `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to every level of its ladder, the
     blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
-    text. `cached` belongs to this model, calibration and scope. `tell` puts facts (a trajectory) into the record.
+    text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long as the
+    process: scores before they are fitted to a budget. `tell` puts facts (a trajectory) into the record.
     """
 
     method: Any
@@ -162,6 +163,10 @@ class Probe(Protocol):
     ) -> Assembler: ...
 
     def cached(self, purpose: str, settings: Mapping[str, Any]) -> Entry: ...
+
+    def remembered(
+        self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
+    ) -> Any: ...
 
     def tell(self, **facts: Any) -> None: ...
 

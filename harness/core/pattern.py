@@ -6,6 +6,7 @@ Shapes: O outputs, I inputs. Sparsity is the fraction of zeros; N of `NofM` coun
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,8 +74,17 @@ def parse_pattern(value: object) -> Pattern:
     return Unstructured(sparsity)
 
 
-def keep(score: Tensor, pattern: Pattern, group: Group = "row", quota: Quota = "exact") -> Tensor:
+def keep(
+    score: Tensor,
+    pattern: Pattern,
+    group: Group = "row",
+    quota: Quota = "exact",
+    smallest: Callable[[Tensor, int], Tensor] | None = None,
+) -> Tensor:
     """Choose what stays: the highest scores (O, I) of each group.
+
+    Args:
+        smallest: gives the score (1, 1) of a rank in the whole matrix, where its order is known already.
 
     Returns:
         Boolean (O, I), True where a weight is kept. Ties go to the later column under `exact` and for N:M.
@@ -88,7 +98,8 @@ def keep(score: Tensor, pattern: Pattern, group: Group = "row", quota: Quota = "
     if removed >= groups.shape[1]:
         return torch.zeros_like(score, dtype=torch.bool)
     if quota == "threshold":
-        return (groups > _smallest(groups, removed + 1)).reshape(score.shape)
+        find = smallest if smallest and group == "matrix" else _smallest
+        return (groups > find(groups, removed + 1)).reshape(score.shape)
     return _drop_lowest(groups, removed).reshape(score.shape)
 
 

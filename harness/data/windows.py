@@ -6,8 +6,10 @@ Shapes: N windows, L tokens.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -32,6 +34,18 @@ class Calibration:
             raise UserError("calibration.windows has to be at least 1 and calibration.length at least 2.")
 
 
+_drawn: WeakKeyDictionary[Any, dict[Hashable, Tensor]] = WeakKeyDictionary()
+"""Windows by tokenizer, for as long as it lives: every point of a sweep asks for the same ones."""
+
+
+def _once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
+    """What was drawn under a key, which tells the text by its hash, with this tokenizer; or what is drawn now."""
+    known = _drawn.setdefault(tokenizer, {})
+    if key not in known:
+        known[key] = draw()
+    return known[key].clone()
+
+
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids with the tokenizer's own special tokens (one BOS at the start where it adds one)."""
     return list(tokenizer(text, verbose=False)["input_ids"])
@@ -47,6 +61,11 @@ def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -
         UserError: no document, or the whole text, is not longer than the window.
     """
     text = read_text(calibration.corpus, calibration.split)
+    key = ("calibration", text.sha256, calibration, length)
+    return _once(tokenizer, key, lambda: _draw(calibration, text, tokenizer, length))
+
+
+def _draw(calibration: Calibration, text: Text, tokenizer: Any, length: int) -> Tensor:
     generator = random.Random(calibration.seed)
     if corpus_named(calibration.corpus).sampling == "stream":
         tokens = encode(tokenizer, text.join.join(text.rows))
@@ -98,6 +117,11 @@ def evaluation_windows(
         UserError: the text is shorter than one window.
     """
     text = read_text(corpus, split)
+    key = ("evaluation", text.sha256, corpus, split, length, documents, limit)
+    return _once(tokenizer, key, lambda: _cut_up(corpus, text, tokenizer, length, documents, limit))
+
+
+def _cut_up(corpus: str, text: Text, tokenizer: Any, length: int, documents: int | None, limit: int | None) -> Tensor:
     tokens = torch.tensor(encode(tokenizer, text.join.join(text.rows[:documents])))
     count = len(tokens) // length
     if not count:

@@ -10,6 +10,7 @@ import torch
 
 from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned, SharingMethod
 from harness.core.pattern import Pattern
+from harness.core.statistic import Seen
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,7 @@ class EachLinear:
     method: LinearMethod
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
-        statistic = self.method.statistic
-        seen = block.observe(statistic) if statistic else {}
-        weights = block.weights
+        seen, weights = self._seen(block, patterns), block.weights
         pruned: dict[str, Pruned] = {}
         groups = _with_the_same(seen, patterns)
         if isinstance(self.method, SharingMethod):
@@ -41,6 +40,13 @@ class EachLinear:
         for site in _unsound(pruned):
             pruned[site] = self.method.prune(weights[site], seen[site], patterns[site])
         return {site: pruned[site]._replace(sound=None) for site in patterns}
+
+    def _seen(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, Seen]:
+        """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
+        if self.method.statistic:
+            return block.observe(self.method.statistic)
+        knows, known = getattr(self.method, "knows", None), getattr(block, "known", None)
+        return {site: known(site, knows) for site in patterns} if knows and known else {}
 
 
 def _with_the_same(seen: Mapping[str, Any], patterns: Mapping[str, Pattern]) -> list[list[str]]:

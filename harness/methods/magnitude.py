@@ -8,6 +8,7 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.interfaces import Pruned
+from harness.core.order import Order
 from harness.core.pattern import Group, Pattern, keep
 from harness.core.statistic import Seen
 
@@ -17,13 +18,16 @@ from harness.core.statistic import Seen
 class Magnitude:
     """Han et al. 2015 (arXiv 1506.02626) as the Wanda and SparseGPT codes run it: |w|, compared over the matrix.
 
-    The threshold is the ⌊n·s⌋-th smallest magnitude and goes too, as in those codes.
+    The threshold is the ⌊n·s⌋-th smallest magnitude and goes too, as in those codes. Where points share a model, the
+    order of a matrix is found once for all of them.
     """
 
     group: Group = "matrix"
 
     statistic = None
+    knows = Order
 
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
-        kept = keep(weight.abs(), pattern, self.group, quota="threshold")
+        known = seen.smallest if isinstance(seen, Order) else None
+        kept = keep(weight.abs(), pattern, self.group, quota="threshold", smallest=known)
         return Pruned(weight * kept, kept)

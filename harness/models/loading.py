@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakSet
 
 import torch
 
@@ -216,6 +217,33 @@ def other_gpus(wanted: str, device: torch.device) -> list[torch.device]:
     others = [index for index in range(torch.cuda.device_count()) if index != (device.index or 0)]
     free = {index: torch.cuda.mem_get_info(index) for index in others}
     return [torch.device("cuda", index) for index, (here, total) in free.items() if here > FREE * total]
+
+
+def available(device: torch.device) -> int:
+    """Bytes that are free on a device, those included that this process has from it and does not use."""
+    if device.type != "cuda":
+        return free_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+class Lender(Protocol):
+    """Whoever keeps tensors between runs, and gives them up for one that needs their memory."""
+
+    def lent(self, device: torch.device) -> int: ...
+
+
+_lenders: WeakSet[Lender] = WeakSet()
+
+
+def lend(lender: Lender) -> None:
+    """Let the memory that somebody keeps count as free."""
+    _lenders.add(lender)
+
+
+def lent_on(device: torch.device) -> int:
+    """Bytes on a device that whoever keeps them would give up."""
+    return sum(lender.lent(device) for lender in _lenders)
 
 
 def free_memory() -> int:

@@ -16,6 +16,8 @@ from harness.core.files import write_atomically
 SCHEMA = 1
 Status = Literal["ok", "skipped", "failed"]
 FINISHED = ("ok", "skipped")
+DENSE_INPUTS = ",inputs=dense"
+"""In the protocol of what was measured of a model whose blocks were all calibrated on the dense one's activations."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Record:
     def path(self, folder: Path) -> Path:
         """Where the record of this name lives."""
         return folder / f"{self.name}.json"
+
+
+def on_dense_inputs(protocol: str) -> str:
+    """The id of a protocol where it measures that other experiment."""
+    return protocol.replace("#", f"{DENSE_INPUTS}#", 1)
 
 
 def write(record: Record, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import UserError
+from harness.record.schema import DENSE_INPUTS
 from harness.report import ratios
 from harness.report.compare import compare
 from harness.report.derived import FIRST_TASK, mean_name
@@ -83,12 +84,18 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
 def refuse_unlike(measured: pd.DataFrame) -> None:
     """A table puts only measures of one protocol side by side.
 
+    Models calibrated on dense inputs stand beside others only where the axis `inputs` tells them apart, or beside a
+    dense one, which was not calibrated.
+
     Raises:
         UserError: a task and metric of one model was measured by two protocols.
     """
     done = measured.dropna(subset=["protocol"])
-    for (model, task, metric), known in done.groupby(["model", "task", "metric"])["protocol"]:
-        if known.nunique() > 1:
+    told_apart = ["inputs"] if "inputs" in done else []
+    for (model, task, metric, *_), here in done.groupby(["model", "task", "metric", *told_apart]):
+        known = here["protocol"]
+        marked = here.loc[here["method"] != "none", "protocol"].str.contains(DENSE_INPUTS, regex=False)
+        if known.str.replace(DENSE_INPUTS, "", regex=False).nunique() > 1 or marked.nunique() > 1:
             raise UserError(
                 f"{model} {task} {metric} was measured by unlike protocols ({', '.join(sorted(set(known)))}), "
                 "which no table puts side by side; run the points again with one setting."

@@ -19,10 +19,10 @@ COLUMNS = [
 AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 """Axes with a column among `COLUMNS`; every other axis of a study becomes a column of its own name."""
 
-UNUSED_BY_DENSE = ("method", "allocator", "calibration")
+UNUSED_BY_DENSE = ("method", "allocator", "calibration", "inputs")
 """Options that a dense model ignores: its cells have no value on such an axis."""
 
-NOT_ASKED = ("records", "cache", "save", "force", "offload", "tracker", "study", "scale", "plugins")
+NOT_ASKED = ("records", "cache", "save", "force", "offload", "share", "tracker", "study", "scale", "plugins")
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
 NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
@@ -55,6 +55,8 @@ def question(config: Mapping[str, Any]) -> str:
         key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
     }
     ignored = (*(("sparsity", "allocator") if dense else ()), *(("calibration", "seed") if untouched else ()))
+    if dense or config.get("inputs") != "dense":  # the default, which older records do not name
+        ignored += ("inputs",)
     return json.dumps({key: value for key, value in asked.items() if key not in ignored}, sort_keys=True)
 
 

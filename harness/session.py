@@ -1,0 +1,259 @@
+"""What a process keeps between the points of a sweep: one dense model, its tokens and measures, what points share.
+
+Everything is keyed by content (hashes of weights and tokenizer, dtype, device, attention), never by a path alone. A
+point is, bit for bit on a CPU, what it is in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.calibration.checks import self_check
+from harness.calibration.sharing import Sharing, Store, digest
+from harness.catalogue import describe
+from harness.config import RunConfig
+from harness.core.errors import Refusal
+from harness.evaluation.protocol import Context
+from harness.models.anatomy import Anatomy, anatomy_of
+from harness.models.loading import (
+    architecture,
+    available,
+    lend,
+    load_model,
+    load_tokenizer,
+    tokenizer_hashes,
+)
+from harness.prepare import Prepared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STATISTICS = 0.5
+"""The share of the memory left beside the models and a point's own needs that statistics may take."""
+PATHS = 0.125
+"""The share that earlier points' decisions may take."""
+TOKENIZERS = 2
+"""Tokenizers that are kept, each with the windows cut by it."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass
+class _Held:
+    """A loaded model, what it is known by, what it looked like, and its dense tensors by name."""
+
+    key: str
+    model: PreTrainedModel
+    anatomy: Anatomy
+    attention: str
+    form: Any
+    master: Mapping[str, Tensor]
+    statistics: Store
+    paths: Store
+
+
+class Session:
+    """One model at a time, with what belongs to it; without `keeps` every point loads its own, and shares nothing."""
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        self.keeps = keeps
+        self.tally: Counter[str] = Counter()
+        """How often the running point took something kept, by its kind."""
+        self._points = 0
+        self._held: _Held | None = None
+        self._tokenizers: dict[str, Any] = {}
+        self._measures: dict[str, list[dict[str, Any]]] = {}
+        if keeps:
+            lend(self)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the record: which point of the process this was, and what it took from earlier ones."""
+        return {"point": self._points, "taken": {kind: count for kind, count in self.tally.items() if count}}
+
+    @contextmanager
+    def point(self) -> Iterator[None]:
+        """One point; if it fails, nothing of its model is trusted any more. A refusal is no failure."""
+        self._points += 1
+        self.tally = Counter()
+        try:
+            yield
+        except Refusal:
+            raise
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Let go of the model and of everything that belongs to it."""
+        self._held = None
+
+    def lent(self, device: torch.device) -> int:
+        """Bytes on the device that a point may count as free: it takes the model over, or another one its place."""
+        held = self._held
+        if held is None or held.model.device.type != device.type:
+            return 0
+        tensors = [*held.master.values(), *(tensor for _, tensor in _tensors(held.model))]
+        kept = held.statistics.used() + held.paths.used()
+        return kept + sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
+
+    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[PreTrainedModel, Any, Anatomy]:
+        """The dense model, its tokenizer and layout: as the last point found it, or from disk.
+
+        Raises:
+            UserError: see `load_model` and `self_check`.
+        """
+        tokenizer = self._tokenizer(cfg, ready)
+        key = _model_key(cfg, ready)
+        if self._held and self._held.key == key and _restored(self._held):
+            self.tally["model"] += 1
+        else:
+            self.drop()
+            model = load_model(
+                ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device,
+                offload=ready.waits.blocks, parks=ready.waits.activations, others=ready.others,
+            )  # fmt: skip
+            anatomy = anatomy_of(model)
+            self_check(model, anatomy)
+            if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
+                return model, tokenizer, anatomy
+            self._held = self._hold(key, model, anatomy, ready)
+        held = self._held
+        self._make_room(held, ready)
+        return held.model, tokenizer, held.anatomy
+
+    def sharing(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> Sharing | None:
+        """What this point shares; nothing once its structure was edited, None where there is nothing to it."""
+        dense = cfg.inputs == "dense"
+        held = None if edited or not self.keeps else self._held
+        if held is None:
+            return Sharing(*_nothing(batches), dense_inputs=dense) if dense else None
+        held.statistics.point = held.paths.point = self._points
+        windows = torch.cat(list(batches)) if batches else None
+        belongs = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
+        return Sharing(held.statistics, held.paths, belongs, dense, self.tally)
+
+    def dense_measures(
+        self, cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, context: Context
+    ) -> list[dict[str, Any]]:
+        """The measures of an untouched model, every evaluation made once."""
+        found = []
+        for name, evaluator in cfg.evaluators.items():
+            asked = [
+                *(_model_key(cfg, ready), tokenizer_hashes(ready.inputs.checkpoint)),
+                *(describe(evaluator), str(evaluator.protocol(context)), ready.facts["data"][name]["sha256"]),
+                *(context.window, context.limit, context.seed),
+            ]
+            key = json.dumps(asked, sort_keys=True)
+            self.tally["measures"] += key in self._measures
+            if key not in self._measures:
+                self._measures[key] = [asdict(measure) for measure in evaluator(model, tokenizer, context)]
+            found += [dict(measure) for measure in self._measures[key]]
+        return found
+
+    def _tokenizer(self, cfg: RunConfig, ready: Prepared) -> Any:
+        checkpoint = ready.inputs.checkpoint
+        key = json.dumps([tokenizer_hashes(checkpoint), _code(cfg, ready)], sort_keys=True)
+        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, cfg.model)
+        self._tokenizers[key] = tokenizer  # the last one again
+        for oldest in list(self._tokenizers)[:-TOKENIZERS]:
+            del self._tokenizers[oldest]
+        return tokenizer
+
+    def _hold(self, key: str, model: PreTrainedModel, anatomy: Anatomy, ready: Prepared) -> _Held:
+        """With a copy of every tensor: on the device if there is room, else in host memory, else on disk only."""
+        named = dict(_tensors(model))
+        size = sum(tensor.nbytes for tensor in named.values())
+        cpu = torch.device("cpu")
+        master: dict[str, Tensor] = {}
+        if size + ready.need.beside_weights < available(ready.device):
+            master = {name: tensor.detach().clone() for name, tensor in named.items()}
+        elif ready.device.type != "cpu" and size < available(cpu):
+            master = {name: tensor.detach().to(cpu) for name, tensor in named.items()}
+        room = max(0, available(ready.device) - ready.need.beside_weights)
+        host = 0 if ready.device.type == "cpu" else int(PATHS * available(cpu))
+        statistics = Store(ready.device, int(STATISTICS * room), host)
+        attention = model.config._attn_implementation
+        paths = Store(ready.device, int(PATHS * room))
+        return _Held(key, model, anatomy, attention, _form(model), master, statistics, paths)
+
+    def _make_room(self, held: _Held, ready: Prepared) -> None:
+        """A point that needs more than is left takes what others left."""
+        for store in (held.paths, held.statistics):
+            if available(ready.device) < ready.need.beside_weights:
+                store.clear()
+        if available(ready.device) < ready.need.beside_weights:
+            held.master = {}
+
+
+def _nothing(batches: Sequence[Tensor]) -> tuple[Store, Store]:
+    """Stores that keep nothing."""
+    device = batches[0].device if batches else torch.device("cpu")
+    return Store(device), Store(device)
+
+
+def _model_key(cfg: RunConfig, ready: Prepared) -> str:
+    content = [ready.facts["weights_sha256"], architecture(ready.inputs.checkpoint), str(ready.dtype)]
+    return json.dumps([*content, str(ready.device), _code(cfg, ready)], sort_keys=True)
+
+
+def _code(cfg: RunConfig, ready: Prepared) -> str | None:
+    """Where code that no hash covers comes from."""
+    return str(ready.inputs.checkpoint.folder) if cfg.model.trust_remote_code else None
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def _form(model: PreTrainedModel) -> Any:
+    """Everything about a model but the numbers in it."""
+    modules = [
+        (
+            name,
+            type(module),
+            module.training,
+            "forward" in vars(module),
+            *(len(getattr(module, kind)) for kind in HOOKS),
+        )
+        for name, module in model.named_modules()
+    ]
+    tensors = [(name, one.shape, one.dtype, one.device, one.requires_grad) for name, one in _tensors(model)]
+    return modules, tensors, json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+
+
+@torch.no_grad()
+def _restored(held: _Held) -> bool:
+    """Make the model what it was when it was loaded; False where that takes another load (its structure changed)."""
+    if held.model.config._attn_implementation != held.attention:
+        held.model.set_attn_implementation(held.attention)
+    if not held.master or _form(held.model) != held.form:
+        return False
+    for name, tensor in _tensors(held.model):
+        tensor.copy_(held.master[name], non_blocking=True)
+        tensor.grad = None
+    return True
+
+
+_here: Session | None = None
+
+
+def of_process() -> Session:
+    """The session of this process, in which the points of a sweep run one after the other."""
+    global _here
+    _here = _here or Session(keeps=True)
+    return _here
+
+
+def end() -> None:
+    """Let go of what this process kept."""
+    global _here
+    _here = None
