@@ -212,6 +212,8 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         tracker=_tracker(composed),
         records=_folder(composed, "records"),
         cache=_folder(composed, "cache"),
+        cache_gib=_amount(composed, "cache_gib"),
+        checkpoint_every=_amount(composed, "checkpoint_every"),
         save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
         force=_boolean(composed, "force"),
         composed=composed,
@@ -289,6 +291,13 @@ def _positive(composed: Mapping[str, Any], key: str, least: int) -> int | None:
     value = _integer(composed, key)
     if value < least:
         raise UserError(f"{key}={value} has to be at least {least}.")
+    return value
+
+
+def _amount(composed: Mapping[str, Any], key: str) -> float | None:
+    value = composed[key]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        raise UserError(f"{key}={value} has to be a number, at least 0, or null.")
     return value
 
 

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from harness import catalogue
 from harness.calibration.cache import Cache
 from harness.calibration.checks import self_check
 from harness.calibration.probe import ModelProbe
+from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.stream import batched, stream
 from harness.config import RunConfig
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
-from harness.core.errors import Refusal
+from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
+from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import fuse_attention, load_model, load_tokenizer, other_gpus
+from harness.models.loading import fuse_attention, load_model, load_tokenizer, other_gpus, weights_hash
 from harness.models.surgery import operate
 from harness.prepare import Prepared
 from harness.record.provenance import provenance
@@ -55,13 +59,22 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
     Raises:
         UserError: what a user can get wrong and only shows with the model in memory.
         Refusal: a component cannot do this point.
+        Failure: memory runs out however small the batches are.
     """
+    with remarks() as notes:
+        record = _run(cfg, ready)
+    return replace(record, notes=(*record.notes, *notes))
+
+
+def _run(cfg: RunConfig, ready: Prepared) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
         tokenizer = load_tokenizer(ready.inputs.checkpoint, cfg.model)
         model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device)
         anatomy = anatomy_of(model)
         self_check(model, anatomy)
+    if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
+        raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
     reduced = _reduce(cfg, ready, stages, model, tokenizer, anatomy)
 
@@ -70,11 +83,16 @@ def run(cfg: RunConfig, ready: Prepared) -> Record:
         context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
         measures = [asdict(m) for evaluator in cfg.evaluators.values() for m in evaluator(model, tokenizer, context)]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
+    reason = ""
     if cfg.save is not None:
-        save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
+        try:
+            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
+        except UserError as error:  # the numbers are there and are worth keeping
+            reason = str(error)
+            remark(reason)
     return Record(
-        status="ok",
-        reason="",
+        status="failed" if reason else "ok",
+        reason=reason,
         fingerprint=ready.fingerprint,
         config=ready.config,
         sparsity={
@@ -121,7 +139,8 @@ def _reduce(
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
         with stages.time("prune"):
-            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told)
+            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
+            pruned = prune(model, anatomy, batches, scope, cfg.method, allocation, told, finished)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -144,9 +163,19 @@ def _probe(
 
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
-        cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
+        cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
         devices=other_gpus(cfg.device, ready.device),
     )  # fmt: skip
+
+
+def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping:
+    """Where finished blocks of this run go, and what they depend on."""
+    belongs = belonging(ready.belongs, catalogue.describe(cfg.method), cfg.seed, allocation)
+    return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, cfg.checkpoint_every, cfg.cache_gib)
+
+
+def _weights(model: PreTrainedModel, anatomy: Anatomy, index: int) -> dict[str, Tensor]:
+    return {site: linear.weight.data for site, linear in anatomy.block_linears(model, index).items()}
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -170,20 +199,34 @@ def prune(
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
+    finished: FinishedBlocks | None = None,
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one.
 
-    Returns site → what the method gave; what it told about blocks is added to `told`, by index.
+    Args:
+        finished: blocks that an earlier attempt left are taken from it, and new ones are kept there.
+
+    Returns:
+        Site → what the method gave; what it told about blocks is added to `told`, by index.
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
     for block in stream(model, anatomy, batches, scope, edited=True, label="prune"):
-        patterns = {site: allocation[site] for site in block.weights}
-        for site, pruned in block_method.prune_block(block, patterns).items():
-            block.write(site, pruned.weight)
-            done[site] = pruned._replace(weight=torch.empty(0))  # it lives in the model now
-        if told is not None and block.told:
-            told[str(block.index)] = block.told
+        result = finished.load(block.index) if finished else None
+        if earlier := result is not None:
+            pruned, facts = result
+        else:
+            patterns = {site: allocation[site] for site in block.weights}
+            pruned, facts = block_method.prune_block(block, patterns), block.told
+        for site, one in pruned.items():
+            block.write(site, one.weight)
+            done[site] = one._replace(weight=torch.empty(0))  # it lives in the model now
+        if told is not None and facts:
+            told[str(block.index)] = dict(facts)
+        if finished and not earlier:
+            finished.add(block.index, Block(pruned, facts))
+    if finished and finished.loaded:
+        remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
 from harness.core.statistic import Seen, Statistic
 from harness.models.anatomy import Anatomy
 
 TOKENS_PER_BATCH = 4096
+T = TypeVar("T")
 
 
 class _Stop(Exception):
@@ -56,17 +59,45 @@ class Stream:
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self._gives_tuples = False
+        self._window = batches[0][:1]
+        self._together: int | None = None
         self.hidden = [self.embed(batch) for batch in batches]
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
-                self._arguments[tuple(batch.shape)] = self._catch_arguments(batch)
+                self.stepping_down(partial(self._remember_arguments, batch))
 
     def run_block(self, index: int, hidden: Tensor) -> Tensor:
         """The block's output (B, L, D) with the arguments that the model itself would give it.
 
         Those of a single window fit batches of any size.
         """
+        if self._together is None:
+            return self._run(index, hidden)
+        return torch.cat([self._run(index, piece) for piece in hidden.split(self._together)])
+
+    def stepping_down(self, work: Callable[[], T]) -> T:
+        """What `work` gives; where memory runs out it is done again, with half as many windows at once from then on.
+
+        Raises:
+            Failure: not even one window fits.
+        """
+        start = self._together or max(len(hidden) for hidden in self.hidden)
+
+        def sized(size: int) -> T:
+            if size < start:
+                self._together = size
+            return work()
+
+        return halving(sized, start, "calibration")
+
+    def _remember_arguments(self, batch: Tensor) -> None:
+        windows = batch[: self._together or len(batch)]
+        self._arguments[tuple(windows.shape)] = self._catch_arguments(windows)
+
+    def _run(self, index: int, hidden: Tensor) -> Tensor:
         shape = tuple(hidden.shape[:2])
+        if shape not in self._arguments and (1, shape[1]) not in self._arguments:
+            self._remember_arguments(self._window)
         arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
         return first(self.blocks[index](hidden, **arguments[index]))
 
@@ -151,13 +182,18 @@ class StreamedBlock:
         One statistic is that of every linear; a mapping says it by site, and what it leaves out is not observed. Sites
         with a common input have a common statistic: the first one that the mapping names.
         """
-        prefix = f"{self._stream.anatomy.blocks}.{self.index}."
-        states: dict[str, Seen] = {}
-        handles = []
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
+        prefix = f"{self._stream.anatomy.blocks}.{self.index}."
         groups = [[prefix + name for name in group] for group in self._stream.anatomy.inputs]
         groups = [[site for site in group if site in wanted] for group in groups]
-        for first_site, *_ in filter(None, groups):
+        # from the start where memory runs out: half of a block may have been seen then
+        states = self._stream.stepping_down(partial(self._accumulated, wanted, [group for group in groups if group]))
+        return {site: states[group[0]] for group in groups for site in group}
+
+    def _accumulated(self, wanted: Mapping[str, Statistic], groups: Sequence[Sequence[str]]) -> dict[str, Seen]:
+        states: dict[str, Seen] = {}
+        handles = []
+        for first_site, *_ in groups:
             linear = self._linears[first_site]
             states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
             hook = _accumulate(states, first_site, wanted[first_site], self._stream.window)
@@ -169,14 +205,15 @@ class StreamedBlock:
                 handle.remove()
         if self._needs_outputs:
             self._outputs = outputs
-        return {site: states[group[0]] for group in groups for site in group}
+        return states
 
     @torch.no_grad()
     def advance(self) -> None:
         """Move the stream's hidden states behind this block, as its weights are now."""
         if self._outputs is None:
             for position, hidden in enumerate(self._stream.hidden):
-                self._stream.hidden[position] = self._stream.run_block(self.index, hidden)
+                run = partial(self._stream.run_block, self.index, hidden)
+                self._stream.hidden[position] = self._stream.stepping_down(run)
         else:
             self._stream.hidden[:] = self._outputs
 

@@ -22,7 +22,9 @@ AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 UNUSED_BY_DENSE = ("method", "allocator", "calibration")
 """Options that a dense model ignores: its cells have no value on such an axis."""
 
-NOT_ASKED = ("records", "cache", "save", "force", "tracker", "study", "scale", "plugins")
+NOT_ASKED = (
+    *("records", "cache", "cache_gib", "checkpoint_every", "save", "force", "tracker", "study", "scale", "plugins"),
+)
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
 NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
