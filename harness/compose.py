@@ -221,6 +221,13 @@ def typed(composed: dict[str, Any]) -> RunConfig:
 
 
 def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
+    if not re.fullmatch(
+        r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,95}", str(model["name"])
+    ):  # save='out/${model.name}'
+        raise UserError(
+            f"model.name={str(model['name'])[:96]!r} becomes part of file names: one line of at most 96 characters, "
+            "without a slash and no dot in front."
+        )
     path = str(model["path"] or "")
     if path.startswith("embedded:"):
         path = str(EMBEDDED / path.removeprefix("embedded:"))

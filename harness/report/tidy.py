@@ -63,8 +63,16 @@ def answered(record: Record) -> set[str]:
     """Every question that a record answers.
 
     Its configuration has nothing open; a question that leaves an option open asks for the default, which was the
-    record's if its value is the default of its model and machine. One that leaves the device open takes any.
+    record's if its value is the default of its model and machine. One that leaves the device open takes any. A record
+    whose configuration lacks an option, of another version say, answers none.
     """
+    try:
+        return _answered(record)
+    except (KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _answered(record: Record) -> set[str]:
     defaults = record.provenance.get("defaults", {})
     configs = [dict(record.config), dict(record.config) | {"device": "auto"}]
     for key, default, left_open in (
