@@ -98,7 +98,7 @@ def mean_nll(model: PreTrainedModel, windows: Tensor, device: torch.device, labe
         Failure: not even one window fits into memory.
     """
     per_window = windows.shape[1] * model.config.get_text_config().vocab_size * 4
-    batch = max(1, min(LOGIT_BYTES // per_window, TOKENS_PER_BATCH // windows.shape[1]))
+    batch = max(1, min(LOGIT_BYTES // per_window, TOKENS_PER_BATCH // windows.shape[1], len(windows)))
     return halving(lambda size: _mean_nll(model, windows, size, device, label), batch, "evaluation")
 
 
