@@ -59,6 +59,8 @@ class CachedValue:
         if self.cache.folder is None or self.key in self.cache._kept:
             return self.cache._kept.get(self.key)
         path = self.cache.folder / f"{self.key}.json"
+        if not path.is_file():
+            return None
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:

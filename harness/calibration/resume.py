@@ -164,7 +164,7 @@ class FinishedBlocks:
                 with path.open("rb") as file:
                     whole = hashlib.file_digest(file, "sha256").hexdigest() == path.stem.partition("_")[2]
                 block = self._open(path, index) if whole else None
-            except (OSError, SafetensorError):
+            except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
                 block = None
             if block is not None:
                 with suppress(OSError):
@@ -186,6 +186,8 @@ class FinishedBlocks:
             pruned = {}
             for site, note in facts["notes"].items():
                 weight = file.get_tensor(f"weight/{site}").to(weights[site].device)
+                if (weight.shape, weight.dtype) != (weights[site].shape, weights[site].dtype):
+                    return None
                 masked = f"kept/{site}" in names
                 kept = file.get_tensor(f"kept/{site}").to(weight.device) if masked else weight != 0
                 pruned[site] = Pruned(weight, kept, note)

@@ -87,6 +87,8 @@ def read(path: Path) -> Record:
         UserError: the file is not a record of this schema.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         content = json.loads(path.read_text())
         content["measures"] = tuple(content["measures"])
         content["notes"] = tuple(content.get("notes", ()))
