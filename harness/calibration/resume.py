@@ -151,7 +151,8 @@ class FinishedBlocks:
     def _packed(self, index: int, block: Block) -> bytes:
         weights = self._weights(index)
         tensors = {f"weight/{site}": weights[site] for site in block.pruned}
-        masks = {site: one.kept for site, one in block.pruned.items() if not torch.equal(one.kept, weights[site] != 0)}
+        nonzeros = {site: (weights[site] != 0).to(one.kept.device) for site, one in block.pruned.items()}
+        masks = {site: one.kept for site, one in block.pruned.items() if not torch.equal(one.kept, nonzeros[site])}
         tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
         facts = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
         about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}
