@@ -7,13 +7,17 @@ CLUSTER ?= local
 OVERRIDES ?=
 RECORD ?=
 OUT ?=
+# names of files: neither make nor a shell reads anything into them
+override RECORD := $(value RECORD)
+override OUT := $(value OUT)
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m harness
 STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) $(OVERRIDES)
+export RECORD OUT
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
+.PHONY: help setup test test-kills check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-20s %s\n", $$1, $$2}'
@@ -54,7 +58,7 @@ prefetch: $(READY) ## download models and texts of a study once, so that runs wo
 	@$(RUN) prefetch $(STUDY)
 
 allocation: $(READY) ## what RECORD=<record or allocation.json> asks of every matrix; OUT=<folder> keeps table and figure
-	@$(RUN) allocation $(if $(RECORD),"$(RECORD)") $(if $(OUT),"$(OUT)")
+	@$(RUN) allocation $(if $(RECORD),"$$RECORD") $(if $(OUT),"$$OUT")
 
 embedded: $(READY) ## make the embedded language, texts, tasks and models again
 	@$(VENV)/bin/python -m harness.embedded
@@ -64,6 +68,9 @@ bench: $(READY) ## the performance tables
 
 test: $(READY) ## run the tests, with coverage of harness/
 	@$(VENV)/bin/python -m pytest
+
+test-kills: $(READY) ## kill a small study fifty times and compare its table (make test does so five times)
+	@HARNESS_KILLS=50 $(VENV)/bin/python -m pytest -n 0 --no-cov -s tests/safety/test_kills.py
 
 check: $(READY) ## lint, types, import rules
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

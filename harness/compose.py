@@ -214,6 +214,8 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         tracker=_tracker(composed),
         records=_folder(composed, "records"),
         cache=_folder(composed, "cache"),
+        cache_gib=_amount(composed, "cache_gib"),
+        checkpoint_every=_amount(composed, "checkpoint_every"),
         save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
         force=_boolean(composed, "force"),
         share=_boolean(composed, "share"),
@@ -223,6 +225,13 @@ def typed(composed: dict[str, Any]) -> RunConfig:
 
 
 def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
+    if not re.fullmatch(
+        r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,95}", str(model["name"])
+    ):  # save='out/${model.name}'
+        raise UserError(
+            f"model.name={str(model['name'])[:96]!r} becomes part of file names: one line of at most 96 characters, "
+            "without a slash and no dot in front."
+        )
     path = str(model["path"] or "")
     if path.startswith("embedded:"):
         path = str(EMBEDDED / path.removeprefix("embedded:"))
@@ -298,6 +307,13 @@ def _positive(composed: Mapping[str, Any], key: str, least: int) -> int | None:
     value = _integer(composed, key)
     if value < least:
         raise UserError(f"{key}={value} has to be at least {least}.")
+    return value
+
+
+def _amount(composed: Mapping[str, Any], key: str) -> float | None:
+    value = composed[key]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        raise UserError(f"{key}={value} has to be a number, at least 0, or null.")
     return value
 
 

@@ -76,6 +76,8 @@ class RunConfig:
     tracker: Tracker
     records: Path
     cache: Path
+    cache_gib: float | None
+    checkpoint_every: float | None
     save: Path | None
     force: bool
     composed: Mapping[str, Any]

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from harness import session
+from harness.calibration import resume
 from harness.config import RunConfig
-from harness.core.errors import Refusal, UserError
+from harness.core.errors import Failure, Refusal, UserError
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.schema import Record, check_writable
@@ -22,6 +23,10 @@ from harness.run import run, without_numbers
 from harness.save import check_targets, is_saved
 
 INTERRUPTED = "interrupted"
+OUT_OF_MEMORY = (
+    "the GPU's memory ran out where no batch can be smaller; take fewer or shorter calibration windows, a smaller "
+    "dtype, or a GPU with more memory."
+)
 
 
 def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list[Prepared]:
@@ -70,6 +75,7 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool =
     found = finished(cfg, ready)
     if found:
         path, record = found
+        resume.forget(cfg.cache, ready.fingerprint)
         if announce:
             print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
         track(cfg.tracker, record, cfg.records)
@@ -81,6 +87,8 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool =
         print(f"the earlier {before[1].status} record stays", file=sys.stderr)
     else:
         path = schema.write(record, cfg.records)
+        if record.status in schema.FINISHED:
+            resume.forget(cfg.cache, ready.fingerprint)
         track(cfg.tracker, record, cfg.records)
     if record.reason == INTERRUPTED:
         print(f"record: {path}", flush=True)
@@ -111,6 +119,9 @@ def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> R
         print(f"{record.status}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         record = without_numbers(cfg, ready, "failed", INTERRUPTED)
+    except (Failure, torch.OutOfMemoryError) as error:
+        record = without_numbers(cfg, ready, "failed", str(error) if isinstance(error, Failure) else OUT_OF_MEMORY)
+        print(f"failed: {record.reason}", file=sys.stderr)
     except Exception as error:
         traceback.print_exc()
         record = without_numbers(cfg, ready, "failed", f"{type(error).__name__}: {error}")

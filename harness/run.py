@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from harness import catalogue
 from harness.calibration.cache import Cache
 from harness.calibration.probe import ModelProbe
+from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, StreamedBlock, batched, stream
@@ -19,9 +21,10 @@ from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
-from harness.core.errors import Refusal
+from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
+from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context
@@ -29,7 +32,7 @@ from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
 from harness.models.fused import fused
-from harness.models.loading import fuse_attention
+from harness.models.loading import fuse_attention, weights_hash
 from harness.models.surgery import operate
 from harness.prepare import Prepared, protocol_id
 from harness.record.provenance import provenance
@@ -63,16 +66,20 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
     Raises:
         UserError: what a user can get wrong and only shows with the model in memory.
         Refusal: a component cannot do this point.
+        Failure: memory runs out however small the batches are.
     """
     session = session or Session()
-    with session.point():
-        return _run(cfg, ready, session)
+    with session.point(), remarks() as notes:
+        record = _run(cfg, ready, session)
+    return replace(record, notes=(*record.notes, *notes))
 
 
 def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
         model, tokenizer, anatomy = session.load(cfg, ready)
+    if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
+        raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
     with fused(model, wanted=_is_fast(cfg, ready)):
         reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
@@ -86,11 +93,16 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
                 measures = [asdict(one) for judge in judges for one in judge(model, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
+    reason = ""
     if cfg.save is not None:
-        save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
+        try:
+            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
+        except UserError as error:  # the numbers are there and are worth keeping
+            reason = str(error)
+            remark(reason)
     return Record(
-        status="ok",
-        reason="",
+        status="failed" if reason else "ok",
+        reason=reason,
         fingerprint=ready.fingerprint,
         config=ready.config,
         sparsity={
@@ -141,8 +153,9 @@ def _reduce(
         with stages.time("prune"):
             method = sharing.method(cfg.method, allocation) if sharing else cfg.method
             walk = partial(sharing.walk if sharing else stream, exact=cfg.numerics == "exact")
+            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
             masks = name_of(cfg.recovery) != "none"
-            pruned = prune(model, anatomy, batches, scope, method, allocation, told, walk, masks=masks)
+            pruned = prune(model, anatomy, batches, scope, method, allocation, told, walk, finished, masks=masks)
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -180,9 +193,24 @@ def _probe(
 
     return ModelProbe(
         model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
-        cache=Cache(cfg.cache, ready.belongs), weights_sha256=ready.facts["weights_sha256"],
+        cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
         devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
+
+
+def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping:
+    """Where finished blocks of this run go, and what they depend on."""
+    belongs = belonging(ready.belongs, catalogue.describe(cfg.method), cfg.seed, allocation)
+    every = cfg.checkpoint_every
+    if ready.waits.blocks and every is not None:
+        every = 0.0  # while a block is on the device
+    if cfg.inputs == "dense":
+        every = None  # each block alone, which is soon done again
+    return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
+
+
+def _weights(model: PreTrainedModel, anatomy: Anatomy, index: int) -> dict[str, Tensor]:
+    return {site: linear.weight.data for site, linear in anatomy.block_linears(model, index).items()}
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -207,24 +235,38 @@ def prune(
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
     walk: Callable[..., Iterator[StreamedBlock | Shared]] = stream,
+    finished: FinishedBlocks | None = None,
     *,
     masks: bool = True,
 ) -> dict[str, Pruned]:
     """Block by block, the next one seeing what was done to this one.
 
-    Returns site → what the method gave; what it told about blocks is added to `told`, by index. All masks of a model
-    take half as much memory as its weights in 16 bits: without `masks` none is kept.
+    Args:
+        finished: blocks that an earlier attempt left are taken from it, and new ones are kept there.
+        masks: whether to give the masks, which take half as much memory as the weights in 16 bits.
+
+    Returns:
+        Site → what the method gave; what it told about blocks is added to `told`, by index.
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
     for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
-        patterns = {site: allocation[site] for site in block.weights}
-        for site, pruned in block_method.prune_block(block, patterns).items():
-            block.write(site, pruned.weight)
-            kept = pruned.kept if masks else torch.empty(0, dtype=torch.bool)
-            done[site] = Pruned(torch.empty(0), kept, pruned.note)  # the weight lives in the model now
-        if told is not None and block.told:
-            told[str(block.index)] = block.told
+        result = finished.load(block.index) if finished else None
+        if earlier := result is not None:
+            pruned, facts = result
+        else:
+            patterns = {site: allocation[site] for site in block.weights}
+            pruned, facts = block_method.prune_block(block, patterns), block.told
+        for site, one in pruned.items():
+            block.write(site, one.weight)
+            kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
+            done[site] = Pruned(torch.empty(0), kept, one.note)  # the weight lives in the model now
+        if told is not None and facts:
+            told[str(block.index)] = dict(facts)
+        if finished and not earlier:
+            finished.add(block.index, Block(pruned, facts))
+    if finished and finished.loaded:
+        remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done
 
 

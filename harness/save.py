@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from harness.core.errors import UserError
+from harness.core.files import staged, write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,20 +23,28 @@ MARK = "pruning.json"
 def save_model(
     model: PreTrainedModel, tokenizer: Any, folder: Path, sites: Mapping[str, Mapping[str, Any]], fingerprint: str
 ) -> None:
-    """Write model and tokenizer, read the pruned matrices back and count their zeros.
+    """Write model and tokenizer, read the pruned matrices back and count their zeros; then put them in their places.
 
     Raises:
         UserError: the folder cannot be written.
     """
     mark = folder / MARK
     try:
-        mark.unlink(missing_ok=True)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        _count_again(folder, sites)
-        mark.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
-    except OSError as error:
-        raise UserError(f"save={folder} cannot be written: {error.strerror}.") from error
+        with staged(folder) as stage:
+            model.save_pretrained(stage)
+            tokenizer.save_pretrained(stage)
+            _count_again(stage, sites)
+            new = {path.name for path in stage.iterdir()}
+            mark.unlink(missing_ok=True)  # from here on the folder holds neither model whole
+        for path in folder.glob("*.safetensors*"):
+            if path.name not in new:  # of a model in more files
+                path.unlink()
+        write_atomically(mark, json.dumps({"fingerprint": fingerprint}) + "\n")
+    except AssertionError:
+        raise
+    except Exception as error:  # each library has its own for a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"save={folder} cannot be written: {reason}.") from error
 
 
 def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:

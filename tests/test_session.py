@@ -175,7 +175,7 @@ def test_another_model_dtype_or_failure_takes_the_place_of_what_was_kept(
     assert here._held is not first
     kept = here._held
     with monkeypatch.context() as patch:
-        patch.setattr("harness.run.prune", lambda *_: 1 / 0)
+        patch.setattr("harness.run.prune", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(half, prepare(half), here)
     assert kept is not None and here._held is None

@@ -114,7 +114,7 @@ def read_allocation(path: str | Path) -> Saved:
         raise UserError(f"the allocation {path} cannot be read: {error.strerror}.") from error
     except KeyError as error:
         raise UserError(f"{path} is no allocation: it lacks {error}.") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no allocation: {error}.") from error
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.core.errors import UserError
+from harness.core.errors import Failure, UserError
+from harness.core.files import LOCK, in_use, taken
 from harness.core.memory import Parked
 from harness.core.pattern import Pattern
 
@@ -24,7 +26,8 @@ GIB = 2**30
 class Bank:
     """Levels as tensors (O, I) of their model's dtype; with a `folder` they are files, read when they are needed.
 
-    Files are removed with the database; those of a killed process by the next one that makes a database there.
+    Files are mapped as long as the database lives, so that nobody who deletes them is in its way. They are removed with
+    it; those of a killed process by the next one that makes a database there.
 
     Raises:
         UserError: the folder cannot be written.
@@ -32,15 +35,19 @@ class Bank:
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self._folder: Path | None = None
+        self._lock: IO[bytes] | None = None
         self._parked = Parked(device)
         self._places: dict[tuple[str, Pattern], int] = {}
+        self._files: dict[str, Any] = {}
+        self._checksums: dict[tuple[str, Pattern], str] = {}
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 _remove_orphans(folder)
-                self._folder = Path(tempfile.mkdtemp(prefix=f"levels_{_MACHINE}_{os.getpid()}_", dir=folder))
+                self._folder = Path(tempfile.mkdtemp(prefix="levels_", dir=folder))
             except OSError as error:
                 raise UserError(f"the level database cannot be written to {folder}: {error.strerror}.") from error
+            self._lock = taken(self._folder / LOCK)
 
     def put(self, site: str, levels: Mapping[Pattern, Tensor]) -> None:
         """Keep the levels of one site."""
@@ -50,36 +57,54 @@ class Bank:
                 self._parked.append(weight)
             return
         named = {_name(pattern): weight.detach().cpu().contiguous() for pattern, weight in levels.items()}
+        path = self._folder / f"{site}.safetensors"
         try:
-            save_file(named, self._folder / f"{site}.safetensors")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file(named, path)
+            self._files[site] = safe_open(path, "pt")
         except (OSError, SafetensorError) as error:
             raise UserError(f"the level database cannot be written to {self._folder}: {error}.") from error
+        self._checksums |= {(site, pattern): _checksum(named[_name(pattern)]) for pattern in levels}
 
     def get(self, site: str, pattern: Pattern) -> Tensor:
-        """One level on the device."""
+        """One level on the device, its checksum compared when it is read first.
+
+        Raises:
+            Failure: it is not what was written.
+        """
         if self._folder is None:
             return self._parked[self._places[site, pattern]]
-        with safe_open(self._folder / f"{site}.safetensors", "pt") as file:
-            return file.get_tensor(_name(pattern)).to(self._parked.device)
+        level = self._files[site].get_tensor(_name(pattern))
+        expected = self._checksums.pop((site, pattern), None)
+        if expected is not None and _checksum(level) != expected:
+            raise Failure(
+                f"the level database in {self._folder} is damaged: {site} at {pattern} does not match its checksum; "
+                "run it again, it goes on from its last generation."
+            )
+        return level.to(self._parked.device)
 
     def close(self) -> None:
         """Remove the files."""
         if self._folder is not None:
+            self._files.clear()
             shutil.rmtree(self._folder, ignore_errors=True)
+            if self._lock is not None:
+                self._lock.close()
 
     def __del__(self) -> None:
         self.close()
 
 
-_MACHINE = "".join(character for character in platform.node() if character.isalnum()) or "here"
-
-
 def _remove_orphans(folder: Path) -> None:
-    """Databases of processes of this machine that are no more."""
-    for left in folder.glob(f"levels_{_MACHINE}_*"):
-        process = left.name.split("_")[2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
+    """Databases that no process holds any more; an empty folder may be one that is being made."""
+    for left in folder.glob("levels_*"):
+        with suppress(OSError):
+            if any(left.iterdir()) and not in_use(left / LOCK):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _checksum(level: Tensor) -> str:
+    return hashlib.sha256(level.view(torch.uint8).numpy().data).hexdigest()
 
 
 def _name(pattern: Pattern) -> str:

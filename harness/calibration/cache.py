@@ -1,26 +1,38 @@
-"""Values that cost much and belong to a model and its calibration: traces, searches. One JSON file each."""
+"""Values that cost much and belong to a model and its calibration: traces, searches. One JSON file each.
+
+The folder may be deleted at any time, also while runs use it. Nothing in it is trusted without its checksum.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError
-from harness.core.files import write_atomically
+from harness.core.files import LOCK, held, in_use, write_atomically
+from harness.core.remarks import remark
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The cached values of one identity (model, calibration, scope), in a folder, or in memory where there is none."""
+    """The cached values of one identity (model, calibration, scope), in a folder, or in memory where there is none.
+
+    Args:
+        gib: how much the folder may take, whoever wrote it; None: no limit.
+    """
 
     folder: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    gib: float | None = None
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def entry(self, purpose: str, settings: Mapping[str, Any]) -> CachedValue:
@@ -40,27 +52,30 @@ class CachedValue:
     @property
     def key(self) -> str:
         """A file name that no other value has."""
-        canonical = json.dumps(self.belongs, sort_keys=True, separators=(",", ":"))
-        return f"{self.purpose}_{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.belongs)[:16]}"
 
     def read(self) -> Any | None:
-        """What was written last, or None.
-
-        Raises:
-            UserError: the file belongs to another model, calibration or setting.
-        """
-        if self.cache.folder is None:
+        """What was written last, or None; so it is, with a remark, where the file is damaged or belongs elsewhere."""
+        if self.cache.folder is None or self.key in self.cache._kept:
             return self.cache._kept.get(self.key)
         path = self.cache.folder / f"{self.key}.json"
+        if not path.is_file():
+            return None
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            reason = f"{path} cannot be read ({type(error).__name__}); remove it to compute it again."
-            raise UserError(reason) from error
-        if not isinstance(content, dict) or "value" not in content or content.get("belongs") != self.belongs:
-            raise UserError(f"{path} belongs to another model or other settings; remove it to compute it again.")
+        except (OSError, ValueError, RecursionError) as error:
+            remark(f"{path} cannot be read ({type(error).__name__}); it is computed again")
+            return None
+        if not isinstance(content, dict) or content.get("sha256") != _checksum(content):
+            remark(f"{path} does not match its checksum; it is computed again")
+            return None
+        if content["belongs"] != self.belongs:
+            remark(f"{path} belongs to another model or other settings; it is computed again")
+            return None
+        with suppress(OSError):
+            os.utime(path)  # used last
         return content["value"]
 
     @contextmanager
@@ -69,27 +84,79 @@ class CachedValue:
         if self.cache.folder is None:
             yield
             return
-        try:
-            self.cache.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.cache.folder / f".{self.key}.lock").open("w")
-        except OSError as error:
-            raise UserError(f"cache={self.cache.folder} cannot be written: {error.strerror}.") from error
-        with file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with held(self.cache.folder / f".{self.key}{LOCK}"):
             yield
 
     def write(self, value: Any) -> None:
-        """Keep a value, atomically.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        if self.cache.folder is None:
+        """Keep a value, atomically; in memory, with a remark, where the folder cannot take it."""
+        folder = self.cache.folder
+        if folder is None:
             self.cache._kept[self.key] = value
             return
-        text = json.dumps({"belongs": self.belongs, "value": value}, allow_nan=True)
+        content = {"belongs": self.belongs, "value": value}
+        text = json.dumps(content | {"sha256": _checksum(content)}, allow_nan=True) + "\n"
         try:
-            write_atomically(self.cache.folder / f"{self.key}.json", text + "\n")
+            if not make_room(folder, self.cache.gib, len(text), folder / f"{self.key}.json"):
+                raise OSError(0, f"cache_gib={self.cache.gib:g} allows no more")
+            write_atomically(folder / f"{self.key}.json", text)
+            self.cache._kept.pop(self.key, None)
         except OSError as error:
-            raise UserError(f"cache={self.cache.folder} cannot be written: {error.strerror}.") from error
+            remark(f"cache={folder} cannot be written ({error.strerror}); {self.purpose} is not kept for other runs")
+            self.cache._kept[self.key] = json.loads(text)["value"]
+
+
+def make_room(folder: Path, gib: float | None, needed: int, keep: Path | None = None) -> bool:
+    """Remove entries of a cache, those used least recently first, until `needed` more bytes fit into `gib`.
+
+    An entry that a process holds stays. Times decide the order only: a clock that jumps costs an entry, not a value.
+
+    Args:
+        keep: the entry that the bytes are for; its own file will be replaced.
+
+    Returns:
+        Whether they fit.
+    """
+    if gib is None:
+        return True
+    entries = sorted(filter(None, map(_look_at, _entries(folder))), key=lambda entry: entry[0])
+    left = sum(size for _, size, path in entries if path != keep) + needed
+    for _, size, path in entries:
+        if left <= gib * GIB:
+            break
+        if path == keep or in_use(_lock_of(path)):
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            left -= size
+    return left <= gib * GIB
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Values, and the folders of finished blocks and of levels; what is hidden or has another name is nobody's."""
+    known = [*folder.glob("*_*.json"), *folder.glob("blocks_*"), *folder.glob("levels_*")]
+    return [path for path in known if not path.name.startswith(".") and not path.is_symlink()]
+
+
+def _lock_of(entry: Path) -> Path:
+    return entry / LOCK if entry.is_dir() else entry.with_name(f".{entry.stem}{LOCK}")
+
+
+def _look_at(entry: Path) -> tuple[float, int, Path] | None:
+    """When it was used last, its bytes, its path; None if it has gone meanwhile."""
+    try:
+        if not entry.is_dir():
+            status = entry.stat()
+            return status.st_mtime, status.st_size, entry
+        files = [path.stat() for path in entry.iterdir()]
+        return max((file.st_mtime for file in files), default=0.0), sum(file.st_size for file in files), entry
+    except OSError:
+        return None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return _digest([content.get("belongs"), content.get("value")])
+
+
+def _digest(plain: Any) -> str:
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
 from harness.calibration.shares import Shared, in_turn, shares
+from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
 from harness.core.memory import Parked
 from harness.core.statistic import Seen, Statistic
@@ -25,6 +27,7 @@ TOKENS_PER_BATCH = 4096
 """Enough for two CPU cores, and for float32."""
 SHORT_TOKENS_PER_BATCH = 16384
 """Fills a GPU in 16 bits."""
+T = TypeVar("T")
 
 
 class _Stop(Exception):
@@ -64,6 +67,7 @@ class Stream:
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self._gives_tuples = False
+        self._together: int | None = None
         self.hidden = self.placement.parked(self.embed(batch) for batch in batches)
         self.learn(batches)
 
@@ -71,13 +75,43 @@ class Stream:
         """Catch what blocks are called with for shapes of batches (B, L) that are new."""
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
-                self._arguments[tuple(batch.shape)] = self._catch_arguments(batch.to(self.placement.device))
+                self.stepping_down(partial(self._remember_arguments, batch.to(self.placement.device)))
 
     def run_block(self, index: int, hidden: Tensor) -> Tensor:
         """The block's output (B, L, D) with the arguments that the model itself would give it.
 
         Those of a single window fit batches of any size.
         """
+        pieces = [self.run_piece(index, piece) for piece in self.pieces(hidden)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def pieces(self, hidden: Tensor) -> Sequence[Tensor]:
+        """Hidden states (B, L, D) in so many windows at once as memory allows."""
+        return [hidden] if self._together is None else hidden.split(self._together)
+
+    def stepping_down(self, work: Callable[[], T]) -> T:
+        """What `work` gives; where memory runs out it is done again, with half as many windows at once from then on.
+
+        Raises:
+            Failure: not even one window fits.
+        """
+        start = self._together or max(len(batch) for batch in self.batches)
+
+        def sized(size: int) -> T:
+            if size < start:
+                self._together = size
+                if (1, self.window) not in self._arguments:  # now, while nobody observes what runs
+                    self._remember_arguments(self.batches[0][:1])
+            return work()
+
+        return halving(sized, start, "calibration")
+
+    def _remember_arguments(self, batch: Tensor) -> None:
+        windows = batch[: self._together or len(batch)]
+        self._arguments[tuple(windows.shape)] = self._catch_arguments(windows)
+
+    def run_piece(self, index: int, hidden: Tensor) -> Tensor:
+        """The same for no more windows than are run at once."""
         shape = tuple(hidden.shape[:2])
         arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
         return first(self.blocks[index](hidden, **arguments[index]))
@@ -184,13 +218,18 @@ class StreamedBlock:
         with a common input have a common statistic: the first one that the mapping names. Unless the block's outputs
         are wanted, each forward ends where the last of these inputs is known.
         """
-        prefix = f"{self._stream.anatomy.blocks}.{self.index}."
-        states: dict[str, Seen] = {}
-        handles, awaited = [], set[str]()
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
+        prefix = f"{self._stream.anatomy.blocks}.{self.index}."
         groups = [[prefix + name for name in group] for group in self._stream.anatomy.inputs]
         groups = [[site for site in group if site in wanted] for group in groups]
-        for first_site, *_ in filter(None, groups):
+        # from the start where memory runs out: half of a block may have been seen then
+        states = self._stream.stepping_down(partial(self._accumulated, wanted, [group for group in groups if group]))
+        return {site: states[group[0]] for group in groups for site in group}
+
+    def _accumulated(self, wanted: Mapping[str, Statistic], groups: Sequence[Sequence[str]]) -> dict[str, Seen]:
+        states: dict[str, Seen] = {}
+        handles, awaited = [], set[str]()
+        for first_site, *_ in groups:
             linear = self._linears[first_site]
             states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
             hook = self._accumulate(states, first_site, wanted[first_site], awaited)
@@ -198,17 +237,19 @@ class StreamedBlock:
         outputs = self._placement.parked()
         try:
             for hidden in self._stream.hidden:
-                awaited.update(states)
-                with suppress(_Stop):
-                    output = self._stream.run_block(self.index, hidden)
-                    if self._needs_outputs:
-                        outputs.append(output)
+                given = []
+                for piece in self._stream.pieces(hidden):
+                    awaited.update(states)
+                    with suppress(_Stop):
+                        given.append(self._stream.run_piece(self.index, piece))
+                if self._needs_outputs:
+                    outputs.append(given[0] if len(given) == 1 else torch.cat(given))
         finally:
             for handle in handles:
                 handle.remove()
         if self._needs_outputs:
             self._outputs = outputs
-        return {site: states[group[0]] for group in groups for site in group}
+        return states
 
     def _accumulate(self, states: dict[str, Seen], name: str, statistic: Statistic, awaited: set[str]) -> Any:
         window, exact = self._stream.window, self._stream.exact
@@ -227,7 +268,8 @@ class StreamedBlock:
         """Move the stream's hidden states behind this block, as its weights are now."""
         if self._outputs is None:
             for position, hidden in enumerate(self._stream.hidden):
-                self._stream.hidden[position] = self._stream.run_block(self.index, hidden)
+                run = partial(self._stream.run_block, self.index, hidden)
+                self._stream.hidden[position] = self._stream.stepping_down(run)
         else:
             self._stream.hidden = self._outputs
 

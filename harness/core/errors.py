@@ -14,6 +14,10 @@ class Refusal(UserError):
     """A component cannot do this point: exit 2 in a single run, a `skipped` record inside a sweep."""
 
 
+class Failure(Exception):
+    """What stopped a run and is nobody's mistake (memory, a damaged file), as the one sentence of its failed record."""
+
+
 def unknown(what: str, name: object, options: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names that do."""
     known = sorted(options)

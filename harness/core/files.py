@@ -1,10 +1,27 @@
-"""Writing files that other processes read meanwhile."""
+"""Files that other processes read meanwhile, and that a killed process leaves whole or not at all.
+
+What is being written has a temporary name and is locked. The lock goes with its process, however that ends; so the
+next process that writes there can tell what nobody writes any more, and removes it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import IO
+
+LOCK = ".lock"
+"""In a folder that is in use: a file that its user holds."""
+DAY = 86400
+_MACHINE = "".join(character for character in platform.node() if character.isalnum())[:32] or "here"
+_PREFIX, _SUFFIX = f".{_MACHINE}-", ".tmp"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -13,15 +30,153 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
+    with atomically(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when everything is in it.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
+    _remove_abandoned_once(path.parent)
+    file, temporary = _locked_temporary(path.parent)
+    with file:
         try:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-            temporary.chmod(0o644)
+            with suppress(OSError):  # not every file system has modes
+                temporary.chmod(0o644)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    _sync(path.parent)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `folder` once all are whole.
+
+    Raises:
+        OSError: the folder cannot be written; it stays as it was, unless the last step, renaming, is what fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned_once(folder)
+    stage = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, folder))
+    try:
+        with held(stage / LOCK):
+            yield stage
+            for path in sorted(stage.iterdir()):
+                if path.name != LOCK:
+                    path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    _sync(folder)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """While inside, other processes that want this lock wait; where nothing can be locked, nobody does."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            file = stack.enter_context(_opened(path))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def taken(path: Path) -> IO[bytes] | None:
+    """The lock, held for as long as the file is open; None where somebody else has it or nothing can be locked."""
+    try:
+        file = _opened(path)
+    except OSError:
+        return None
+    if _lock(file):
+        return file
+    file.close()
+    return None
+
+
+def in_use(lock: Path) -> bool:
+    """Whether a process holds a lock, or may hold it where nothing can be locked; nobody holds what does not exist."""
+    try:
+        with lock.open("rb+") as file:
+            return _lock(file) is not True
+    except OSError:
+        return False
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left in a folder; what other machines left only once it is a day old.
+
+    Ages are differences between two times of the folder's own file system, whatever this machine's clock says.
+    """
+    left = list(folder.glob(".*.tmp"))
+    if not left:
+        return
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        now = os.fstat(probe.fileno()).st_mtime
+    for path in left:
+        with suppress(OSError):
+            if not _is_abandoned(path, now):
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@lru_cache(maxsize=256)
+def _remove_abandoned_once(folder: Path) -> None:
+    with suppress(OSError):
+        remove_abandoned(folder)
+
+
+def _is_abandoned(path: Path, now: float) -> bool:
+    status = path.lstat()
+    old = now - status.st_mtime > DAY
+    if path.is_symlink():
+        return old
+    lock = path / LOCK if path.is_dir() else path
+    try:
+        with lock.open("rb+") as file:
+            free = _lock(file)
+    except FileNotFoundError:  # made this moment, or its maker was killed in it
+        return old
+    return old if free is None else free and (old or path.name.startswith(_PREFIX))
+
+
+def _locked_temporary(folder: Path) -> tuple[IO[bytes], Path]:
+    while True:
+        descriptor, name = tempfile.mkstemp(_SUFFIX, _PREFIX, folder)
+        file = os.fdopen(descriptor, "wb")
+        if _lock(file) is not False and os.fstat(file.fileno()).st_nlink:
+            return file, Path(name)
+        file.close()  # another process took it for abandoned before it was locked
+
+
+def _opened(path: Path) -> IO[bytes]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")
+
+
+def _lock(file: IO[bytes]) -> bool | None:
+    """Whether the lock could be had at once; None where files cannot be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Let a rename survive a crash of the machine, where folders can be synchronised."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

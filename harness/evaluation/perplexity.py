@@ -18,6 +18,7 @@ from harness.calibration.shares import each
 from harness.calibration.stream import Stream, Walk
 from harness.catalogue import component
 from harness.core.errors import UserError
+from harness.core.halving import halving
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
@@ -94,11 +95,20 @@ class Perplexity:
         )
 
 
-@torch.no_grad()
 def mean_nll(model: PreTrainedModel, windows: Tensor, device: torch.device, label: str = "perplexity") -> float:
-    """Mean negative log-likelihood of windows (N, L): mean over windows of the mean over their L − 1 targets."""
+    """Mean negative log-likelihood of windows (N, L): mean over windows of the mean over their L − 1 targets.
+
+    Raises:
+        Failure: not even one window fits into memory.
+    """
     per_window = windows.shape[1] * model.config.get_text_config().vocab_size * 4
-    batch = max(1, min(LOGIT_BYTES // per_window, TOKENS_PER_BATCH // windows.shape[1]))
+    batch = max(1, min(LOGIT_BYTES // per_window, TOKENS_PER_BATCH // windows.shape[1], len(windows)))
+    return halving(lambda size: _mean_nll(model, windows, size, device, label), batch, "evaluation")
+
+
+@torch.no_grad()
+def _mean_nll(model: PreTrainedModel, windows: Tensor, batch: int, device: torch.device, label: str) -> float:
+    """The same with so many windows at once, which decides the rounding alone."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     for loss in _losses(model, windows.split(batch), device, label):
         total += loss.to(device)

@@ -98,6 +98,8 @@ class ZeroShot:
             lm = language_model(model, tokenizer, self.batch_size, self.add_bos_token)
             scores = evaluate(lm, task, self.fewshot, context.limit)
         notes = [f"hub revision {revision}" for revision in hub_revisions(task)]
+        if lm.batch_size < self.batch_size:
+            notes.append(f"batches of {lm.batch_size}, not {self.batch_size}, after running out of memory")
         if lm.truncated:
             notes.append(f"{lm.truncated} requests were cut to the model's context of {lm.max_length} tokens")
         if lm.undefined:

@@ -16,7 +16,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -26,6 +26,7 @@ import yaml
 from torch import nn
 
 from harness.core.errors import Refusal, UserError
+from harness.core.halving import halving
 
 FEWSHOT_SEED = 1234
 """The seed of few-shot examples, lm-eval's default."""
@@ -180,9 +181,13 @@ def language_model(model: nn.Module, tokenizer: Any, batch_size: int, add_bos_to
             if too_long:
                 raise Refusal(f"{too_long} answers are longer than the model's context of {self.max_length} tokens.")
             self.truncated += sum(len(query) + len(answer) > self.max_length + 1 for _, query, answer in requests)
-            results = super()._loglikelihood_tokens(requests, **options)
+            results = halving(partial(self._in_batches, requests, options), self.batch_size, "zero-shot evaluation")
             self.undefined += sum(likelihood != likelihood for likelihood, _ in results)
             return results
+
+        def _in_batches(self, requests: list[Any], options: Mapping[str, Any], size: int) -> list[tuple[float, bool]]:
+            self.batch_size_per_gpu = size
+            return super()._loglikelihood_tokens(requests, **options)
 
     if add_bos_token:
         _check_bos(tokenizer)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
@@ -18,6 +18,9 @@ Status = Literal["ok", "skipped", "failed"]
 FINISHED = ("ok", "skipped")
 DENSE_INPUTS = ",inputs=dense"
 """In the protocol of what was measured of a model whose blocks were all calibrated on the dense one's activations."""
+MEASURED = {"task", "metric", "value", "stderr", "protocol", "samples"}
+LONGEST = 96
+"""Characters of a slug: file systems take 255 bytes, W&B 128 with the fingerprint and the attempt."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Record:
         if config["method"]["name"] != "none":
             parts += [config["allocator"]["name"], config["sparsity"]]
         parts += [config["scope"], f"s{config['seed']}"]
-        return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)) for part in parts)
+        return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)) for part in parts)[:LONGEST].lstrip(".")
 
     @property
     def name(self) -> str:
@@ -91,15 +94,36 @@ def read(path: Path) -> Record:
         UserError: the file is not a record of this schema.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         content = json.loads(path.read_text())
         content["measures"] = tuple(content["measures"])
         content["notes"] = tuple(content.get("notes", ()))
         record = Record(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check(record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a record ({type(error).__name__}: {error}); remove it.") from error
     if record.schema != SCHEMA:
         raise UserError(f"{path} has schema {record.schema}; this version reads {SCHEMA}.")
     return record
+
+
+def _check(record: Record) -> None:
+    """Whoever wrote a file, nothing in it may break a table, or lead out of a folder when it becomes a name.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no record.
+    """
+    if record.status not in get_args(Status):
+        raise ValueError(f"status {record.status!r}")
+    if not isinstance(record.fingerprint, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", record.fingerprint):
+        raise ValueError(f"fingerprint {str(record.fingerprint)[:80]!r}")
+    for name in ("config", "sparsity", "sites", "stages", "provenance", "edit", "blocks", "allocation"):
+        if not isinstance(getattr(record, name), dict):
+            raise TypeError(f"{name} is no object")
+    if not all(isinstance(measure, dict) and measure.keys() >= MEASURED for measure in record.measures):
+        raise ValueError("a measure lacks one of its entries")
+    record.name  # noqa: B018 (names the parts of the configuration that it needs)
 
 
 def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:

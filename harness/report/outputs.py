@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import UserError
+from harness.core.files import staged
 from harness.record.schema import DENSE_INPUTS
 from harness.report import ratios
 from harness.report.compare import compare
@@ -67,15 +68,15 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
     table = lay_out(measured, compared, subject.layout)
     markdown = to_markdown(table, subject.title, subject.scale, compared)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        compared.to_csv(folder / "table.csv", index=False)
-        (folder / "table.md").write_text(markdown)
-        (folder / "table.tex").write_text(to_latex(table, subject.title, subject.scale))
-        draw(compared, subject.layout, subject.title, subject.scale, folder, cells)
-        against = ratios.ratios(measured, cells)
-        if not against.empty:
-            against.to_csv(folder / "ratios.csv", index=False)
-            (folder / "ratios.md").write_text(ratios.to_markdown(against, subject.title, subject.scale))
+        with staged(folder) as stage:
+            compared.to_csv(stage / "table.csv", index=False)
+            (stage / "table.md").write_text(markdown)
+            (stage / "table.tex").write_text(to_latex(table, subject.title, subject.scale))
+            draw(compared, subject.layout, subject.title, subject.scale, stage, cells)
+            against = ratios.ratios(measured, cells)
+            if not against.empty:
+                against.to_csv(stage / "ratios.csv", index=False)
+                (stage / "ratios.md").write_text(ratios.to_markdown(against, subject.title, subject.scale))
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
     return Outputs(folder, markdown, comparison_text(compared), {"table": compared})

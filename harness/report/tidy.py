@@ -22,7 +22,10 @@ AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 UNUSED_BY_DENSE = ("method", "allocator", "calibration", "inputs")
 """Options that a dense model ignores: its cells have no value on such an axis."""
 
-NOT_ASKED = ("records", "cache", "save", "force", "offload", "share", "tracker", "study", "scale", "plugins")
+NOT_ASKED = (
+    *("records", "cache", "cache_gib", "checkpoint_every", "save", "force", "offload", "share", "tracker", "study"),
+    *("scale", "plugins"),
+)
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
 NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
@@ -64,8 +67,16 @@ def answered(record: Record) -> set[str]:
     """Every question that a record answers.
 
     Its configuration has nothing open; a question that leaves an option open asks for the default, which was the
-    record's if its value is the default of its model and machine. One that leaves the device open takes any.
+    record's if its value is the default of its model and machine. One that leaves the device open takes any. A record
+    whose configuration lacks an option, of another version say, answers none.
     """
+    try:
+        return _answered(record)
+    except (KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _answered(record: Record) -> set[str]:
     defaults = record.provenance.get("defaults", {})
     configs = [dict(record.config), dict(record.config) | {"device": "auto"}]
     for key, default, left_open in (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,8 @@ import pytest
 from helpers import tiny, windows
 
 from harness.calibration import probe as probing
-from harness.calibration.cache import Cache
+from harness.calibration.cache import Cache, make_room
 from harness.calibration.probe import ModelProbe
-from harness.core.errors import UserError
 from harness.models.anatomy import anatomy_of
 
 MODEL = {"weights": "abc", "calibration": {"windows": 2}}
@@ -47,12 +48,14 @@ def test_the_order_and_the_kind_of_sequence_of_settings_do_not_matter(tmp_path: 
     assert cache.entry("msp", {"levels": [1, 2], "seed": 0}).read() == 1
 
 
-def test_a_file_says_what_it_belongs_to(tmp_path: Path) -> None:
+def test_a_file_says_what_it_belongs_to_and_carries_its_checksum(tmp_path: Path) -> None:
     Cache(tmp_path, MODEL).entry("msp", {"seed": 0}).write({"generations": []})
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("msp_") and path.suffix == ".json"
     belongs = {"purpose": "msp", "identity": MODEL, "settings": {"seed": 0}}
-    assert json.loads(path.read_text()) == {"belongs": belongs, "value": {"generations": []}}
+    canonical = json.dumps([belongs, {"generations": []}], sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    assert json.loads(path.read_text()) == {"belongs": belongs, "value": {"generations": []}, "sha256": digest}
 
 
 def test_without_a_folder_values_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,59 +69,137 @@ def test_without_a_folder_values_are_kept_in_memory(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("broken", ["replace", "fsync"])
-def test_a_write_that_does_not_end_leaves_the_last_value(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_leaves_the_last_value_on_it_and_the_new_one_in_memory(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    entry = Cache(tmp_path, MODEL).entry("msp", {})
-    entry.write([1])
+    cache = Cache(tmp_path, MODEL)
+    cache.entry("msp", {}).write([1])
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, broken, full)
-        with pytest.raises(UserError, match=rf"cache={tmp_path} cannot be written: No space left on device"):
-            entry.write([1, 2])
-    assert entry.read() == [1] and len(list(tmp_path.iterdir())) == 1  # nothing half written is left
-    entry.write([3])
-    assert entry.read() == [3]
+        cache.entry("msp", {}).write([1, 2])
+    assert f"cache={tmp_path} cannot be written (No space left on device)" in capfd.readouterr().err
+    assert cache.entry("msp", {}).read() == [1, 2]
+    assert Cache(tmp_path, MODEL).entry("msp", {}).read() == [1]
+    assert len(list(tmp_path.iterdir())) == 1  # nothing half written is left
+    cache.entry("msp", {}).write([3])
+    assert Cache(tmp_path, MODEL).entry("msp", {}).read() == cache.entry("msp", {}).read() == [3]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        Cache(tmp_path / "file" / "cache", MODEL).entry("msp", {}).write(1)
+    entry = Cache(tmp_path / "file" / "cache", MODEL).entry("msp", {})
+    with entry.held():
+        entry.write(1)
+    assert entry.read() == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"belongs": ', b"\xff\xfe{}"])
-def test_a_file_that_cannot_be_read_is_named_and_stays(content: str | bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b'{"belongs": ', b"\xff\xfe{}", b"[" * 100_000),
+        *(b"[]", b"3", b"null", b"{}", b'{"belongs": {"purpose": "msp"}, "value": 1}'),
+    ],
+)
+def test_what_is_no_value_is_computed_again(content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     entry = Cache(tmp_path, MODEL).entry("msp", {})
     path = tmp_path / f"{entry.key}.json"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=rf"{path} cannot be read.*remove it") as caught:
-        entry.read()
-    assert "\n" not in str(caught.value) and path.read_bytes() == before
+    path.write_bytes(content)
+    assert entry.read() is None
+    said = capfd.readouterr().err
+    assert str(path) in said and said.rstrip().endswith("it is computed again")
+    entry.write([1])
+    assert entry.read() == [1]
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"belongs": {"purpose": "msp"}, "value": 1}'])
-def test_a_file_of_something_else_is_named_and_stays(content: str, tmp_path: Path) -> None:
-    entry = Cache(tmp_path, MODEL).entry("msp", {})
+def test_every_flipped_byte_and_every_shorter_file_is_noticed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    entry = Cache(tmp_path, {}).entry("msp", {"seed": 0})
+    entry.write({"known": [1.5, -2e-7]})
     path = tmp_path / f"{entry.key}.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=rf"{path} belongs to another model or other settings; remove it"):
-        entry.read()
-    assert path.read_text() == content
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert entry.read() in (None, {"known": [1.5, -2e-7]}), position  # a blank may become another one
+        path.write_bytes(whole[:position])
+        assert entry.read() is None or position == len(whole) - 1  # the line's end
+    assert capfd.readouterr().err
 
 
-def test_a_file_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+def test_a_file_under_the_name_of_another_is_not_taken_for_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     own = Cache(tmp_path, MODEL).entry("msp", {"seed": 0})
     other = Cache(tmp_path, MODEL | {"weights": "abd"}).entry("msp", {"seed": 0})
     other.write([1])
     shutil.copy(tmp_path / f"{other.key}.json", tmp_path / f"{own.key}.json")
-    with pytest.raises(UserError, match=f"{own.key}.json belongs to another model"):
-        own.read()
-    assert other.read() == [1] and (tmp_path / f"{own.key}.json").is_file()
+    assert own.read() is None
+    assert f"{own.key}.json belongs to another model" in capfd.readouterr().err
+    assert other.read() == [1]
+
+
+@pytest.mark.parametrize("purpose", ["../../x", "a;rm -rf ~", "two\nlines", "x" * 400, "é/ü"])
+def test_no_purpose_leads_out_of_the_folder(purpose: str, tmp_path: Path) -> None:
+    entry = Cache(tmp_path / "cache", MODEL).entry(purpose, {})
+    with entry.held():
+        entry.write([1])
+    assert entry.read() == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert all(re.fullmatch(r"[\w.-]{1,100}", path.name) for path in (tmp_path / "cache").iterdir())
+
+
+def written(folder: Path, count: int) -> list[Path]:
+    """Values of a kilobyte each, the first one used longest ago."""
+    paths = []
+    for number in range(count):
+        entry = Cache(folder, MODEL).entry("msp", {"seed": number})
+        entry.write("x" * 1000)
+        paths.append(folder / f"{entry.key}.json")
+        os.utime(paths[-1], (number, number))
+    return paths
+
+
+def test_what_was_used_least_recently_goes_first(tmp_path: Path) -> None:
+    paths = written(tmp_path, 4)
+    cache = Cache(tmp_path, MODEL, gib=4000 / 2**30)
+    assert cache.entry("msp", {"seed": 0}).read()  # which makes it the one used last
+    cache.entry("msp", {"seed": 9}).write("x" * 1000)
+    assert [path.exists() for path in paths] == [True, False, False, True]
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.json")) <= 4000
+
+
+def test_what_somebody_uses_does_not_go(tmp_path: Path) -> None:
+    paths = written(tmp_path, 3)
+    (tmp_path / "notes.txt").write_text("mine" * 1000)
+    with Cache(tmp_path, MODEL).entry("msp", {"seed": 0}).held():
+        assert make_room(tmp_path, 2000 / 2**30, 0)
+        assert [path.exists() for path in paths] == [True, False, False]
+        assert not make_room(tmp_path, 0.0, 1)
+    assert paths[0].exists() and (tmp_path / "notes.txt").exists()
+    assert make_room(tmp_path, 1.0, 1) and make_room(tmp_path, None, 2**60)
+
+
+def test_a_value_that_does_not_fit_is_kept_in_memory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cache = Cache(tmp_path, MODEL, gib=0.0)
+    cache.entry("msp", {}).write([1])
+    assert cache.entry("msp", {}).read() == [1] and not list(tmp_path.iterdir())
+    assert "cache_gib=0 allows no more" in capfd.readouterr().err
+
+
+def test_the_folder_may_go_at_any_time(tmp_path: Path) -> None:
+    entry = Cache(tmp_path / "cache", MODEL).entry("msp", {})
+    with entry.held():
+        entry.write([1])
+        shutil.rmtree(tmp_path / "cache")
+        assert entry.read() is None
+        entry.write([2])
+    shutil.rmtree(tmp_path / "cache")
+    with entry.held():
+        assert entry.read() is None
 
 
 @pytest.fixture

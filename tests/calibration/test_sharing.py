@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import METHODS, same, seen_by, tiny, windows
 from torch import Tensor
 
 from harness.calibration import sharing as shared
@@ -18,7 +19,6 @@ from harness.core.pattern import Unstructured
 from harness.core.statistic import Gram, Norms, Statistic, gram, norms, together
 from harness.models.anatomy import anatomy_of
 from harness.run import prune
-from tests.helpers import METHODS, same, seen_by, tiny, windows
 
 CPU = torch.device("cpu")
 TOKENS = windows(4)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import METHODS, normal
 
 from harness.core.order import CLASSES, Order
 from harness.core.pattern import Unstructured, keep
-from tests.helpers import METHODS, normal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

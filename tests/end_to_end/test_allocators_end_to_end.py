@@ -136,9 +136,7 @@ def test_a_run_that_is_killed_goes_on(
     assert curve(resumed.record) == curve(whole)
 
 
-def test_a_search_of_another_model_is_refused_and_stays(
-    typed: Callable, options: list, cache: Path, tmp_path: Path
-) -> None:
+def test_a_search_of_another_model_is_not_taken_up(typed: Callable, options: list, cache: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path / "other", rms_norm_eps=0.1)
     rest = [text for text in options if not text.startswith("model.path")]
     typed(*rest, f"model.path={tmp_path / 'other'}", *MSP, f"cache={tmp_path / 'elsewhere'}")
@@ -146,20 +144,22 @@ def test_a_search_of_another_model_is_refused_and_stays(
     (own,), (foreign,) = cache.glob("msp_*.json"), (tmp_path / "elsewhere").glob("msp_*.json")
     assert own.name != foreign.name
     shutil.copy(foreign, own)
-    said(typed(*options, *MSP, "force=true"), str(own), "belongs to another model", "remove it")
-    assert own.read_text() == foreign.read_text()
-    assert first.record["status"] == "ok" and len(list((tmp_path / "records").glob("*.json"))) == 2
+    again = typed(*options, *MSP, "force=true")
+    assert "belongs to another model" in again.err and again.status == 0
+    assert curve(again.record) == curve(first.record)
 
 
-def test_a_saved_search_that_cannot_be_read_is_named_and_stays(typed: Callable, options: list, cache: Path) -> None:
+def test_a_damaged_search_is_made_again_and_the_record_says_so(typed: Callable, options: list, cache: Path) -> None:
     first = typed(*options, *MSP)
     (own,) = cache.glob("msp_*.json")
     whole = own.read_text()
-    own.write_text(whole[: len(whole) // 2])
-    said(typed(*options, *MSP, "method=magnitude"), str(own), "cannot be read", "remove it to compute it again")
-    assert own.read_text() == whole[: len(whole) // 2]
-    own.write_text(whole)
-    assert typed(*options, *MSP, "method=magnitude").record["allocation"] == first.record["allocation"]
+    for damaged in (whole[: len(whole) // 2], whole.replace('"genome": [', '"genome": [1, ', 1)):
+        assert damaged != whole
+        own.write_text(damaged)
+        again = typed(*options, *MSP, "force=true")
+        assert again.status == 0, again.err
+        assert curve(again.record) == curve(first.record) and again.record["sites"] == first.record["sites"]
+        assert any(str(own) in note and note.endswith("it is computed again") for note in again.record["notes"])
 
 
 def test_a_cache_that_cannot_be_written(typed: Callable, options: list, tmp_path: Path) -> None:

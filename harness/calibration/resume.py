@@ -1,0 +1,195 @@
+"""Finished blocks of a run that is being pruned, kept so that the same run, killed and started again, goes on there.
+
+One safetensors file a block, named by the sha256 of its content, below the cache: the weights, the masks where they are
+not simply the weights' nonzeros, and what was said. A block's result depends on all blocks in front of it, so that only
+those from the first one on without a gap are taken up; the stream runs through them and arrives bit for bit where it
+was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from harness.calibration.cache import make_room
+from harness.core.allocation import Allocation
+from harness.core.files import LOCK, atomically, taken
+from harness.core.interfaces import Pruned
+from harness.core.remarks import remark
+
+SHARE = 0.1
+"""Writing takes at most so much of the time that pruning takes."""
+PRUNES = ("core", "methods", "calibration", "models")
+"""The packages whose code decides what a pruned block is."""
+
+
+class Block(NamedTuple):
+    """What became of a block: site → weight (O, I), mask, remark; and what the method told about it."""
+
+    pruned: Mapping[str, Pruned]
+    told: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where finished blocks go and how often; without a folder nowhere.
+
+    Args:
+        folder: of one run alone, see `folder_of`.
+        belongs: what the results depend on; blocks of anything else are not taken up.
+        every: seconds of pruning between two times of writing, more where writing is slow; 0: after every block,
+            whatever it costs; None: never.
+        gib: what the whole cache may take.
+    """
+
+    folder: Path | None = None
+    belongs: str = ""
+    every: float | None = None
+    gib: float | None = None
+
+
+def folder_of(cache: Path, fingerprint: str) -> Path:
+    """Where the finished blocks of a run lie."""
+    return cache / f"blocks_{fingerprint}"
+
+
+def forget(cache: Path, fingerprint: str) -> None:
+    """Remove the finished blocks of a run whose record is written."""
+    shutil.rmtree(folder_of(cache, fingerprint), ignore_errors=True)
+
+
+def belonging(identity: Mapping[str, Any], method: Mapping[str, Any], seed: int, allocation: Allocation) -> str:
+    """What pruned weights depend on, as a hash: the run's identity, its allocation, the code and torch's version."""
+    asked = {site: [type(pattern).__name__, asdict(pattern)] for site, pattern in allocation.items()}
+    parts = [dict(identity), dict(method), seed, asked, _source_hash(), torch.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _source_hash() -> str:
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256((root / "run.py").read_bytes())
+    for path in sorted(path for package in PRUNES for path in (root / package).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class FinishedBlocks:
+    """The blocks of one run: what an earlier attempt left of them is loaded, and new ones are kept.
+
+    Args:
+        weights: the index of a block → its weights (O, I) by site, as they are in the model now.
+    """
+
+    def __init__(self, keeping: Keeping, weights: Callable[[int], Mapping[str, Tensor]]) -> None:
+        self._keeping, self._weights = keeping, weights
+        self._folder = keeping.folder if keeping.every is not None else None
+        self._waiting: dict[int, Block] = {}
+        self._lock: IO[bytes] | None = None
+        self._earlier = True  # whether the blocks so far all came from an earlier attempt
+        self._writing = self._working = 0.0
+        self._since = time.perf_counter()
+        self.loaded = 0
+        if self._folder is not None and self._folder.is_dir():
+            self._lock = taken(self._folder / LOCK)
+
+    def load(self, index: int) -> Block | None:
+        """A block as an earlier attempt left it; None where it did not get there, and for all blocks behind."""
+        found = self._read(index) if self._folder is not None and self._earlier else None
+        self._earlier = found is not None
+        self._since = time.perf_counter()
+        self.loaded += self._earlier
+        return found
+
+    def add(self, index: int, block: Block) -> None:
+        """A block that is pruned and written into the model; it is kept when enough work has been done."""
+        if self._folder is None:
+            return
+        without_weights = {site: result._replace(weight=torch.empty(0)) for site, result in block.pruned.items()}
+        self._waiting[index] = Block(without_weights, block.told)
+        now = time.perf_counter()
+        work = now - self._since
+        every = self._keeping.every or 0.0
+        if every and (work < every or self._writing > SHARE * (self._working + work)):
+            return
+        self._write()
+        self._since = time.perf_counter()
+        self._writing, self._working = self._writing + self._since - now, self._working + work
+
+    def _write(self) -> None:
+        """Write all blocks that wait; where that fails, the run goes on and no further ones are kept."""
+        assert self._folder is not None
+        for index, block in self._waiting.items():
+            content = self._packed(index, block)
+            name = f"{index}_{hashlib.sha256(content).hexdigest()}.safetensors"
+            try:
+                if not make_room(self._folder.parent, self._keeping.gib, len(content)):
+                    raise OSError(0, f"cache_gib={self._keeping.gib:g} allows no more")
+                with atomically(self._folder / name) as file:
+                    file.write(content)
+            except OSError as error:
+                remark(f"blocks from {index} on are not kept for a restart: {self._folder.parent}: {error.strerror}")
+                self._folder = None
+                break
+            self._lock = self._lock or taken(self._folder / LOCK)
+        self._waiting.clear()
+
+    def _packed(self, index: int, block: Block) -> bytes:
+        weights = self._weights(index)
+        tensors = {f"weight/{site}": weights[site] for site in block.pruned}
+        nonzeros = {site: (weights[site] != 0).to(one.kept.device) for site, one in block.pruned.items()}
+        masks = {site: one.kept for site, one in block.pruned.items() if not torch.equal(one.kept, nonzeros[site])}
+        tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
+        facts = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
+        about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}
+        return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, about)
+
+    def _read(self, index: int) -> Block | None:
+        assert self._folder is not None
+        for path in self._folder.glob(f"{index}_*.safetensors"):
+            try:
+                with path.open("rb") as file:
+                    whole = hashlib.file_digest(file, "sha256").hexdigest() == path.stem.partition("_")[2]
+                block = self._open(path, index) if whole else None
+            except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
+                block = None
+            if block is not None:
+                with suppress(OSError):
+                    os.utime(path)
+                return block
+            remark(f"{path} is damaged or of another run; block {index} is pruned again")
+            with suppress(OSError):
+                path.unlink()
+        return None
+
+    def _open(self, path: Path, index: int) -> Block | None:
+        weights = self._weights(index)
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            names = set(file.keys())
+            if about.get("belongs") != self._keeping.belongs:
+                return None
+            facts = json.loads(about["facts"])
+            pruned = {}
+            for site, note in facts["notes"].items():
+                weight = file.get_tensor(f"weight/{site}").to(weights[site].device)
+                if (weight.shape, weight.dtype) != (weights[site].shape, weights[site].dtype):
+                    return None
+                masked = f"kept/{site}" in names
+                kept = file.get_tensor(f"kept/{site}").to(weight.device) if masked else weight != 0
+                pruned[site] = Pruned(weight, kept, note)
+        return Block(pruned, facts["told"])

@@ -1,0 +1,35 @@
+"""Out of memory: the same work again in batches of half the size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from harness.core.errors import Failure
+from harness.core.remarks import remark
+
+T = TypeVar("T")
+
+
+def halving(work: Callable[[int], T], size: int, what: str) -> T:
+    """`work(size)`, the size halved whenever a GPU's memory runs out; every step is said and goes into the record.
+
+    Raises:
+        Failure: not even a batch of one fits.
+    """
+    while True:
+        try:
+            return work(size)
+        except torch.OutOfMemoryError:
+            pass  # only behind this block are the tensors of the failed attempt gone
+        if size <= 1:
+            raise Failure(
+                f"{what} runs out of memory with a batch of one; take shorter windows (calibration.length, "
+                "evaluation_window), a smaller dtype, or a GPU with more memory."
+            )
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        remark(f"batch of {what} halved to {size} after running out of memory")
