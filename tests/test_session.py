@@ -207,7 +207,7 @@ class Count(Counter[str]):
         self._wrap(patch, "harness.allocators.alphapruning.power_law_exponent", "spectra")
         self._wrap(patch, "harness.allocators.owl.wanda_metric", "metrics of blocks")
         patch.setattr(windows, "encode", self._counted("encodings", windows.encode))
-        patch.setattr(Stream, "run_block", self._counted("forwards", Stream.run_block))
+        patch.setattr(Stream, "run_piece", self._counted("forwards", Stream.run_piece))
         patch.setattr(Perplexity, "__call__", self._counted("evaluations", Perplexity.__call__))
         patch.setattr(torch, "bincount", self._counted("histograms", torch.bincount))
 

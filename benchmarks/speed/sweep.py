@@ -44,7 +44,7 @@ ALLOCATORS = ("uniform", "owl", "alphapruning")
 TOLERANCE = 1e-3
 COUNTED = {
     "loads": "harness.session.load_model",
-    "block forwards": "harness.calibration.stream.Stream.run_block",
+    "block forwards": "harness.calibration.stream.Stream.run_piece",
     "factorisations": "harness.core.statistic.damped_inverse",
     "spectra": "harness.allocators.alphapruning.power_law_exponent",
     "evaluations": "harness.evaluation.perplexity.mean_nll",

@@ -124,7 +124,7 @@ def pruned_model(method: str, finished: Callable[..., FinishedBlocks] | None, st
 
         kept.add = dying  # type: ignore[method-assign]
     try:
-        done = prune(model, anatomy, [windows(3)], scope, METHODS[method], allocation, told, kept)
+        done = prune(model, anatomy, [windows(3)], scope, METHODS[method], allocation, told, finished=kept)
     except Killed:
         return None
     return weights, done, told

@@ -86,17 +86,17 @@ def test_dense_inputs_are_those_of_the_whole_dense_model(family: str, method: st
 
 def test_dense_inputs_are_observed_and_factorised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     count = {"forwards": 0, "factorisations": 0}
-    run_block = Stream.run_block
+    run_piece = Stream.run_piece
 
     def forward(*given: Any) -> Any:
         count["forwards"] += 1
-        return run_block(*given)
+        return run_piece(*given)
 
     def factorise(*given: Any) -> Any:
         count["factorisations"] += 1
         return damped_inverse(*given)
 
-    monkeypatch.setattr(Stream, "run_block", forward)
+    monkeypatch.setattr(Stream, "run_piece", forward)
     monkeypatch.setattr("harness.core.statistic.damped_inverse", factorise)
     sharing = Sharing(Store(CPU, EVERYTHING), Store(CPU), "these windows", dense_inputs=True)
     model = tiny("llama")
@@ -125,13 +125,13 @@ def test_equal_prefixes_are_taken_over(method: str) -> None:
 def test_a_scope_that_ends_earlier_is_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five forwards (two a block, none behind the last), two are left out: those that observe the blocks taken."""
     forwards: list[int] = []
-    run_block = Stream.run_block
+    run_piece = Stream.run_piece
 
     def forward(stream: Stream, index: int, hidden: Tensor) -> Tensor:
         forwards.append(index)
-        return run_block(stream, index, hidden)
+        return run_piece(stream, index, hidden)
 
-    monkeypatch.setattr(Stream, "run_block", forward)
+    monkeypatch.setattr(Stream, "run_piece", forward)
     sharing = Sharing(Store(CPU), Store(CPU, EVERYTHING), "these windows")
     for scope in (range(2), range(3)):
         model = tiny("llama", num_hidden_layers=3)
