@@ -11,11 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra.core.utils import JobReturn, JobStatus
-from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import SlurmExecutor, SlurmInfoWatcher, SlurmJob
+
+from harness.core.errors import UserError
 
 INTERVAL = 15
 """Seconds between two questions to SLURM, at most; one answers for all jobs."""
@@ -40,25 +43,50 @@ class QueueWatcher(SlurmInfoWatcher):
                 self._finished.add(job)
 
 
+class Refused(BaseException):
+    """SLURM did not take the jobs, in its words; no `Exception`, for Hydra shows a traceback of those."""
+
+
 @contextmanager
 def patient() -> Iterator[None]:
-    """While this holds, submitit's SLURM jobs are watched by `squeue`, and one that is lost is said and passed over."""
-    before = SlurmJob.watcher, SlurmJob.results
+    """While this holds, submitit's SLURM jobs are watched by `squeue`, and one that is lost is said and passed over.
+
+    Raises:
+        UserError: SLURM refused the jobs.
+    """
+    before = SlurmJob.watcher, SlurmJob.results, SlurmExecutor._submit_command
     SlurmJob.watcher, SlurmJob.results = QueueWatcher(delay_s=INTERVAL), _waited_for
+    SlurmExecutor._submit_command = _submitted_by(before[2])
     try:
         yield
+    except Refused as refused:
+        raise UserError(f"SLURM refused the jobs: {refused}; adapt conf/cluster or hydra.launcher.….") from refused
     except KeyboardInterrupt:
         print("the jobs that were submitted go on; squeue lists them, scancel ends them", file=sys.stderr)
         raise
     finally:
-        SlurmJob.watcher, SlurmJob.results = before
+        SlurmJob.watcher, SlurmJob.results, SlurmExecutor._submit_command = before
+
+
+def _submitted_by(submit: Callable[..., SlurmJob]) -> Callable[..., SlurmJob]:
+    def submitted(executor: SlurmExecutor, command: str) -> SlurmJob:
+        try:
+            return submit(executor, command)
+        except FailedJobError as error:
+            said = str(error).strip() or "sbatch failed"
+            raise Refused(said.splitlines()[-1].removeprefix("sbatch: error: ").rstrip(".")) from error
+
+    return submitted
 
 
 def _waited_for(job: SlurmJob) -> list[JobReturn]:
-    """In place of a job's results: nothing, once it has ended."""
+    """In place of a job's results, once it has ended: which records it says it wrote."""
     job.wait()
     if not job.paths.result_pickle.exists():
         time.sleep(LAG)
+    said = (job.stdout() or "").splitlines()  # a job that was queued again says some of it twice
+    for line in dict.fromkeys(line for line in said if line.startswith("record: ")):
+        print(line, flush=True)
     if not job.paths.result_pickle.exists():
         print(f"SLURM job {job.job_id} left no result; its log: {job.paths.stderr}", file=sys.stderr, flush=True)
     return [JobReturn(status=JobStatus.COMPLETED)]

@@ -43,6 +43,12 @@ def _ran(folder: Path, *arguments: str, **environment: str) -> int:
         return process.wait(120)
 
 
+def _lines(folder: Path, start: str) -> list[str]:
+    """What the last command said, here or there, that starts so."""
+    said = (folder / "out").read_text() + (folder / "err").read_text()
+    return [line for line in said.splitlines() if line.startswith(start)]
+
+
 def _table(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "tables" / "harness_embedded" / "embedded" / "table.csv")
 
@@ -51,7 +57,7 @@ def _disturb(slurm: OneNode, records: Path) -> None:
     """Halt job 0 until its time is over, kill job 1 after its first point, tell job 2 that its time is over."""
     wait_for(lambda: bool(_process(records, 0)), "job 0", 60)
     os.kill(_process(records, 0), signal.SIGSTOP)
-    slurm.ask("scontrol", "update", f"JobId={min(slurm.jobs)}", "TimeLimit=1")  # minutes; SLURM knows no less
+    slurm.ask("scontrol", "update", f"JobId={min(slurm.jobs)}", "TimeLimit=0")  # SLURM looks every 30 s
     [submission] = (records / ".sweep" / "harness_embedded").iterdir()
     wait_for((submission / "1.ended.json").exists, "the first point of job 1", 60)
     os.kill(_process(records, 1), signal.SIGKILL)
@@ -92,10 +98,49 @@ def test_lost_jobs_are_said_and_their_points_run_when_asked_again(tmp_path: Path
         assert "| embedded-opt   | sparsegpt |" in (cluster / "out").read_text()  # the table is made all the same
         assert (records / ".sweep").stat().st_mode & 0o777 == 0o700
         done = {path: path.read_bytes() for path in records.glob("*.json")}
+        assert {Path(line[8:]) for line in _lines(cluster, "record: ")} == set(done)
         assert 7 <= len(done) <= 8  # of 12: three in each of the jobs 2 and 3, and one or two in job 1
-        assert _ran(cluster, "retry", *SLURM, "cluster.jobs=1", **slurm.environment) == 0
-    assert f"0 failed and {12 - len(done)} lost points to run again" in (cluster / "out").read_text()
+        assert _ran(cluster, *SLURM, "cluster.jobs=1", **slurm.environment) == 0
+    assert f"{len(done)} cells done, {12 - len(done)} to run" in (cluster / "out").read_text()
     assert {path.name for path in records.glob("*.json")} == {path.name for path in (here / "records").glob("*.json")}
     assert {path: path.read_bytes() for path in done} == done  # what was there was not made again
-    assert _ran(cluster, "tables") == 0
     pd.testing.assert_frame_equal(_table(cluster), _table(here), check_exact=True)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose programs stand in for SLURM's."""
+    pytest.importorskip("submitit", reason="submitit is not installed (the cluster extra)")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_job_has_ended_once_the_queue_does_not_hold_it(commands: Path) -> None:
+    from harness.study.slurm import QueueWatcher
+
+    watcher = QueueWatcher()
+    _program(commands / "squeue", "exit 1")  # the controller does not answer
+    assert not watcher.is_done("7_0", mode="force")
+    _program(commands / "squeue", "echo 7_0; echo 7_1; echo 70_2")
+    assert [watcher.is_done(job, mode="force") for job in ("7_0", "7_1", "7_2")] == [False, False, True]
+    _program(commands / "squeue", "exit 1")
+    assert [watcher.is_done(job, mode="force") for job in ("7_0", "7_2")] == [False, True]
+
+
+def test_what_slurm_says_of_jobs_it_does_not_take_is_one_sentence(commands: Path) -> None:
+    from submitit import AutoExecutor
+
+    from harness.core.errors import UserError
+    from harness.study.slurm import patient
+
+    _program(
+        commands / "sbatch", "echo 'sbatch: error: a detail' >&2; echo 'sbatch: error: no such account' >&2; exit 1"
+    )
+    _program(commands / "srun", "exit 0")
+    with pytest.raises(UserError, match="SLURM refused the jobs: no such account; adapt"), patient():
+        AutoExecutor(folder=commands / "jobs", cluster="slurm").submit(print)
