@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from submitit.core.utils import FailedJobError
@@ -54,9 +55,13 @@ def patient() -> Iterator[None]:
     Raises:
         UserError: SLURM refused the jobs.
     """
-    before = SlurmJob.watcher, SlurmJob.results, SlurmExecutor._submit_command
-    SlurmJob.watcher, SlurmJob.results = QueueWatcher(delay_s=INTERVAL), _waited_for
-    SlurmExecutor._submit_command = _submitted_by(before[2])
+    ours = [
+        (SlurmJob, "watcher", QueueWatcher(delay_s=INTERVAL)),
+        (SlurmJob, "results", _waited_for),
+        (SlurmExecutor, "_submit_command", _submitted_by(SlurmExecutor._submit_command)),
+    ]
+    theirs = [(owner, name, getattr(owner, name)) for owner, name, _ in ours]
+    _set(ours)
     try:
         yield
     except Refused as refused:
@@ -65,11 +70,16 @@ def patient() -> Iterator[None]:
         print("the jobs that were submitted go on; squeue lists them, scancel ends them", file=sys.stderr)
         raise
     finally:
-        SlurmJob.watcher, SlurmJob.results, SlurmExecutor._submit_command = before
+        _set(theirs)
 
 
-def _submitted_by(submit: Callable[..., SlurmJob]) -> Callable[..., SlurmJob]:
-    def submitted(executor: SlurmExecutor, command: str) -> SlurmJob:
+def _set(attributes: Sequence[tuple[type, str, Any]]) -> None:
+    for owner, name, value in attributes:
+        setattr(owner, name, value)
+
+
+def _submitted_by(submit: Callable[..., Any]) -> Callable[..., Any]:
+    def submitted(executor: SlurmExecutor, command: str) -> Any:
         try:
             return submit(executor, command)
         except FailedJobError as error:
@@ -79,7 +89,7 @@ def _submitted_by(submit: Callable[..., SlurmJob]) -> Callable[..., SlurmJob]:
     return submitted
 
 
-def _waited_for(job: SlurmJob) -> list[JobReturn]:
+def _waited_for(job: SlurmJob[Any]) -> list[JobReturn]:
     """In place of a job's results, once it has ended: which records it says it wrote."""
     job.wait()
     if not job.paths.result_pickle.exists():
