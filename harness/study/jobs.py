@@ -24,6 +24,7 @@ from harness.execute import execute
 from harness.prepare import prepare
 from harness.record import schema
 from harness.record.provenance import commit
+from harness.record.schema import Record
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Ended:
 
     points: Sequence[str]
     ended: Sequence[Mapping[str, str]]
+
+    @property
+    def records(self) -> list[str]:
+        return [item["record"] for item in self.ended if "record" in item]
 
     @property
     def errors(self) -> list[str]:
@@ -128,28 +133,28 @@ def run_job(folder: Path, number: int) -> list[str]:
     if content["commit"] != commit()["commit"]:
         print(f"submitted at commit {content['commit']}, runs at {commit()['commit']}", file=sys.stderr, flush=True)
     ended: list[dict[str, str]] = []
-    for point in content["points"]:
+    for position, point in enumerate(content["points"], 1):
         try:
-            path = _run_point(point["config"], since=job.stat().st_mtime)
+            path, record = _run_point(point["config"], since=job.stat().st_mtime)
             ended.append({"point": point["point"], "record": str(path)})
-            print(f"record: {path}", flush=True)
+            print(f"[{position}/{len(content['points'])}] {point['point']}: {record.status}", flush=True)
         except UserError as error:
             ended.append({"point": point["point"], "error": str(error)})
         except Exception as error:
             traceback.print_exc()
             ended.append({"point": point["point"], "error": f"{type(error).__name__}: {error}"})
         write_atomically(_outcome(folder, number), json.dumps(ended))
-    return [item["record"] for item in ended if "record" in item]
+    return Ended([], ended).records
 
 
-def _run_point(config: dict[str, Any], since: float) -> Path:
+def _run_point(config: dict[str, Any], since: float) -> tuple[Path, Record]:
     compose.register(compose.plugins_in([f"plugins={config['plugins']}"]))  # a worker process knows no component
     cfg = compose.typed(config, frozen=True)
     ready = prepare(cfg)
     found = schema.find(cfg.records, ready.fingerprint)
     if cfg.force and found and found[1].status in schema.FINISHED and found[0].stat().st_mtime >= since:
-        return found[0]  # the job was stopped and queued again: what it forced once is done
-    return execute(cfg, ready, in_sweep=True)[0]
+        return found  # the job was stopped and queued again: what it forced once is done
+    return execute(cfg, ready, in_sweep=True)
 
 
 def ended(folder: Path, number: int) -> Ended:

@@ -162,6 +162,8 @@ def _freeze_launcher(folder: Path, study: Study) -> None:
 
 
 def _tell(number: int, ended: jobs.Ended) -> None:
+    for path in ended.records:
+        print(f"record: {path}", flush=True)
     for error in ended.errors:
         print(f"error: {error}", file=sys.stderr, flush=True)
     if ended.lost:

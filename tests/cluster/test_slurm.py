@@ -98,7 +98,7 @@ def test_lost_jobs_are_said_and_their_points_run_when_asked_again(tmp_path: Path
         assert "| embedded-opt   | sparsegpt |" in (cluster / "out").read_text()  # the table is made all the same
         assert (records / ".sweep").stat().st_mode & 0o777 == 0o700
         done = {path: path.read_bytes() for path in records.glob("*.json")}
-        assert {Path(line[8:]) for line in _lines(cluster, "record: ")} == set(done)
+        assert {Path(line[8:]) for line in _lines(cluster, "record: ")} <= set(done)
         assert 7 <= len(done) <= 8  # of 12: three in each of the jobs 2 and 3, and one or two in job 1
         assert _ran(cluster, *SLURM, "cluster.jobs=1", **slurm.environment) == 0
     assert f"{len(done)} cells done, {12 - len(done)} to run" in (cluster / "out").read_text()
