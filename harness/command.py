@@ -102,7 +102,13 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
         print(f"record: {path}", flush=True)
         return str(path) if record.status != "failed" else None
 
-    broken = compose.through_hydra(arguments, job)
+    if in_process:
+        broken = compose.through_hydra(arguments, job)
+    else:
+        from harness.study.launch import sweeping
+
+        with sweeping(_value_of(arguments, "cluster") or "local", arguments, points[0].records) as folder:
+            broken = compose.through_hydra([*arguments, *folder], job)
     if mistakes:
         raise mistakes[0]
     if in_process:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -41,6 +42,7 @@ COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
 SCALES = ("embedded", "proxy", "paper")
 THIS_MACHINE = ("local", "joblib", "gpus")
 """The clusters whose points run on this machine."""
+OmegaConf.register_new_resolver("gpus_here", lambda: int(torch.cuda.is_available()), replace=True)
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 
 
@@ -114,10 +116,37 @@ def _compose_plain(overrides: Sequence[str], *, resolve: bool = True) -> dict[st
     return plain(config, resolve=resolve)
 
 
-def through_hydra(arguments: Sequence[str], job: Callable[[DictConfig], object]) -> int:
-    """Let Hydra launch the job, once or for every point of a sweep. Returns 1 where it or a job broke, else 0."""
+def cluster_of(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file of `conf/cluster` says: its own settings (`cluster.jobs`), and those of its launcher.
+
+    Args:
+        overrides: those of the launcher (`hydra.launcher.…`) and of the cluster (`cluster.…`).
+
+    Raises:
+        UserError: an override that cannot be, or the launcher is not installed.
+    """
+    overrides = [f"cluster={name}", *overrides]
+    with _hydra():
+        try:
+            config = compose("config", overrides=overrides, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise _explained(error, overrides) from error
+    own = OmegaConf.to_container(config.get("cluster") or OmegaConf.create())
+    launcher = OmegaConf.to_container(config.hydra.launcher)
+    assert isinstance(own, dict) and isinstance(launcher, dict)
+    return {str(key): value for key, value in own.items()}, {str(key): value for key, value in launcher.items()}
+
+
+def through_hydra(
+    arguments: Sequence[str], job: Callable[[DictConfig], object], folder: Path | None = None, name: str = "config"
+) -> int:
+    """Let Hydra launch the job, once or for every point of a sweep. Returns 1 where it or a job broke, else 0.
+
+    Args:
+        folder: where the configuration of this name lies, if not in `conf/`.
+    """
     sys.argv = ["harness", *arguments]
-    decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    decorated = hydra.main(version_base="1.3", config_path=str(folder or CONF), config_name=name)(job)
     try:
         decorated()
     except SystemExit as stop:
@@ -165,7 +194,7 @@ class Choices:
 
 
 def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """A composed configuration as plain values, Hydra's own part left out; interpolations stay if not resolved.
+    """A composed configuration as plain values, without what launches it; interpolations stay if not resolved.
 
     Raises:
         UserError: an interpolation that cannot be resolved.
@@ -175,17 +204,19 @@ def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+    return {str(key): value for key, value in values.items() if key not in ("hydra", "cluster")}
 
 
-def typed(composed: dict[str, Any]) -> RunConfig:
+def typed(composed: dict[str, Any], *, frozen: bool = False) -> RunConfig:
     """The typed form of a composed configuration.
+
+    Args:
+        frozen: it was typed before, so `conf/`, which may have changed since, is not asked which options there are.
 
     Raises:
         UserError: an unknown option, or a value that cannot be.
     """
-    extra = set(composed) - set(_known_options())
-    if extra:
+    if extra := set() if frozen else set(composed) - set(_known_options()):
         raise unknown("option", extra.pop(), _known_options())
     _integer(composed, "seed")
     _one_of(composed, "scale", SCALES)

@@ -17,7 +17,8 @@ PACKAGES = ("torch", "transformers", "hydra-core", "lm-eval", "datasets", "safet
 
 
 @lru_cache(maxsize=1)
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
+    """The commit of the code, and whether files outside `results/` differ from it; `None` where nobody can tell."""
     exported = os.environ.get("HARNESS_COMMIT")  # a copied tree has no history, or another one: its maker says which
     commit = None if exported else _git("rev-parse", "HEAD")
     if not commit:
@@ -53,4 +54,4 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 def provenance(device: torch.device, hashes: dict[str, Any]) -> dict[str, Any]:
     """Commit (and whether files outside `results/` differ from it), versions, hardware, data and weight hashes."""
-    return {**_commit(), "versions": _versions(), "hardware": _hardware(device), **hashes}
+    return {**commit(), "versions": _versions(), "hardware": _hardware(device), **hashes}

@@ -22,6 +22,7 @@ from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
+from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
@@ -44,24 +45,26 @@ def dispatch(command: str, overrides: Sequence[str]) -> int:
 
 
 def study_of(overrides: Sequence[str]) -> Study:
-    """The study that `study=… scale=… cluster=…` names, the other overrides applied to every point.
+    """The study that `study=… scale=… cluster=…` names, the other overrides applied to every point or its launcher.
 
     Raises:
         UserError: no `study=` among them, or an unknown study, scale or cluster.
     """
     values = {"scale": "embedded", "cluster": "local"}
-    extra = []
+    extra, launcher = [], []
     for text in overrides:
         key, _, value = text.partition("=")
         if key in ("study", "scale", "cluster"):
             values[key] = value
+        elif launch.is_of_launcher(text):
+            launcher.append(text)
         else:
             extra.append(text)
     if "study" not in values:
         raise UserError("name a study: study=<paper>_<item>, for example study=sparsellm_table2.")
     if values["cluster"] not in compose.choices("cluster"):
         raise unknown("cluster", values["cluster"], compose.choices("cluster"))
-    return load_study(values["study"], values["scale"], extra, values["cluster"])
+    return load_study(values["study"], values["scale"], extra, values["cluster"], launcher)
 
 
 def run_study(name: str, overrides: Sequence[str]) -> int:
@@ -85,12 +88,10 @@ def _run_points(study: Study, chosen: Iterable[int]) -> dict[int, Found]:
     ready = check_points(configs, here=study.cluster in compose.THIS_MACHINE)
     if study.cluster == "local":
         return _run_here(study, dict(zip(numbers, ready, strict=True)))
-    from harness.study.launch import launch
-
     progress = progress_of(study)
     todo = [number for number in numbers if _wanted(_config(study, number), progress[number])]
     _announce(study, len(numbers), len(todo))
-    launch(study, todo)
+    launch.launch(study, todo)
     return {}
 
 

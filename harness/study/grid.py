@@ -40,13 +40,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """A study at one scale, with the user's further overrides in `extra`, and where its points run."""
+    """A study at one scale, with the user's further overrides in `extra`, and where its points run.
+
+    `launcher` holds the overrides that say how they are launched (`hydra.launcher.…`, `cluster.jobs`).
+    """
 
     name: str
     scale: str
     content: Mapping[str, Any]
     extra: tuple[str, ...] = ()
     cluster: str = "local"
+    launcher: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -181,7 +185,9 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
 
 
-def load_study(name: str, scale: str, extra: Sequence[str] = (), cluster: str = "local") -> Study:
+def load_study(
+    name: str, scale: str, extra: Sequence[str] = (), cluster: str = "local", launcher: Sequence[str] = ()
+) -> Study:
     """A study by name and scale.
 
     Raises:
@@ -194,7 +200,7 @@ def load_study(name: str, scale: str, extra: Sequence[str] = (), cluster: str = 
         raise unknown("scale", scale, SCALES)
     if scale not in content["scales"]:
         raise UserError(f"study {name} is not defined at scale {scale}; it has {', '.join(content['scales'])}.")
-    study = Study(name, scale, content, tuple(extra), cluster)
+    study = Study(name, scale, content, tuple(extra), cluster, tuple(launcher))
     study.check_layout()
     study.check_narrowing()
     if not study.points:

@@ -1,61 +1,175 @@
-"""The points of a study as one Hydra multirun over their numbers, so that any Hydra launcher can run them."""
+"""The points of a study, grouped into jobs, as one Hydra multirun over the jobs: any Hydra launcher runs them."""
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+import shutil
+import stat
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+import torch
+import yaml
+from omegaconf import DictConfig
 
 from harness import compose
+from harness.config import RunConfig
 from harness.core.errors import UserError
-from harness.execute import execute
-from harness.prepare import prepare
+from harness.study import jobs
+from harness.study.estimate import estimate
 from harness.study.gpus import run_points
-from harness.study.grid import Study, load_study
-
-LAUNCHERS = {"joblib": "JoblibLauncher", "slurm": "SlurmLauncher", "ray": "RayLauncher"}
+from harness.study.grid import Study
 
 
 def launch(study: Study, numbers: Sequence[int]) -> None:
-    """Run these points through the launcher of the study's cluster (`conf/cluster`); blocks until all have ended.
+    """Run these points through the launcher of the study's cluster (`conf/cluster`); blocks until all jobs have ended.
+
+    Every job is written down first, in a private folder below `<records>/.sweep`. What is lost with a job is said, and
+    stays to be run.
 
     Raises:
-        UserError: the launcher's package is not installed.
+        UserError: the launcher's package is not installed, its settings cannot be, or its folder cannot be private.
     """
     if not numbers:
         return
+    configs = {number: cfg for number in numbers if (cfg := study.points[number].cfg)}
     if study.cluster == "gpus":
-        run_points([(str(study.points[number]), cfg) for number in numbers if (cfg := study.points[number].cfg)])
+        run_points([(str(study.points[number]), cfg) for number, cfg in configs.items()])
         return
-    installed = {plugin.__name__ for plugin in Plugins.instance().discover(Launcher)}
-    if LAUNCHERS.get(study.cluster, "BasicLauncher") not in installed | {"BasicLauncher"}:
-        raise UserError(f"cluster={study.cluster} needs a launcher that is not installed: pip install -e '.[cluster]'.")
-    extra = ",".join(f"'{text}'" for text in study.extra)
-    arguments = [
-        "-m",
-        f"cluster={study.cluster}",
-        f"+numbered={study.name}",
-        f"scale={study.scale}",
-        f"+extra=[{extra}]",
-        f"+point={','.join(map(str, numbers))}",
-    ]
-    # where a job was lost (killed, out of time) the files tell which, and the table is still to be made
-    compose.through_hydra(arguments, run_numbered_point)
+    settings, launcher = compose.cluster_of(study.cluster, study.launcher)
+    groups = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
+    with around(launcher):
+        folder = private_folder(study.records) / study.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        folder.mkdir(parents=True)
+        jobs.freeze(folder, [[(str(study.points[number]), configs[number]) for number in group] for group in groups])
+        _freeze_launcher(folder, study)
+        print(f"{len(groups)} jobs, frozen in {folder}", flush=True)
+        arguments = ["-m", *study.launcher, f"job={','.join(map(str, range(len(groups))))}"]
+        compose.through_hydra(arguments, run_frozen_job, folder / "conf", "launch")
+    for number in range(len(groups)):
+        _tell(number, jobs.ended(folder, number))
 
 
-def run_numbered_point(config: DictConfig) -> str | None:
-    """One job: the study's point of this number, from its file to its record; a user's mistake goes to its log."""
-    extra = [str(text) for text in OmegaConf.to_container(config, resolve=False)["extra"]]  # type: ignore[index,call-overload]
-    compose.register(compose.plugins_in(extra))
-    point = load_study(config.numbered, config.scale, extra).points[config.point]
-    assert point.cfg is not None
+def run_frozen_job(config: DictConfig) -> list[str]:
+    """One job, in whatever process the launcher has for it; returns the paths of its records."""
+    return jobs.run_job(Path(config.folder), int(config.job))
+
+
+@contextmanager
+def sweeping(cluster: str, overrides: Sequence[str], records: Path) -> Iterator[list[str]]:
+    """What a sweep (`-m`) needs around it that a launcher runs; gives the override for the launcher's folder.
+
+    Raises:
+        UserError: as `launch`.
+    """
+    _, launcher = compose.cluster_of(cluster, [text for text in overrides if is_of_launcher(text)])
+    with around(launcher):
+        yield [f"hydra.sweep.dir='{private_folder(records)}'"]
+
+
+def private_folder(records: Path) -> Path:
+    """The folder below the records for what launchers write, some of it pickled: nobody else may read or write it.
+
+    Raises:
+        UserError: it is another user's, its mode cannot be set, or its name would mean something to a launcher.
+    """
+    folder = records.resolve() / ".sweep"
+    if wrong := re.search(r"""[%$"'\\\x00-\x1f]""", str(folder)):
+        raise UserError(
+            f"a launcher's folder cannot hold {wrong[0]!r} in its name; choose another records= than {records}."
+        )
     try:
-        path, _ = execute(point.cfg, prepare(point.cfg), in_sweep=True)
-    except UserError as error:
-        print(f"error: at the point {point}: {error}", file=sys.stderr, flush=True)
-        return None
-    print(f"record: {path}", flush=True)
-    return str(path)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+            if stat.S_IMODE(folder.stat().st_mode) == 0o700:
+                return folder
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}.") from error
+    raise UserError(f"{folder} has to be a folder of yours that nobody else can open; choose another records=.")
+
+
+def is_of_launcher(override: str) -> bool:
+    """Whether an override says how points are launched, and nothing of the points."""
+    return override.lstrip("+~").startswith(("hydra.", "cluster."))
+
+
+def around(launcher: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """What a launcher with these settings needs around it.
+
+    Raises:
+        UserError: SLURM's commands are not here.
+    """
+    kind = launcher["_target_"].rpartition(".")[2]
+    if kind == "SlurmLauncher":
+        if shutil.which("sbatch") is None or shutil.which("squeue") is None:
+            raise UserError("SLURM's commands sbatch and squeue are not on this machine; start from a login node.")
+        from harness.study.slurm import patient
+
+        return patient()
+    if kind == "RayLauncher" and launcher["ray"]["init"].get("address") == "local":
+        return _own_ray()
+    return nullcontext()
+
+
+@contextmanager
+def _own_ray() -> Iterator[None]:
+    """A Ray that is started here and stopped again, its sockets and logs in a private folder of a short name."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["RAY_TMPDIR"]
+            import ray
+
+            ray.shutdown()
+
+
+def _costs(points: Sequence[tuple[int, RunConfig]], scale: str) -> dict[int, float]:
+    """Seconds of every point by the estimate; where one cannot be estimated, every point counts alike."""
+    device = "cuda" if torch.cuda.is_available() or scale == "paper" else "cpu"
+    costs = {number: guess.seconds for number, cfg in points if (guess := estimate(cfg, device))}
+    return costs if len(costs) == len(points) else {number: 1.0 for number, _ in points}
+
+
+def _count(settings: Mapping[str, Any]) -> int | None:
+    count = settings.get("jobs")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise UserError(f"cluster.jobs={count} has to be a whole number of at least 1, or null for one job a point.")
+    return count
+
+
+def _freeze_launcher(folder: Path, study: Study) -> None:
+    """A configuration of the launcher alone: launchers compose it anew in every job, from this copy."""
+    shutil.copytree(compose.CONF / "cluster", folder / "conf" / "cluster")
+    quiet = [{f"override hydra/{name}_logging": "disabled"} for name in ("job", "hydra")]
+    content = {
+        "defaults": ["_self_", {"cluster": study.cluster}, *quiet],
+        "folder": str(folder),
+        "job": None,
+        "hydra": {
+            "output_subdir": None,
+            "job": {"name": f"harness-{study.name}"},
+            "run": {"dir": "."},
+            "sweep": {"dir": str(folder), "subdir": "${hydra.job.num}"},
+        },
+    }
+    (folder / "conf" / "launch.yaml").write_text(yaml.safe_dump(content))
+
+
+def _tell(number: int, ended: jobs.Ended) -> None:
+    for path in ended.records:
+        print(f"record: {path}", flush=True)
+    for error in ended.errors:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    if ended.lost:
+        points = f"{len(ended.lost)} of its {len(ended.points)} points"
+        print(f"lost: job {number} ended before {points} (killed, or out of time)", file=sys.stderr, flush=True)

@@ -245,61 +245,14 @@ def test_a_launched_study_ends_with_its_table(
     assert "0 cells done, 2 to run" in ran.out
     assert "| embedded-llama | magnitude | uniform" in ran.out
     assert "2 cells done, 0 to run" in typed(*part).out
-    monkeypatch.setattr("harness.study.launch.launch", lambda study, numbers: None)
+    monkeypatch.setattr(commands.launch, "launch", lambda study, numbers: None)
     assert "0 cells done, 2 to run" in typed(*part, "force=true").out
     told = typed(*part[:-1], "cluster=joblb")
     assert told.status == 2
     assert "did you mean joblib" in told.err
 
 
-def test_a_job_that_dies_or_errs_does_not_stop_the_command(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    from harness.core.errors import UserError
-    from harness.study import launch
-
-    study = commands.study_of([small, *options])
-    monkeypatch.setattr(launch, "prepare", lambda cfg: 1 / 0)
-    launch.launch(study, [0])
-    assert "ZeroDivisionError" in capfd.readouterr().err
-
-    def mistaken(cfg: object) -> None:
-        raise UserError("a mistake.")
-
-    monkeypatch.setattr(launch, "prepare", mistaken)
-    launch.launch(study, [0])
-    assert "error: at the point model=hf method=none: a mistake." in capfd.readouterr().err
-    assert "7 to do" in typed("status", small, *options).out
-
-
 def test_mistakes_in_commands(typed: Callable) -> None:  # noqa: F811
     assert "did you mean status" in typed("statu", "study=isc_table1").err
     assert "name a study" in typed("plan").err
     assert "unknown scale" in typed("plan", "study=isc_table1", "scale=tiny").err
-
-
-def test_a_launcher_runs_points_by_number(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
-    from harness.study.launch import launch
-
-    study = commands.study_of([small, *options])
-    launch(study, [])
-    launch(study, [0, 1])
-    assert "2 done, 6 missing, 5 to do" in typed("status", small, *options).out
-
-
-def test_a_cluster_without_its_launcher_is_one_sentence(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from harness.study import launch
-
-    monkeypatch.setitem(launch.LAUNCHERS, "ray", "NoSuchLauncher")
-    refused = typed(small, *options, "cluster=ray")
-    assert refused.status == 2
-    assert "pip install" in refused.err
