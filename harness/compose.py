@@ -6,7 +6,6 @@ are stored here as the choices of the groups `method`, `allocator`, `planner` an
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import re
@@ -14,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +101,42 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: anything that a user can get wrong in the overrides.
     """
-    return typed(_compose_plain(overrides))
+    return typed(compose_plain(overrides))
 
 
-def _compose_plain(overrides: Sequence[str], *, resolve: bool = True) -> dict[str, Any]:
+def compose_plain(overrides: Sequence[str], *, resolved: bool = True) -> dict[str, Any]:
+    """Compose one point into plain values; its interpolations stay if it is not to be resolved.
+
+    Raises:
+        UserError: anything that Hydra refuses in the overrides.
+    """
     with _hydra():
         try:
             config = compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _explained(error, overrides) from error
-    return plain(config, resolve=resolve)
+    return plain(config, resolve=resolved)
+
+
+def choice_settings(group: str, choice: str, fixed: Sequence[str]) -> Any:
+    """The part of a group in the composition of the fixed overrides with this choice, its interpolations left in.
+
+    Where no fixed override reaches into the group, that is what the choice says of itself, and nothing is composed.
+
+    Raises:
+        UserError: an unknown choice, or a fixed setting that it does not have.
+    """
+    if choice not in choices(group):
+        raise unknown(group, choice, choices(group))
+    within = re.compile(rf"[+~]+{group}\b|{group}[.@/]")
+    if group != "evaluation" and not any(within.match(text) for text in fixed):
+        known = catalogue.names(group) if group in COMPONENT_GROUPS else ()
+        if choice in known:
+            return catalogue.defaults(group, choice)
+        file = CONF / group / f"{choice}.yaml"
+        if file.is_file() and not re.search(r"^(defaults:|# *@package)", text := file.read_text(), re.MULTILINE):
+            return plain(OmegaConf.create({group: OmegaConf.create(text)}), resolve=False)[group]
+    return compose_plain([*fixed, f"{group}={choice}"], resolved=False)[group]
 
 
 def through_hydra(arguments: Sequence[str], job: Callable[[DictConfig], object]) -> int:
@@ -128,42 +153,6 @@ def through_hydra(arguments: Sequence[str], job: Callable[[DictConfig], object])
     return 0
 
 
-class Choices:
-    """Many points over the same fixed overrides, every choice of a group composed once."""
-
-    def __init__(self, fixed: Sequence[str]) -> None:
-        self._fixed = list(fixed)
-        self._base = _compose_plain(self._fixed, resolve=False)  # save='out/${method.name}' means each point's own
-        self._parts: dict[tuple[str, str], Any] = {}
-
-    def point(self, axes: Mapping[str, Any]) -> RunConfig:
-        """The typed point with these group choices and values on top of the fixed overrides.
-
-        Raises:
-            UserError: a choice, an option or a value that cannot be.
-        """
-        config = copy.deepcopy(self._base)
-        for key, value in axes.items():
-            if key in COMPONENT_GROUPS or key in FILE_GROUPS:
-                config[key] = copy.deepcopy(self._part(key, str(value)))
-            else:
-                *parents, leaf = key.split(".")
-                target = config
-                for parent in parents:
-                    target = target.get(parent) or {}
-                if leaf not in target:
-                    raise unknown("option", key, config)
-                target[leaf] = value
-        return typed(plain(OmegaConf.create(config)))
-
-    def _part(self, group: str, choice: str) -> Any:
-        if choice not in choices(group):
-            raise unknown(group, choice, choices(group))
-        if (group, choice) not in self._parts:
-            self._parts[group, choice] = _compose_plain([*self._fixed, f"{group}={choice}"], resolve=False)[group]
-        return self._parts[group, choice]
-
-
 def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     """A composed configuration as plain values, Hydra's own part left out; interpolations stay if not resolved.
 
@@ -178,8 +167,21 @@ def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key != "hydra"}
 
 
-def typed(composed: dict[str, Any]) -> RunConfig:
+def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values without the interpolations among them.
+
+    Raises:
+        UserError: an interpolation that cannot be resolved.
+    """
+    return plain(OmegaConf.create(dict(values)))
+
+
+def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None) -> RunConfig:
     """The typed form of a composed configuration.
+
+    Args:
+        made: called as `made(make, *options)` for what `make` makes of the values of these options; where many points
+            are typed, it may give the same object for equal values.
 
     Raises:
         UserError: an unknown option, or a value that cannot be.
@@ -189,33 +191,49 @@ def typed(composed: dict[str, Any]) -> RunConfig:
         raise unknown("option", extra.pop(), _known_options())
     _integer(composed, "seed")
     _one_of(composed, "scale", SCALES)
-    pattern = parse_pattern(composed["sparsity"])
-    method_name = composed["method"]["name"]
-    allocator = catalogue.build("allocator", composed["allocator"])
+    if made is None:
+        made = partial(_made, composed)
+    pattern = made(parse_pattern, "sparsity")
+    allocator = made(_allocator, "allocator")
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
     return RunConfig(
-        model=_model_choice(composed["model"]),
+        model=made(_model_choice, "model"),
         window=_window(composed["model"]),
-        method=None if method_name == "none" else catalogue.build("method", composed["method"]),
+        method=made(_method, "method"),
         allocator=allocator,
-        planner=catalogue.build("planner", composed["planner"]),
-        recovery=catalogue.build("recovery", composed["recovery"]),
+        planner=made(_planner, "planner"),
+        recovery=made(_recovery, "recovery"),
         pattern=pattern,
-        scope=Scope(str(composed["scope"])),
-        calibration=_calibration(composed),
-        evaluators=_evaluators(composed.get("evaluation")),
+        scope=made(_scope, "scope"),
+        calibration=made(_calibration, "calibration", "seed"),
+        evaluators=made(_evaluators, "evaluation") if "evaluation" in composed else {},
         evaluation_window=_positive(composed, "evaluation_window", 2),
         evaluation_limit=_positive(composed, "evaluation_limit", 1),
         seed=_integer(composed, "seed"),
         device=str(composed["device"]),
         dtype=_one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
-        tracker=_tracker(composed),
-        records=_folder(composed, "records"),
-        cache=_folder(composed, "cache"),
+        tracker=made(_tracker, "tracker", "study"),
+        records=made(_records, "records"),
+        cache=made(_cache, "cache"),
         save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
         force=_boolean(composed, "force"),
         composed=composed,
     )
+
+
+def _made(composed: Mapping[str, Any], make: Callable[..., Any], *options: str) -> Any:
+    return make(*(composed[option] for option in options))
+
+
+def _method(settings: Mapping[str, Any]) -> Any:
+    return None if settings["name"] == "none" else catalogue.build("method", settings)
+
+
+_allocator, _planner, _recovery = (partial(catalogue.build, kind) for kind in ("allocator", "planner", "recovery"))
+
+
+def _scope(text: Any) -> Scope:
+    return Scope(str(text))
 
 
 def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
@@ -234,10 +252,10 @@ def _window(model: Mapping[str, Any]) -> int | str | None:
     return value
 
 
-def _calibration(composed: Mapping[str, Any]) -> Calibration:
-    settings = dict(composed["calibration"])
+def _calibration(chosen: Mapping[str, Any], seed: int) -> Calibration:
+    settings = dict(chosen)
     settings.pop("name")
-    settings["seed"] = composed["seed"] if settings.get("seed") is None else settings["seed"]
+    settings["seed"] = seed if settings.get("seed") is None else settings["seed"]
     _known_settings("calibration", settings, Calibration)
     for key in ("windows", "length", "seed"):
         if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
@@ -257,17 +275,20 @@ def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any
     return {name: catalogue.build("evaluator", settings) for name, settings in (chosen or {}).items()}
 
 
-def _tracker(composed: Mapping[str, Any]) -> Tracker:
-    settings = dict(composed["tracker"])
-    settings["group"] = settings.get("group") or composed["study"]
+def _tracker(chosen: Mapping[str, Any], study: str | None) -> Tracker:
+    settings = dict(chosen)
+    settings["group"] = settings.get("group") or study
     _known_settings("tracker", settings, Tracker)
     return Tracker(**settings)
 
 
-def _folder(composed: Mapping[str, Any], key: str) -> Path:
-    if not composed[key]:
+def _folder(key: str, value: Any) -> Path:
+    if not value:
         raise UserError(f"{key}= needs a folder.")
-    return Path(str(composed[key])).expanduser()
+    return Path(str(value)).expanduser()
+
+
+_records, _cache = partial(_folder, "records"), partial(_folder, "cache")
 
 
 def _integer(composed: Mapping[str, Any], key: str) -> int:
@@ -339,7 +360,7 @@ def _settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
         return [*_known_options(), "cluster"]
     group, _, item = parent.partition(".")
     if group == "evaluation" and item in choices(group):
-        return [key for key in _compose_plain([f"evaluation=[{item}]"])[group][item] if key != "name"]
+        return [key for key in compose_plain([f"evaluation=[{item}]"])[group][item] if key != "name"]
     chosen = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{group}=")), _default_choice(group))
     if group in COMPONENT_GROUPS:
         known = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}
