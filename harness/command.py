@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
@@ -15,8 +14,10 @@ from omegaconf import DictConfig
 from harness import compose, session
 from harness.config import RunConfig
 from harness.core.errors import UserError
-from harness.execute import check_points, execute
+from harness.execute import check_points, execute, execute_each
 from harness.prepare import prepare
+from harness.record.claim import Busy, Watch
+from harness.study.plan import Files, attempts, has_finished
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -85,14 +86,19 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
     """Let Hydra launch what was checked. Returns 1 if a point has failed, else 0."""
     mistakes: list[UserError] = []
     statuses: list[str] = []
-    started = time.time()
+    later: list[RunConfig] = []
+    watch = Watch() if in_process and in_sweep else None
+    before = {} if in_process else attempts(points)
 
     def job(config: DictConfig) -> str | None:
         values = compose.plain(config)
         compose.register(compose.plugins_in([f"plugins={values['plugins']}"]))  # a worker process knows no component
         cfg = compose.typed(values)
         try:
-            path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep)
+            path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep, watch=watch)
+        except Busy:
+            later.append(cfg)
+            return None
         except UserError as error:
             mistakes.append(error)
             if not in_process:  # what this process remembers is lost with it; its log is not
@@ -111,12 +117,13 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
             broken = compose.through_hydra([*arguments, *folder], job)
     if mistakes:
         raise mistakes[0]
+    for _, path, record, _ in execute_each({number: (cfg, prepare(cfg)) for number, cfg in enumerate(later)}):
+        statuses.append(record.status)
+        print(f"record: {path}", flush=True)
     if in_process:
         return 1 if broken or "failed" in statuses else 0
-    from harness.study.plan import has_finished
-
-    folders: dict[Any, Any] = {}
-    return 0 if all(has_finished(cfg, started, folders) for cfg in points) else 1
+    files = Files()
+    return 0 if all(has_finished(cfg, before, files) for cfg in points) else 1
 
 
 def _over_gpus(points: Sequence[tuple[str, RunConfig]]) -> int:

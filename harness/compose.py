@@ -6,7 +6,6 @@ are stored here as the choices of the groups `method`, `allocator`, `planner` an
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import re
@@ -14,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from harness.core.pattern import parse_pattern
 from harness.data.corpora import EMBEDDED, assets
 from harness.data.windows import Calibration
 from harness.models.loading import ASSETS, ModelChoice
+from harness.values import amount, boolean, folder, integer, offload, one_of, positive
 
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
@@ -104,16 +104,42 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: anything that a user can get wrong in the overrides.
     """
-    return typed(_compose_plain(overrides))
+    return typed(compose_plain(overrides))
 
 
-def _compose_plain(overrides: Sequence[str], *, resolve: bool = True) -> dict[str, Any]:
+def compose_plain(overrides: Sequence[str], *, resolved: bool = True) -> dict[str, Any]:
+    """Compose one point into plain values; its interpolations stay if it is not to be resolved.
+
+    Raises:
+        UserError: anything that Hydra refuses in the overrides.
+    """
     with _hydra():
         try:
             config = compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _explained(error, overrides) from error
-    return plain(config, resolve=resolve)
+    return plain(config, resolve=resolved)
+
+
+def choice_settings(group: str, choice: str, fixed: Sequence[str]) -> Any:
+    """The part of a group in the composition of the fixed overrides with this choice, its interpolations left in.
+
+    Where no fixed override reaches into the group, that is what the choice says of itself, and nothing is composed.
+
+    Raises:
+        UserError: an unknown choice, or a fixed setting that it does not have.
+    """
+    if choice not in choices(group):
+        raise unknown(group, choice, choices(group))
+    within = re.compile(rf"[+~]+{group}\b|{group}[.@/]")
+    if group != "evaluation" and not any(within.match(text) for text in fixed):
+        known = catalogue.names(group) if group in COMPONENT_GROUPS else ()
+        if choice in known:
+            return catalogue.defaults(group, choice)
+        file = CONF / group / f"{choice}.yaml"
+        if file.is_file() and not re.search(r"^(defaults:|# *@package)", text := file.read_text(), re.MULTILINE):
+            return plain(OmegaConf.create({group: OmegaConf.create(text)}), resolve=False)[group]
+    return compose_plain([*fixed, f"{group}={choice}"], resolved=False)[group]
 
 
 def cluster_of(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,42 +183,6 @@ def through_hydra(
     return 0
 
 
-class Choices:
-    """Many points over the same fixed overrides, every choice of a group composed once."""
-
-    def __init__(self, fixed: Sequence[str]) -> None:
-        self._fixed = list(fixed)
-        self._base = _compose_plain(self._fixed, resolve=False)  # save='out/${method.name}' means each point's own
-        self._parts: dict[tuple[str, str], Any] = {}
-
-    def point(self, axes: Mapping[str, Any]) -> RunConfig:
-        """The typed point with these group choices and values on top of the fixed overrides.
-
-        Raises:
-            UserError: a choice, an option or a value that cannot be.
-        """
-        config = copy.deepcopy(self._base)
-        for key, value in axes.items():
-            if key in COMPONENT_GROUPS or key in FILE_GROUPS:
-                config[key] = copy.deepcopy(self._part(key, str(value)))
-            else:
-                *parents, leaf = key.split(".")
-                target = config
-                for parent in parents:
-                    target = target.get(parent) or {}
-                if leaf not in target:
-                    raise unknown("option", key, config)
-                target[leaf] = value
-        return typed(plain(OmegaConf.create(config)))
-
-    def _part(self, group: str, choice: str) -> Any:
-        if choice not in choices(group):
-            raise unknown(group, choice, choices(group))
-        if (group, choice) not in self._parts:
-            self._parts[group, choice] = _compose_plain([*self._fixed, f"{group}={choice}"], resolve=False)[group]
-        return self._parts[group, choice]
-
-
 def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     """A composed configuration as plain values, without what launches it; interpolations stay if not resolved.
 
@@ -207,10 +197,21 @@ def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key not in ("hydra", "cluster")}
 
 
-def typed(composed: dict[str, Any], *, frozen: bool = False) -> RunConfig:
+def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values without the interpolations among them.
+
+    Raises:
+        UserError: an interpolation that cannot be resolved.
+    """
+    return plain(OmegaConf.create(dict(values)))
+
+
+def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, frozen: bool = False) -> RunConfig:
     """The typed form of a composed configuration.
 
     Args:
+        made: called as `made(make, *options)` for what `make` makes of the values of these options; where many points
+            are typed, it may give the same object for equal values.
         frozen: it was typed before, so `conf/`, which may have changed since, is not asked which options there are.
 
     Raises:
@@ -218,41 +219,57 @@ def typed(composed: dict[str, Any], *, frozen: bool = False) -> RunConfig:
     """
     if extra := set() if frozen else set(composed) - set(_known_options()):
         raise unknown("option", extra.pop(), _known_options())
-    _integer(composed, "seed")
-    _one_of(composed, "scale", SCALES)
-    pattern = parse_pattern(composed["sparsity"])
-    method_name = composed["method"]["name"]
-    allocator = catalogue.build("allocator", composed["allocator"])
+    integer(composed, "seed")
+    one_of(composed, "scale", SCALES)
+    if made is None:
+        made = partial(_made, composed)
+    pattern = made(parse_pattern, "sparsity")
+    allocator = made(_allocator, "allocator")
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
     return RunConfig(
-        model=_model_choice(composed["model"]),
+        model=made(_model_choice, "model"),
         window=_window(composed["model"]),
-        method=None if method_name == "none" else catalogue.build("method", composed["method"]),
+        method=made(_method, "method"),
         allocator=allocator,
-        planner=catalogue.build("planner", composed["planner"]),
-        recovery=catalogue.build("recovery", composed["recovery"]),
+        planner=made(_planner, "planner"),
+        recovery=made(_recovery, "recovery"),
         pattern=pattern,
-        scope=Scope(str(composed["scope"])),
-        calibration=_calibration(composed),
-        evaluators=_evaluators(composed.get("evaluation")),
-        evaluation_window=_positive(composed, "evaluation_window", 2),
-        evaluation_limit=_positive(composed, "evaluation_limit", 1),
-        seed=_integer(composed, "seed"),
+        scope=made(_scope, "scope"),
+        calibration=made(_calibration, "calibration", "seed"),
+        evaluators=made(_evaluators, "evaluation") if "evaluation" in composed else {},
+        evaluation_window=positive(composed, "evaluation_window", 2),
+        evaluation_limit=positive(composed, "evaluation_limit", 1),
+        seed=integer(composed, "seed"),
         device=str(composed["device"]),
-        dtype=_one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
-        numerics=_one_of(composed, "numerics", ("fast", "exact")),
-        offload=_offload(composed),
-        tracker=_tracker(composed),
-        records=_folder(composed, "records"),
-        cache=_folder(composed, "cache"),
-        cache_gib=_amount(composed, "cache_gib"),
-        checkpoint_every=_amount(composed, "checkpoint_every"),
+        dtype=one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
+        numerics=one_of(composed, "numerics", ("fast", "exact")),
+        offload=offload(composed),
+        tracker=made(_tracker, "tracker", "study"),
+        records=made(_records, "records"),
+        cache=made(_cache, "cache"),
+        cache_gib=amount(composed, "cache_gib"),
+        checkpoint_every=amount(composed, "checkpoint_every"),
         save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
-        force=_boolean(composed, "force"),
-        share=_boolean(composed, "share"),
-        inputs="dense" if _one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
+        force=boolean(composed, "force"),
+        share=boolean(composed, "share"),
+        inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
         composed=composed,
     )
+
+
+def _made(composed: Mapping[str, Any], make: Callable[..., Any], *options: str) -> Any:
+    return make(*(composed[option] for option in options))
+
+
+def _method(settings: Mapping[str, Any]) -> Any:
+    return None if settings["name"] == "none" else catalogue.build("method", settings)
+
+
+_allocator, _planner, _recovery = (partial(catalogue.build, kind) for kind in ("allocator", "planner", "recovery"))
+
+
+def _scope(text: Any) -> Scope:
+    return Scope(str(text))
 
 
 def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
@@ -268,7 +285,7 @@ def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
         path = str(EMBEDDED / path.removeprefix("embedded:"))
     if path.startswith(ASSETS) and (folder := assets()):
         path = str(folder / path.removeprefix(ASSETS))  # without the folder it stays as it is, for a plan needs none
-    return ModelChoice(model["name"], path, model.get("revision"), _boolean(model, "trust_remote_code"))
+    return ModelChoice(model["name"], path, model.get("revision"), boolean(model, "trust_remote_code"))
 
 
 def _window(model: Mapping[str, Any]) -> int | str | None:
@@ -278,10 +295,10 @@ def _window(model: Mapping[str, Any]) -> int | str | None:
     return value
 
 
-def _calibration(composed: Mapping[str, Any]) -> Calibration:
-    settings = dict(composed["calibration"])
+def _calibration(chosen: Mapping[str, Any], seed: int) -> Calibration:
+    settings = dict(chosen)
     settings.pop("name")
-    settings["seed"] = composed["seed"] if settings.get("seed") is None else settings["seed"]
+    settings["seed"] = seed if settings.get("seed") is None else settings["seed"]
     _known_settings("calibration", settings, Calibration)
     for key in ("windows", "length", "seed"):
         if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
@@ -301,58 +318,14 @@ def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any
     return {name: catalogue.build("evaluator", settings) for name, settings in (chosen or {}).items()}
 
 
-def _tracker(composed: Mapping[str, Any]) -> Tracker:
-    settings = dict(composed["tracker"])
-    settings["group"] = settings.get("group") or composed["study"]
+def _tracker(chosen: Mapping[str, Any], study: str | None) -> Tracker:
+    settings = dict(chosen)
+    settings["group"] = settings.get("group") or study
     _known_settings("tracker", settings, Tracker)
     return Tracker(**settings)
 
 
-def _offload(composed: Mapping[str, Any]) -> str:
-    value = composed["offload"]  # on and off are true and false to YAML
-    return _one_of({"offload": {True: "on", False: "off"}.get(value, value)}, "offload", ("auto", "on", "off"))
-
-
-def _folder(composed: Mapping[str, Any], key: str) -> Path:
-    if not composed[key]:
-        raise UserError(f"{key}= needs a folder.")
-    return Path(str(composed[key])).expanduser()
-
-
-def _integer(composed: Mapping[str, Any], key: str) -> int:
-    value = composed[key]
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{key}={value} has to be a whole number.")
-    return value
-
-
-def _boolean(values: Mapping[str, Any], key: str) -> bool:
-    if not isinstance(values[key], bool):
-        raise UserError(f"{key}={values[key]} has to be true or false.")
-    return values[key]
-
-
-def _positive(composed: Mapping[str, Any], key: str, least: int) -> int | None:
-    if composed[key] is None:
-        return None
-    value = _integer(composed, key)
-    if value < least:
-        raise UserError(f"{key}={value} has to be at least {least}.")
-    return value
-
-
-def _amount(composed: Mapping[str, Any], key: str) -> float | None:
-    value = composed[key]
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-        raise UserError(f"{key}={value} has to be a number, at least 0, or null.")
-    return value
-
-
-def _one_of(composed: Mapping[str, Any], key: str, options: tuple[str, ...]) -> str:
-    value = str(composed[key])
-    if value not in options:
-        raise unknown(f"value of {key}:", value, options)
-    return value
+_records, _cache = partial(folder, "records"), partial(folder, "cache")
 
 
 @lru_cache(maxsize=1)
@@ -395,7 +368,7 @@ def _settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
         return [*_known_options(), "cluster"]
     group, _, item = parent.partition(".")
     if group == "evaluation" and item in choices(group):
-        return [key for key in _compose_plain([f"evaluation=[{item}]"])[group][item] if key != "name"]
+        return [key for key in compose_plain([f"evaluation=[{item}]"])[group][item] if key != "name"]
     chosen = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{group}=")), _default_choice(group))
     if group in COMPONENT_GROUPS:
         known = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,11 +19,14 @@ from harness.config import RunConfig
 from harness.core.errors import Failure, Refusal, UserError
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
+from harness.record.claim import LOOK, Busy, Watch, claimed
+from harness.record.question import answer_of
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
 from harness.run import run, without_numbers
 from harness.save import check_targets, is_saved
 
+K = TypeVar("K")
 INTERRUPTED = "interrupted"
 OUT_OF_MEMORY = (
     "the GPU's memory ran out where no batch can be smaller; take fewer or shorter calibration windows, a smaller "
@@ -63,23 +68,65 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
     return ready
 
 
-def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool = True) -> tuple[Path, Record]:
+def execute(
+    cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool = True, watch: Watch | None = None
+) -> tuple[Path, Record]:
     """Run a prepared point unless its record is there, write the record, tell the tracker.
 
     In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one. A
     failure never replaces a finished record (`force=true` and then an interrupt, say).
 
+    Args:
+        watch: given, a point that another process is at raises `Busy`; otherwise that process is waited for.
+
     Raises:
-        UserError: a user's mistake in a single run (no record is written).
+        UserError: a user's mistake in a single run (no record is written), or the claim cannot be written.
+        Busy: see `watch`.
     """
+    path, record, ran = _once(cfg, ready, in_sweep, watch)
+    if announce and not ran:
+        print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
+    return path, record
+
+
+def execute_each(points: Mapping[K, tuple[RunConfig, Prepared]]) -> Iterator[tuple[K, Path, Record, bool]]:
+    """Execute the points of a sweep; those that other processes are at come last, and are theirs unless they fail.
+
+    Yields:
+        The key of a point, its record's path, the record, and whether it was run here.
+    """
+    watch = Watch()
+    left = list(points)
+    while left:
+        busy: list[K] = []
+        for key in left:
+            try:
+                done = _once(*points[key], True, watch)
+            except Busy as error:
+                if not busy and len(left) == len(points):
+                    print(f"{error}; it comes last", file=sys.stderr, flush=True)
+                busy.append(key)
+                continue
+            yield key, *done
+        if len(busy) == len(left):
+            time.sleep(LOOK)
+        left = busy
+
+
+def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) -> tuple[Path, Record, bool]:
+    """The record of a point, found or made here, and whether it was made."""
     found = finished(cfg, ready)
-    if found:
-        path, record = found
-        resume.forget(cfg.cache, ready.fingerprint)
-        if announce:
-            print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
-        track(cfg.tracker, record, cfg.records)
-        return path, record
+    if not found:
+        with claimed(cfg.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"]), watch):
+            found = finished(cfg, ready)  # of a process that was at it until now
+            if not found:
+                return *_run(cfg, ready, in_sweep), True
+    resume.forget(cfg.cache, ready.fingerprint)
+    track(cfg.tracker, found[1], cfg.records)
+    return *found, False
+
+
+def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]:
     before = schema.find(cfg.records, ready.fingerprint)
     record = _attempt(cfg, ready, in_sweep, attempt=before[1].attempt + 1 if before else 1)
     if before and before[1].status in schema.FINISHED and record.status == "failed":

@@ -23,9 +23,9 @@ from harness.evaluation.perplexity import Perplexity
 from harness.execute import execute
 from harness.models.loading import load_model
 from harness.prepare import prepare
+from harness.record.question import answered, question
 from harness.record.schema import Record
 from harness.report.outputs import refuse_unlike
-from harness.report.tidy import answered, question
 from harness.run import run
 from harness.session import Session
 from tests.end_to_end.conftest import save_tiny

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ DENSE_INPUTS = ",inputs=dense"
 MEASURED = {"task", "metric", "value", "stderr", "protocol", "samples"}
 LONGEST = 96
 """Characters of a slug: file systems take 255 bytes, W&B 128 with the fingerprint and the attempt."""
+_SITES = b'\n "sites": {\n'
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,11 @@ def write(record: Record, folder: Path) -> Path:
     return path
 
 
-def read(path: Path) -> Record:
+def read(path: Path, *, sites: bool = True) -> Record:
     """A record from its file.
+
+    Args:
+        sites: whether to read what it tells of every matrix, which is most of a large model's record.
 
     Raises:
         UserError: the file is not a record of this schema.
@@ -96,7 +101,8 @@ def read(path: Path) -> Record:
     try:
         if not path.is_file():  # a pipe would be waited for
             raise FileNotFoundError("there is no such file")
-        content = json.loads(path.read_text())
+        text = path.read_bytes()
+        content = json.loads(text if sites else _without_sites(text))
         content["measures"] = tuple(content["measures"])
         content["notes"] = tuple(content.get("notes", ()))
         record = Record(**content)
@@ -126,22 +132,35 @@ def _check(record: Record) -> None:
     record.name  # noqa: B018 (names the parts of the configuration that it needs)
 
 
+def _without_sites(text: bytes) -> bytes:
+    """The text of a record whose `sites` are empty.
+
+    Strings hold no line breaks, so in what `write` writes a line that begins with one space is of the outermost level.
+    """
+    start = text.find(_SITES)
+    end = text.find(b"\n }", start)
+    return text if start < 0 or end < 0 else text[: start + len(_SITES)] + text[end:]
+
+
 def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
     """The record of a fingerprint, a finished one before a failed one; an unreadable file counts as none."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else ()
     found = []
-    for path in sorted(folder.glob(f"*_{fingerprint}.json")):
+    for name in names:
+        if not name.endswith(f"_{fingerprint}.json"):
+            continue
         try:
-            found.append((path, read(path)))
+            found.append((folder / name, read(folder / name)))
         except UserError:
             continue
     return max(found, key=lambda item: item[1].status in FINISHED, default=None)
 
 
 def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """Every readable record of a folder, by name."""
+    """Every readable record of a folder, by name, without its sites; each file is read once."""
     for path in sorted(folder.glob("*.json")):
         try:
-            yield path, read(path)
+            yield path, read(path, sites=False)
         except UserError:
             continue
 

@@ -56,13 +56,14 @@ def compare(
     """
     axes = [name for name in ours.columns if name not in tidy.COLUMNS]
     table = Reported(reported, pairs, axes)
-    cells = _cells(ours, axes)
+    located = _located(ours, axes)
+    cells = _cells(located)
     gates = _gates(cells, dense)
     rows = [_row(cell, table.meetings(cell), gates.get(cell.gate, "")) for cell in cells]
     points = {(cell.values["study"], table.key(cell.values)) for cell in cells}
-    rows += _unmeasured(ours, tasks, table, points)
+    rows += _unmeasured(located, tasks, table, points)
     if expected is not None:
-        known = {key for _, key in points} | {table.key(_point(row, axes)) for row in ours.to_dict("records")}
+        known = {key for _, key in points} | {table.key(point) for point, _ in located}
         study = {name: ours[name].iloc[0] if len(ours) else "" for name in ("study", "scale")}
         rows += _not_planned(expected, table, known, study)
     return pd.DataFrame(rows, columns=[*POINT, *axes, *COLUMNS[len(POINT) :]])
@@ -96,38 +97,58 @@ class Measured:
 
 def _point(row: Values, axes: Sequence[str]) -> dict[str, Any]:
     """The coordinates of a row; a dense model has no allocator, scope or sparsity."""
-    names = (*POINT, *axes, "task", "metric", "protocol")
-    point = {name: "" if pd.isna(row.get(name)) else row[name] for name in names}
+    point = {name: "" if _is_empty(row.get(name)) else row[name] for name in _names(axes)}
     point["sparsity"] = math.nan if point["sparsity"] == "" else round(float(point["sparsity"]), 6)
     if point["method"] == "none":
         point |= {"allocator": "uniform", "scope": "all", "sparsity": 0.0, "pattern": "dense"}
     return point
 
 
-def _cells(ours: pd.DataFrame, axes: Sequence[str]) -> list[Measured]:
-    """Measures grouped over seeds, in the order of the table."""
-    groups: dict[tuple[Any, ...], list[Values]] = defaultdict(list)
+def _names(axes: Sequence[str]) -> tuple[str, ...]:
+    return (*POINT, *axes, "task", "metric", "protocol")
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value of a row is missing: None, NaN."""
+    return value is None or value != value
+
+
+def _located(ours: pd.DataFrame, axes: Sequence[str]) -> list[tuple[dict[str, Any], Values]]:
+    """Every row with its coordinates, which are found once for rows of one cell, its seeds."""
+    names = _names(axes)
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+    located = []
     for row in ours.to_dict("records"):
-        point = _point(row, axes)
+        place = tuple(map(row.get, names))
+        if place not in known:
+            known[place] = _point(row, axes)
+        located.append((known[place], row))
+    return located
+
+
+def _cells(located: Iterable[tuple[dict[str, Any], Values]]) -> list[Measured]:
+    """Measures grouped over seeds, in the order of the table."""
+    groups: dict[tuple[Any, ...], tuple[dict[str, Any], list[Values]]] = {}
+    for point, row in located:
         if point["task"] and point["protocol"]:
-            groups[tuple(point.values())].append(row)
+            groups.setdefault(tuple(point.values()), (point, []))[1].append(row)
     return [
         Measured(
-            _point(rows[0], axes) | {"state": rows[0].get("status", "")},
+            point | {"state": rows[0].get("status", "")},
             {_seed(row): _number(row["value"]) for row in rows},
             fmean(_number(row["stderr"]) for row in rows),
             _number(rows[0]["samples"]),
         )
-        for rows in groups.values()
+        for point, rows in groups.values()
     ]
 
 
 def _seed(row: Values) -> int:
-    return 0 if pd.isna(row["seed"]) or row["seed"] == "" else int(row["seed"])
+    return 0 if _is_empty(row["seed"]) or row["seed"] == "" else int(row["seed"])
 
 
 def _number(value: Any) -> float:
-    return math.nan if pd.isna(value) else float(value)
+    return math.nan if _is_empty(value) else float(value)
 
 
 def _gates(cells: Iterable[Measured], dense: pd.DataFrame) -> dict[tuple[str, str, str], str]:
@@ -313,12 +334,14 @@ def _nothing(verdict: Verdict, why: str) -> dict[str, Any]:
 
 
 def _unmeasured(
-    ours: pd.DataFrame, tasks: Sequence[tuple[str, str]], table: Reported, measured: set[tuple[str, tuple[Any, ...]]]
+    located: Iterable[tuple[dict[str, Any], Values]],
+    tasks: Sequence[tuple[str, str]],
+    table: Reported,
+    measured: set[tuple[str, tuple[Any, ...]]],
 ) -> list[dict[str, Any]]:
     """Points of the study without a measure: a row per task of the study, or one row."""
     points: dict[tuple[Any, ...], tuple[dict[str, Any], Values]] = {}
-    for row in ours.to_dict("records"):
-        point = _point(row, table.axes)
+    for point, row in located:
         if not point["protocol"] and (point["study"], table.key(point)) not in measured:
             points.setdefault(tuple(point.values()), (point, row))
     answer = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import geometric_mean, stdev
 from typing import Any
 
@@ -29,6 +29,11 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     uniform = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)["value"]
     others = done[done["allocator"] != AGAINST].drop_duplicates([*keys, "allocator"]).set_index(keys)
     paired = others.assign(ratio=others["value"] / uniform.reindex(others.index)).dropna(subset=["ratio"]).reset_index()
+    searches = {
+        cell.record.fingerprint: cell.record.allocation["search"]
+        for cell in cells
+        if cell.record and cell.record.allocation.get("search")
+    }
     rows = []
     for place, mine in paired.groupby([*POINT, "allocator"], sort=False):
         by_seed = [geometric_mean(part["ratio"]) for _, part in mine.groupby("seed")]
@@ -41,18 +46,19 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
                 "most": max(by_seed),
                 "seeds": len(by_seed),
                 "below": f"{int((mine['ratio'] < 1).sum())} of {len(mine)}",
-                **_cost(set(mine["fingerprint"]), cells),
+                **_cost([searches[one] for one in dict.fromkeys(mine["fingerprint"]) if one in searches]),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _cost(fingerprints: set[str], cells: Sequence[Cell]) -> dict[str, float]:
-    """Mean seconds and evaluations of the searches behind these records."""
-    records = [cell.record for cell in cells if cell.record and cell.record.fingerprint in fingerprints]
-    found = [record.allocation["search"] for record in records if record.allocation.get("search")]
-    mean = {key: sum(search[key] for search in found) / len(found) for key in ("seconds", "evaluations") if found}
-    return {"seconds": mean.get("seconds", float("nan")), "evaluations": mean.get("evaluations", float("nan"))}
+def _cost(searches: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean seconds and evaluations of the searches behind some records."""
+    nothing = float("nan")
+    return {
+        key: sum(search[key] for search in searches) / len(searches) if searches else nothing
+        for key in ("seconds", "evaluations")
+    }
 
 
 def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:

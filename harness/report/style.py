@@ -36,8 +36,8 @@ def save(plt: Any, figure: Any, title: str, folder: Path, name: str) -> None:
     """Write the figure under its title as SVG and PNG."""
     width = int(figure.get_figwidth() * 12)  # characters that fit
     figure.suptitle(textwrap.fill(title, width), fontsize=10)
-    figure.canvas.draw()
-    figure.set_layout_engine("none")  # laid out once, not again for each file
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)  # laid out once, not again for each file, for which one would be drawn in vain too
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
     plt.close(figure)

@@ -81,7 +81,8 @@ def _head(row: Mapping[str, Any], key: str, rank: Callable[[str, Any], Any]) -> 
 
 def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any], tuple[Any, ...]]:
     """Where a value stands on an axis: nothing first, numbers ascending, the rest in the study's order; dense first."""
-    order = {key: list(dict.fromkeys(measured[key])) for key in measured} | {"task": list(dict.fromkeys(shown["task"]))}
+    order = {key: list(dict.fromkeys(measured[key].unique())) for key in measured}
+    order["task"] = list(dict.fromkeys(shown["task"]))
     order["method"] = ["none", *(name for name in order["method"] if name != "none")]
 
     def rank(key: str, value: Any) -> tuple[Any, ...]:

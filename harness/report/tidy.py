@@ -22,15 +22,6 @@ AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 UNUSED_BY_DENSE = ("method", "allocator", "calibration", "inputs")
 """Options that a dense model ignores: its cells have no value on such an axis."""
 
-NOT_ASKED = (
-    *("records", "cache", "cache_gib", "checkpoint_every", "save", "force", "offload", "share", "tracker", "study"),
-    *("scale", "plugins"),
-)
-"""Options that say where and how, not what: two records that differ in them alone answer the same question."""
-
-NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
-"""Settings of an allocator that say where it keeps something."""
-
 
 class Cell(NamedTuple):
     """A point of a study as a report sees it: its axes, its record if there is one, its state and why."""
@@ -39,60 +30,6 @@ class Cell(NamedTuple):
     record: Record | None
     state: str
     why: str
-
-
-def question(config: Mapping[str, Any]) -> str:
-    """What a configuration asks for, as a string that is equal for equal questions."""
-    asked = {key: value for key, value in config.items() if key not in NOT_ASKED}
-    model = config["model"]
-    asked["model"] = [model["name"], model["path"], model["window"]]
-    asked["device"] = str(config["device"]).partition(":")[0]
-    asked["numerics"] = config.get("numerics", "fast")  # records from before the option have no other
-    asked["evaluation"] = {
-        name: {key: value for key, value in settings.items() if value is not None}
-        for name, settings in (config.get("evaluation") or {}).items()
-    }
-    dense = config["method"]["name"] == "none"
-    untouched = dense and config["planner"]["name"] == config["recovery"]["name"] == "none"
-    asked["allocator"] = {
-        key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
-    }
-    ignored = (*(("sparsity", "allocator") if dense else ()), *(("calibration", "seed") if untouched else ()))
-    if dense or config.get("inputs") != "dense":  # the default, which older records do not name
-        ignored += ("inputs",)
-    return json.dumps({key: value for key, value in asked.items() if key not in ignored}, sort_keys=True)
-
-
-def answered(record: Record) -> set[str]:
-    """Every question that a record answers.
-
-    Its configuration has nothing open; a question that leaves an option open asks for the default, which was the
-    record's if its value is the default of its model and machine. One that leaves the device open takes any. A record
-    whose configuration lacks an option, of another version say, answers none.
-    """
-    try:
-        return _answered(record)
-    except (KeyError, TypeError, AttributeError):
-        return set()
-
-
-def _answered(record: Record) -> set[str]:
-    defaults = record.provenance.get("defaults", {})
-    configs = [dict(record.config), dict(record.config) | {"device": "auto"}]
-    for key, default, left_open in (
-        ("evaluation_window", defaults.get("window"), None),
-        ("dtype", defaults.get("dtype"), "auto"),
-        ("calibration.length", defaults.get("window"), None),
-        ("calibration.seed", record.config["seed"], None),
-    ):
-        group, _, leaf = key.rpartition(".")
-        value = (record.config[group] if group else record.config)[leaf]
-        if value == default:
-            configs += [
-                config | ({group: {**config[group], leaf: left_open}} if group else {leaf: left_open})
-                for config in configs
-            ]
-    return {question(config) for config in configs}
 
 
 def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,10 +15,12 @@ from harness import compose
 from harness.allocators.file import read_allocation
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
-from harness.execute import check_points, execute, finished, is_unsaved
+from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.prepare import Prepared, look_up
 from harness.record import schema
+from harness.record.claim import submitted
 from harness.record.provenance import ROOT
+from harness.record.question import Answer, only, question
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
 from harness.report.outputs import Outputs, Subject, write_outputs
@@ -26,6 +29,9 @@ from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
+
+if TYPE_CHECKING:  # pandas takes as long to import as a plan of thousands of points
+    from harness.report.outputs import Outputs
 
 
 def dispatch(command: str, overrides: Sequence[str]) -> int:
@@ -68,7 +74,7 @@ def study_of(overrides: Sequence[str]) -> Study:
 
 
 def run_study(name: str, overrides: Sequence[str]) -> int:
-    """Run what a study lacks, then write and print its table. Returns 1 if a point failed or was lost.
+    """Run what a study lacks, then write and print its table. Returns 1 if a point failed, was lost or still runs.
 
     Raises:
         UserError: a mistake in the study or the overrides, before anything runs.
@@ -91,8 +97,19 @@ def _run_points(study: Study, chosen: Iterable[int]) -> dict[int, Found]:
     progress = progress_of(study)
     todo = [number for number in numbers if _wanted(_config(study, number), progress[number])]
     _announce(study, len(numbers), len(todo))
-    launch.launch(study, todo)
+    with submitted(study.records, [_asked(study, number) for number in todo], lambda: _ended(study, todo)):
+        launch.launch(study, todo)
     return {}
+
+
+def _asked(study: Study, number: int) -> Answer:
+    return only(question(_config(study, number).composed))
+
+
+def _ended(study: Study, numbers: Iterable[int]) -> set[Answer]:
+    """Those of these points that have a record, of a failure too."""
+    items = progress_of(study)
+    return {_asked(study, number) for number in numbers if items[number].record}
 
 
 def _wanted(cfg: RunConfig, item: Progress) -> bool:
@@ -108,14 +125,15 @@ def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
     todo = [number for number, item in ready.items() if not finished(_config(study, number), item)]
     _announce(study, len(ready), len(todo))
     made = {}
-    for position, (number, item) in enumerate(ready.items(), 1):
-        path, record = execute(_config(study, number), item, in_sweep=True, announce=False)
+    ran = 0
+    for number, path, record, here in execute_each({key: (_config(study, key), item) for key, item in ready.items()}):
         made[number] = (path, record)
-        if number in todo:
+        if here:
+            ran += 1
             seconds = sum(stage["seconds"] for stage in record.stages.values())
-            print(f"[{position}/{len(ready)}] {study.points[number]}: {record.status} in {seconds:.1f} s", flush=True)
+            print(f"[{len(made)}/{len(ready)}] {study.points[number]}: {record.status} in {seconds:.1f} s", flush=True)
         print(f"record: {path}", flush=True)
-    print(f"ran {len(todo)} of {len(ready)} cells", flush=True)
+    print(f"ran {ran} of {len(ready)} cells", flush=True)
     return made
 
 
@@ -152,7 +170,7 @@ def _memory(guess: Estimate, device: str) -> str:
 
 
 def status(study: Study) -> int:
-    """Print how far the study is, from its files, and why points failed or were skipped."""
+    """Print how far the study is, from its files: who runs which points, what is lost, failed or skipped and why."""
     items = progress_of(study)
     for item in items:
         if item.state not in ("done", "to do"):
@@ -162,17 +180,19 @@ def status(study: Study) -> int:
 
 
 def retry(study: Study) -> int:
-    """Run the points of a study that failed, or that left no record, again."""
+    """Run the points of a study that failed, were lost, or left no record, again; not those that somebody is at."""
     again = {number: item for number, item in enumerate(progress_of(study)) if item.to_run}
-    failed = sum(item.state == "failed" for item in again.values())
-    print(f"{failed} failed and {len(again) - failed} lost points to run again")
+    states = Counter(item.state for item in again.values())
+    failed, lost = states.pop("failed", 0), states.pop("lost", 0)
+    others = f", and {states.total()} without a current record" if states else ""
+    print(f"{failed} failed and {lost} lost points to run again{others}")
     made = _run_points(study, again)
     return _status(progress_of(study, made))
 
 
 def _status(items: Sequence[Progress]) -> int:
-    """1 if a point failed or was lost."""
-    return 1 if any(item.to_run for item in items) else 0
+    """1 if a point failed or was lost, or is still running elsewhere."""
+    return 0 if all(item.has_ended for item in items) else 1
 
 
 def tables(study: Study, made: Mapping[int, Found] | None = None) -> int:
@@ -199,14 +219,10 @@ def publish(study: Study) -> int:
     shutil.rmtree(folder / "records", ignore_errors=True)
     (folder / "records").mkdir(parents=True, exist_ok=True)
     for item in items:
-        if item.record:
-            config = {
-                **item.record.config,
-                "records": "results/records",
-                "cache": "results/records/.cache",
-                "save": None,
-            }
-            schema.write(dataclasses.replace(item.record, config=config), folder / "records")
+        if item.path:
+            record = schema.read(item.path)  # with its sites
+            config = {**record.config, "records": "results/records", "cache": "results/records/.cache", "save": None}
+            schema.write(dataclasses.replace(record, config=config), folder / "records")
     _write(study, items, folder)
     print(f"published: {folder.relative_to(ROOT)} ({sum(1 for item in items if item.path)} records)")
     return 0
@@ -238,6 +254,7 @@ def show_allocation(arguments: Sequence[str]) -> int:
         raise UserError(
             "name a file, and a folder to write to if you like: allocation <record or allocation.json> out/."
         )
+
     content = read_allocation(arguments[0]).plain()
     print(allocation.to_markdown(content))
     if len(arguments) == 2:
@@ -247,6 +264,7 @@ def show_allocation(arguments: Sequence[str]) -> int:
 
 
 def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
+
     tracker = next((point.cfg.tracker for point in study.points if point.cfg), None)
     if tracker:
         check_tracker(tracker)

@@ -18,10 +18,11 @@ from typing import Any
 
 import yaml
 
-from harness.compose import COMPONENT_GROUPS, CONF, FILE_GROUPS, SCALES, Choices, choices
+from harness.compose import COMPONENT_GROUPS, CONF, FILE_GROUPS, SCALES, choices
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.report.layout import KINDS, figure_of, named_axes
+from harness.study.choices import Choices
 
 AXIS_ORDER = ("model", "scope", "sparsity", "method", "allocator", "seed")
 
@@ -87,8 +88,9 @@ class Study:
         # a choice that is left alone may have settings of its own among the overrides
         fixed += [f"{key}={one[0]}" for key, one in narrowed.items() if len(one) == 1 and one[0] in _existing(key)]
         made = Choices([*fixed, f"scale={self.scale}", *extra])
+        known = {group: set(choices(group)) for group in COMPONENT_GROUPS}
         return tuple(
-            _point(made, axes, self.name)
+            _point(made, axes, self.name, known)
             for axes in self._axes()
             if all(_value(axes[key]) in values for key, values in narrowed.items() if key in axes)
         )
@@ -173,9 +175,9 @@ def _existing(key: str) -> list[str]:
     return choices(key) if key in COMPONENT_GROUPS or key in FILE_GROUPS else []
 
 
-def _point(made: Choices, axes: dict[str, Any], study: str) -> Point:
+def _point(made: Choices, axes: dict[str, Any], study: str, known: Mapping[str, set[str]]) -> Point:
     for group in COMPONENT_GROUPS:
-        if group in axes and axes[group] not in choices(group):
+        if group in axes and axes[group] not in known[group]:
             return Point(axes, None, f"the {group} {axes[group]} is not here yet")
     return Point(axes, made.point({**axes, "study": study}))
 

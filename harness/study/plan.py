@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,12 +11,15 @@ from harness.config import RunConfig
 from harness.core.pattern import misfit
 from harness.prepare import revisions
 from harness.record import schema
+from harness.record.claim import Claim, read_all
+from harness.record.question import Answers, answered
 from harness.record.schema import Record
-from harness.report.tidy import answered, question
 from harness.study.grid import Point, Study
 
-State = Literal["done", "stale", "skipped", "failed", "to do", "missing"]
-"""`stale`: there is a record, by an earlier revision of a component; running the study again replaces it."""
+State = Literal["done", "stale", "skipped", "running", "queued", "failed", "lost", "to do", "missing"]
+"""`stale`: there is a record, by an earlier revision of a component; running the study again replaces it. `running`: a
+process that lives has claimed the point; `queued`: it was submitted by one that still waits for its jobs; `lost`: its
+process ended without a record, or it was submitted and never ended."""
 Found = tuple[Path, Record]
 
 
@@ -33,51 +35,91 @@ class Progress:
 
     @property
     def to_run(self) -> bool:
-        return self.state in ("stale", "failed", "to do")
+        """Whether it has no result and nobody is at it."""
+        return self.state in ("stale", "failed", "lost", "to do")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to be done or waited for."""
+        return self.state in ("done", "skipped", "missing")
+
+
+class Files:
+    """Records and claims by the questions that they answer; every file is read once."""
+
+    def __init__(self) -> None:
+        self._records: dict[Path, Answers[Found]] = {}
+        self._claims: dict[Path, Answers[tuple[Claim, State]]] = {}
+
+    def records(self, cfg: RunConfig) -> list[Found]:
+        """The records of the run's folder that answer it."""
+        if cfg.records not in self._records:
+            self._records[cfg.records] = answers = Answers[Found]()
+            for path, record in schema.read_all(cfg.records):
+                answers.add(answered(record), (path, record))
+        return self._records[cfg.records].find(cfg.composed)
+
+    def claims(self, cfg: RunConfig) -> list[tuple[Claim, State]]:
+        """The claims on the run, the most telling one first: running, queued, lost."""
+        if cfg.records not in self._claims:
+            self._claims[cfg.records] = answers = Answers[tuple[Claim, State]]()
+            for claim in sorted(read_all(cfg.records), key=lambda claim: claim.is_submission):
+                state: State = "lost" if claim.is_lost() else "queued" if claim.is_submission else "running"
+                for answer in claim.answers:
+                    answers.add(answer, (claim, state))
+        return sorted(self._claims[cfg.records].find(cfg.composed), key=lambda found: found[1] == "lost")
 
 
 def progress_of(study: Study, made: Mapping[int, Found] | None = None) -> list[Progress]:
-    """The state of every point, from the records that answer it; needs neither checkpoint nor text.
+    """The state of every point, from the records and claims that answer it; needs neither checkpoint nor text.
 
     Args:
         made: records that are known to be a point's, by its number.
     """
-    folders: dict[Path, dict[str, list[Found]]] = {}
-    return [_progress(point, (made or {}).get(number), folders) for number, point in enumerate(study.points)]
+    files = Files()
+    return [_progress(point, (made or {}).get(number), files) for number, point in enumerate(study.points)]
 
 
-def _progress(point: Point, made: Found | None, folders: dict[Path, dict[str, list[Found]]]) -> Progress:
+def _progress(point: Point, made: Found | None, files: Files) -> Progress:
     if point.cfg is None:
         return Progress(point, "missing", point.missing)
-    found = [made] if made else find_answers(point.cfg, folders)
-    if not found:
-        return Progress(point, "to do", _foreseen_refusal(point))
-    current = revisions(point.cfg)
-    path, record = max(found, key=lambda item: (_is_current(item[1], current), *_rank(*item)))
-    if record.status in schema.FINISHED and not _is_current(record, current):
+    found = [made] if made else files.records(point.cfg)
+    current = revisions(point.cfg) if found else {}
+    path, record = max(found, key=lambda item: _rank(item, current, len(found)), default=(None, None))
+    if record and record.status in schema.FINISHED and _is_current(record, current):
+        return Progress(point, "done" if record.status == "ok" else record.status, record.reason, path, record)
+    claims = files.claims(point.cfg)
+    if claims and claims[0][1] != "lost":
+        return Progress(point, claims[0][1], str(claims[0][0]))
+    if record and record.status in schema.FINISHED:
         return Progress(point, "stale", "of an earlier revision", path, record)
-    return Progress(point, "done" if record.status == "ok" else record.status, record.reason, path, record)
+    for claim, _ in claims:
+        if not record or not claim.is_submission:
+            verb = "submitted by" if claim.is_submission else "claimed by"
+            return Progress(point, "lost", f"{verb} {claim}, and never ended")
+    if record:
+        return Progress(point, "failed", record.reason, path, record)
+    return Progress(point, "to do", _foreseen_refusal(point))
 
 
-def find_answers(cfg: RunConfig, folders: dict[Path, dict[str, list[Found]]]) -> list[Found]:
-    """The records of the run's folder that answer it; every folder is read once and kept in `folders`."""
-    if cfg.records not in folders:
-        answers: dict[str, list[Found]] = defaultdict(list)
-        for path, record in schema.read_all(cfg.records):
-            for key in answered(record):
-                answers[key].append((path, record))
-        folders[cfg.records] = answers
-    return folders[cfg.records].get(question(cfg.composed), [])
+def attempts(points: Iterable[RunConfig]) -> dict[Path, int]:
+    """The attempts of the records that answer these points."""
+    files = Files()
+    return {path: record.attempt for cfg in points for path, record in files.records(cfg)}
 
 
-def has_finished(cfg: RunConfig, since: float, folders: dict[Path, dict[str, list[Found]]]) -> bool:
-    """Whether a point that ran elsewhere left a finished record of today's revision, after `since` if it was forced."""
+def has_finished(cfg: RunConfig, before: Mapping[Path, int], files: Files) -> bool:
+    """Whether a point that ran elsewhere left a finished record of today's revision.
+
+    Args:
+        before: the attempts of the records that were there before; one that was forced counts if it is a later one.
+    """
     current = revisions(cfg)
     return any(
         record.status in schema.FINISHED
         and _is_current(record, current)
-        and (not cfg.force or path.stat().st_mtime >= since)
-        for path, record in find_answers(cfg, folders)
+        and (not cfg.force or record.attempt > before.get(path, 0))
+        for path, record in files.records(cfg)
     )
 
 
@@ -85,8 +127,10 @@ def _is_current(record: Record, current: Mapping[str, object]) -> bool:
     return record.provenance.get("revisions") == current
 
 
-def _rank(path: Path, record: Record) -> tuple[bool, float]:
-    return record.status in schema.FINISHED, path.stat().st_mtime
+def _rank(found: Found, current: Mapping[str, object], of: int) -> tuple[bool, bool, float]:
+    """A record of today's revision before another, a finished one before a failed one, a younger file before others."""
+    path, record = found
+    return _is_current(record, current), record.status in schema.FINISHED, path.stat().st_mtime if of > 1 else 0.0
 
 
 def _foreseen_refusal(point: Point) -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from harness import execute
 from harness.core.errors import UserError
+from harness.record.question import answered, question
 from harness.record.schema import Record
-from harness.report.tidy import answered, question
 
 
 def test_the_recorded_configuration_has_nothing_open(typed: Callable, options: list[str]) -> None:

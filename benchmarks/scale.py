@@ -1,0 +1,187 @@
+"""A study of 10,000 points: seconds to plan it, and to gather its records into tables.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.scale
+
+The study is a product over four of the papers' models at scale `paper`; its records are synthetic ones of the real
+shape (a site per matrix, three perplexities), written by the real writer. Each command is a process of its own, timed
+from its start to its end, imports included. Prints a Markdown table and writes it to `results/bench/scale.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness import __main__ as command_line
+from harness import compose
+from harness.config import RunConfig
+from harness.prepare import revisions
+from harness.record import schema
+from harness.record.identity import fingerprint
+from harness.record.provenance import ROOT, provenance
+from harness.record.schema import Record
+from harness.study import grid
+
+NAME, SCALE = "bench_scale", "paper"
+MODELS = [f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b")]
+MODELS += ["llama-7b", "llama-13b", "llama2-7b", "llama2-13b", "llama3-8b", "mistral-7b"]
+STUDY: dict[str, Any] = {
+    "title": "Twelve models, seven sparsities, four methods, three allocators, ten seeds",
+    "table": {"columns": "task", "rows": ["model", "sparsity", "method", "allocator"], "figure": "curves"},
+    "grids": [
+        {
+            "sparsity": [0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8],
+            "method": ["magnitude", "wanda", "sparsegpt", "sparsellm"],
+            "allocator": ["uniform", "owl", "alphapruning"],
+            "seed": list(range(10)),
+        }
+    ],
+    "scales": {
+        SCALE: {
+            "axes": {"model": MODELS},
+            "fixed": {"calibration": "c4", "evaluation": "[wikitext2]", "dtype": "float16"},
+        }
+    },
+}
+WINDOW = 2048
+
+
+def main() -> None:
+    """Write the study and its records, time the commands, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # conf folder, then a command
+    options = parser.parse_args()
+    if options.run:
+        folder, *arguments = options.run
+        sys.exit(run(Path(folder), arguments))
+    with tempfile.TemporaryDirectory() as temporary:
+        print(report(Path(temporary), options.repeat))
+
+
+def run(conf: Path, arguments: Sequence[str]) -> int:
+    """One command of the harness, its configuration read from another folder; returns the exit status."""
+    compose.CONF = grid.CONF = conf
+    return command_line.main(arguments)
+
+
+def report(folder: Path, repeat: int) -> str:
+    """Time everything in a folder of its own and write the table."""
+    conf, records = folder / "conf", folder / "results" / "records"
+    shutil.copytree(compose.CONF, conf)
+    (conf / "study" / f"{NAME}.yaml").write_text(yaml.safe_dump(STUDY))
+    compose.CONF = grid.CONF = conf
+    compose.register()
+    points = [point.cfg for point in grid.load_study(NAME, SCALE, [f"records={records}"]).points if point.cfg]
+    planned = [seconds(conf, "plan", records) for _ in range(repeat)]
+    for number, cfg in enumerate(points):
+        schema.write(record_of(cfg, number), records)
+    size = sum(path.stat().st_size for path in records.glob("*.json"))
+    rows = [
+        ("plan, no records", planned),
+        ("plan, all records there", [seconds(conf, "plan", records) for _ in range(repeat)]),
+        ("status, all records there", [seconds(conf, "status", records) for _ in range(repeat)]),
+        ("tables", [seconds(conf, "tables", records) for _ in range(repeat)]),
+    ]
+    shown = (folder / "results" / "tables" / NAME / SCALE / "table.md").read_text()
+    assert shown.count("| opt-125m ") == len(points) // 4 // 5, "a row per model, scope, sparsity, method and allocator"
+    commit = provenance_of()["commit"]
+    lines = [
+        f"{len(points)} points and {len(points)} records ({size / 1e6:.0f} MB), {os.cpu_count()} CPU cores, "
+        f"Python {platform.python_version()}, commit {commit}.",
+        "",
+        "| `python -m harness …` | seconds (median, min–max) |",
+        "|---|---|",
+        *(f"| {name} | {_spread(times)} |" for name, times in rows),
+        "",
+    ]
+    text = "\n".join(lines)
+    (ROOT / "results" / "bench" / "scale.md").write_text(text)
+    return text
+
+
+def seconds(conf: Path, command: str, records: Path) -> float:
+    """The wall time of one command as a process."""
+    call = [sys.executable, "-m", "benchmarks.scale", "--run", str(conf), command]
+    start = time.perf_counter()
+    subprocess.run(
+        [*call, f"study={NAME}", f"scale={SCALE}", f"records={records}"], check=True, stdout=subprocess.DEVNULL
+    )
+    return time.perf_counter() - start
+
+
+def _spread(times: Sequence[float]) -> str:
+    return f"{sorted(times)[len(times) // 2]:.1f} ({min(times):.1f}–{max(times):.1f})"
+
+
+def provenance_of() -> dict[str, Any]:
+    import torch
+
+    return provenance(torch.device("cpu"), {})
+
+
+def record_of(cfg: RunConfig, number: int) -> Record:
+    """What a run of this point would leave, its numbers made up."""
+    zeros = cfg.asked
+    resolved = {
+        "evaluation_window": WINDOW,
+        "device": "cuda",
+        "calibration": {**cfg.composed["calibration"], "length": WINDOW, "seed": cfg.calibration.seed},
+    }
+    measures = tuple(
+        {
+            "task": task,
+            "metric": "perplexity",
+            "value": 5 + 40 * zeros**4 + number % 97 / 100 + place,
+            "stderr": None,
+            "protocol": f"{task}@{WINDOW}",
+            "samples": 300,
+            "note": "",
+        }
+        for place, task in enumerate(cfg.evaluators)
+    )
+    facts = {"defaults": {"window": WINDOW, "dtype": "float16"}, "revisions": revisions(cfg)}
+    return Record(
+        status="ok",
+        reason="",
+        fingerprint=fingerprint({"point": number}),
+        config={**cfg.composed, **resolved},
+        sparsity={"asked": zeros, "achieved": zeros, "model": zeros},
+        sites=dict(_sites(cfg, zeros)),
+        measures=measures,
+        stages={name: {"seconds": 1.0, "peak_bytes": 2**30} for name in ("load", "allocate", "prune", "evaluate")},
+        provenance={**provenance_of(), **facts},
+    )
+
+
+def _sites(cfg: RunConfig, zeros: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    geometry = cfg.composed["model"]["geometry"]
+    hidden, wide = geometry["hidden"], geometry["intermediate"]
+    for block in range(geometry["blocks"]):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+            parameters = hidden * (hidden if name[0] in "qkvo" else wide)
+            yield (
+                f"model.layers.{block}.{name}",
+                {
+                    "asked": zeros,
+                    "achieved": math.floor(zeros * parameters) / parameters,
+                    "parameters": parameters,
+                    "pattern": "unstructured",
+                },
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What a configuration asks for, and which questions a record answers: how a study finds its records.
+
+A fingerprint needs the checkpoint and the texts; a question needs the configuration alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from harness.record.identity import fingerprint
+
+T = TypeVar("T")
+
+NOT_ASKED = (
+    *("records", "cache", "cache_gib", "checkpoint_every", "save", "force", "offload", "share", "tracker", "study"),
+    *("scale", "plugins"),
+)
+"""Options that say where and how, not what: two records that differ in them alone answer the same question."""
+
+NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
+"""Settings of an allocator that say where it keeps something."""
+
+LEFT_OPEN = ("device", "dtype", "evaluation_window", "calibration.length", "calibration.seed")
+"""Options that a question may leave open: `auto`, or nothing."""
+
+
+class Kept(Protocol):
+    """A record, as far as its question goes."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+
+class Question(NamedTuple):
+    """`what` is equal for questions that are equal but for the options of `LEFT_OPEN`, whose values are in `given`."""
+
+    what: str
+    given: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The questions that one record answers: those of the same `what`, with one of these values for each `given`."""
+
+    what: str
+    accepted: tuple[tuple[Any, ...], ...]
+
+    def __contains__(self, question: Question) -> bool:
+        return question.what == self.what and self.fits(question)
+
+    def fits(self, question: Question) -> bool:
+        """Whether it answers a question of the same `what`."""
+        return all(value in values for value, values in zip(question.given, self.accepted, strict=True))
+
+
+class Answers(Generic[T]):
+    """Things that answer questions, found by question in one look."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, list[tuple[Answer, T]]] = defaultdict(list)
+
+    def add(self, answer: Answer, item: T) -> None:
+        """Keep an item for every question of an answer."""
+        self._answers[answer.what].append((answer, item))
+
+    def find(self, config: Mapping[str, Any]) -> list[T]:
+        """The items for the question of a configuration, in the order in which they were added."""
+        if not self._answers:
+            return []
+        asked = question(config)
+        return [item for answer, item in self._answers.get(asked.what, ()) if answer.fits(asked)]
+
+
+def question(config: Mapping[str, Any]) -> Question:
+    """What a configuration asks for."""
+    asked = {key: value for key, value in config.items() if key not in NOT_ASKED and key not in LEFT_OPEN}
+    model = config["model"]
+    asked["model"] = [model["name"], model["path"], model["window"]]
+    asked["evaluation"] = {
+        name: {key: value for key, value in settings.items() if value is not None}
+        for name, settings in (config.get("evaluation") or {}).items()
+    }
+    asked["allocator"] = {
+        key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
+    }
+    asked["numerics"] = config.get("numerics", "fast")  # records from before the option have no other
+    calibration = dict(config["calibration"])
+    of_calibration = (calibration.pop("length"), calibration.pop("seed"))
+    asked["calibration"] = calibration
+    dense = config["method"]["name"] == "none"
+    if dense or config.get("inputs") != "dense":  # the default, which older records do not name
+        asked.pop("inputs", None)
+    if dense:
+        ignored = ["sparsity", "allocator"]
+        if config["planner"]["name"] == config["recovery"]["name"] == "none":
+            ignored += ["calibration", "seed"]
+            of_calibration = (None, None)
+        asked = {key: value for key, value in asked.items() if key not in ignored}
+    device = str(config["device"]).partition(":")[0]
+    given = (device, config["dtype"], config["evaluation_window"], *of_calibration)
+    return Question(fingerprint(asked), given)
+
+
+def only(asked: Question) -> Answer:
+    """The answer to one question and no other."""
+    return Answer(asked.what, tuple((value,) for value in asked.given))
+
+
+def answered(record: Kept) -> Answer:
+    """Every question that a record answers; one whose configuration lacks an option, of another version, none."""
+    try:
+        return answer_of(record.config, record.provenance.get("defaults", {}))
+    except (KeyError, TypeError, AttributeError):
+        return Answer("", ())
+
+
+def answer_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Answer:
+    """Every question that a run answers.
+
+    Its configuration has nothing open; a question that leaves an option open asks for the default, which was the run's
+    if its value is the default of its model and machine. One that leaves the device open takes any.
+    """
+    window = defaults.get("window")
+    asked = question(config)
+    device, *given = asked.given
+    default_values = (defaults.get("dtype"), window, window, config["seed"])
+    accepted = [
+        (value, left_open) if value in (default, left_open) else (value,)
+        for value, default, left_open in zip(given, default_values, ("auto", None, None, None), strict=True)
+    ]
+    return Answer(asked.what, ((device, "auto"), *accepted))

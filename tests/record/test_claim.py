@@ -1,0 +1,237 @@
+"""Claims: one process at a point, the dead told from the living whatever the clocks say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.core.errors import UserError
+from harness.record import claim
+from harness.record.claim import Busy, Claim, Watch, claimed, read, read_all, submitted
+from harness.record.question import Answer
+
+POINT = "0123456789abcdef"
+ANSWER = Answer("what", (("cpu", "auto"), (None, 32)))
+HOLDER = """
+import sys
+from pathlib import Path
+from harness.record.claim import claimed
+from harness.record.question import Answer
+with claimed(Path(sys.argv[1]), sys.argv[2], Answer("what", (("cpu", "auto"), (None, 32)))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+RACER = """
+import os, sys, time
+from pathlib import Path
+from harness.record import claim
+from harness.record.question import Answer
+claim.LOOK = 0.01
+folder = Path(sys.argv[1])
+for number in range(5):
+    with claim.claimed(folder, sys.argv[2], Answer("what", ())):
+        alone = os.open(folder / "alone", os.O_CREAT | os.O_EXCL)  # fails if two are here
+        time.sleep(0.01)
+        os.close(alone)
+        (folder / "alone").unlink()
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the claim on the point until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), POINT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def only(folder: Path) -> Claim:
+    (found,) = read_all(folder)
+    return found
+
+
+def foreign(folder: Path) -> Claim:
+    """The claim of a process that runs on another machine, as far as can be seen."""
+    path = folder / claim.FOLDER / f"{POINT}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = {"host": "elsewhere", "pid": 1, "start": "1", "place": "x", "token": "t", "since": "then"}
+    path.write_text(json.dumps({"beat": "000000000000", "owner": owner, "answers": []}))
+    return only(folder)
+
+
+def test_a_claim_is_there_while_the_run_is_and_goes_with_it(tmp_path: Path) -> None:
+    with claimed(tmp_path, POINT, ANSWER):
+        mine = only(tmp_path)
+        assert mine.path == tmp_path / ".running" / f"{POINT}.json"
+        assert mine.owner["pid"] == os.getpid()
+        assert mine.answers == (ANSWER,)
+        assert not mine.is_lost()
+        assert "process" in str(mine)
+    assert not list(read_all(tmp_path))
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path, POINT, ANSWER):
+        raise ZeroDivisionError
+    assert not list(read_all(tmp_path))
+
+
+def test_its_counter_rises_and_it_can_be_read_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.001)
+    with claimed(tmp_path, POINT, ANSWER):
+        texts = set()
+        for _ in range(200):
+            time.sleep(0.001)
+            texts.add(only(tmp_path).text)
+    assert len(texts) > 2
+    assert {json.loads(text)["owner"]["pid"] for text in texts} == {os.getpid()}
+
+
+def test_the_claim_of_a_killed_process_is_lost_and_taken_over(other: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert not only(tmp_path).is_lost()
+    with pytest.raises(Busy, match=f"process {other.pid}"), claimed(tmp_path, POINT, ANSWER, Watch()):
+        pass
+    other.send_signal(signal.SIGKILL)
+    while not only(tmp_path).is_lost():  # its parent has not asked for its status: it is a zombie
+        time.sleep(0.01)
+    with claimed(tmp_path, POINT, ANSWER, Watch()):
+        assert only(tmp_path).owner["pid"] == os.getpid()
+
+
+def test_a_living_process_is_waited_for(
+    other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        other.communicate()  # it ends
+
+    monkeypatch.setattr("harness.record.claim.time.sleep", sleep)
+    with claimed(tmp_path, POINT, ANSWER):
+        assert looks == [claim.LOOK]
+    assert f"waiting for another process that is at this point: process {other.pid}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_setting_the_clock_makes_no_living_claim_look_lost(
+    jump: float, other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    os.utime(only(tmp_path).path, (now + jump, now + jump))
+    assert not only(tmp_path).is_lost()
+    assert not Watch().is_dead(only(tmp_path))
+    other.kill()
+    other.wait()
+    assert only(tmp_path).is_lost()
+
+
+def test_another_machine_is_watched_by_this_ones_steady_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("harness.record.claim.time.monotonic", lambda: now)
+    watch, there = Watch(), foreign(tmp_path)
+    for ahead in (-1e6, 1e6):  # whatever the times of the file say
+        os.utime(there.path, (time.time() + ahead,) * 2)
+        assert not watch.is_dead(there)
+    now = claim.SILENT - 1
+    assert not watch.is_dead(there)
+    there.path.write_bytes(there.text.replace(b"000000000000", b"000000000001"))
+    assert not watch.is_dead(only(tmp_path))
+    now = 2 * claim.SILENT - 2
+    assert not watch.is_dead(only(tmp_path))
+    now += 2
+    assert watch.is_dead(only(tmp_path))
+    with claimed(tmp_path, POINT, ANSWER, watch):
+        assert only(tmp_path).is_here
+
+
+def test_one_look_at_another_machine_goes_by_the_file_servers_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = foreign(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert not there.is_lost()
+    written = there.path.stat().st_mtime
+    os.utime(there.path, (written - claim.SILENT - 60,) * 2)
+    assert there.is_lost()
+    os.utime(there.path, (written + 1e6,) * 2)
+    assert not there.is_lost()
+
+
+def test_a_claim_that_was_never_finished_is_taken_over_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("harness.record.claim.time.monotonic", lambda: now)
+    path = foreign(tmp_path).path
+    for text in ("", "[]", '{"beat": "0", "owner": {}}'):
+        path.write_text(text)
+        watch = Watch()
+        assert not list(read_all(tmp_path))
+        with pytest.raises(Busy, match="unknown process"), claimed(tmp_path, POINT, ANSWER, watch):
+            pass
+        now += claim.SILENT + 1
+        with claimed(tmp_path, POINT, ANSWER, watch):
+            assert only(tmp_path).is_here
+        path.parent.mkdir(exist_ok=True)
+
+
+def test_a_claim_that_was_taken_over_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.001)
+    with claimed(tmp_path, POINT, ANSWER):
+        only(tmp_path).path.unlink()
+        there = foreign(tmp_path)  # this process slept, and another took its point
+        time.sleep(0.01)
+    assert read(there.path) == there
+
+
+def test_of_many_processes_one_at_a_time_is_at_a_point(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    """All of them find the claim of a dead process first."""
+    other.kill()
+    other.wait()
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, str(tmp_path), POINT]) for _ in range(4)]
+    assert [racer.wait() for racer in racers] == [0] * 4
+    assert not list(read_all(tmp_path))
+
+
+def test_a_folder_that_takes_no_claim_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".running").write_text("")
+    with pytest.raises(UserError, match=r"claim of a run cannot be written to .*: File exists\."):
+        claimed(tmp_path, POINT, ANSWER).__enter__()
+    (tmp_path / ".running").unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.record.claim.os.fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device\."):
+        claimed(tmp_path, POINT, ANSWER).__enter__()
+    assert not list((tmp_path / ".running").glob("*.json"))
+
+
+def test_files_that_are_no_claims_are_passed_over(tmp_path: Path) -> None:
+    text = foreign(tmp_path).text
+    for name in ("..json", "$(touch x).json", "0123.json", "0123456789ABCDEF.json"):
+        (tmp_path / ".running" / name).write_bytes(text)
+    assert [found.path.stem for found in read_all(tmp_path)] == [POINT]
+
+
+def test_a_submission_stays_if_its_points_have_not_all_ended(tmp_path: Path) -> None:
+    points = [Answer(name, ()) for name in "ab"]
+    ended: set[Answer] = set()
+    with submitted(tmp_path, points, lambda: ended):
+        assert only(tmp_path).is_submission
+        assert not only(tmp_path).is_lost()
+        ended.add(points[0])
+    assert only(tmp_path).is_lost()
+    with submitted(tmp_path, points[1:], lambda: ended):  # says all that the earlier one said
+        assert only(tmp_path).answers == (points[1],)
+        ended.add(points[1])
+    assert not list(read_all(tmp_path))
