@@ -33,11 +33,14 @@ class QueueWatcher(SlurmInfoWatcher):
     def update(self) -> None:
         """Ask for all jobs of this user at once; where SLURM does not answer, what was known stays."""
         self._last_status_check = time.time()
-        command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"]
         try:
-            queue = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+            asked = subprocess.run(
+                ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"],
+                capture_output=True, text=True, timeout=60, check=True,
+            )  # fmt: skip
         except (OSError, subprocess.SubprocessError):
             return
+        queue = asked.stdout.split()
         for job in self._registered - self._finished:
             self._info_dict[job] = {"State": "RUNNING" if job in queue else "ENDED"}
             if job not in queue:

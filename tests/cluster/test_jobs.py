@@ -183,7 +183,7 @@ def test_a_job_that_is_stopped_leaves_its_finished_points_and_says_what_is_lost(
     assert len(_records(study)) == 2
     again = typed("retry", "study=test_table1", "cluster=serial", *options)
     assert again.status == 0
-    assert "3 lost points to run again" in again.out
+    assert "and 3 without a current record" in again.out
     assert len(_records(study)) == 5
 
 

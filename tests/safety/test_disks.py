@@ -19,6 +19,8 @@ import torch
 from harness.calibration.bank import Bank
 from harness.core.errors import Failure, UserError
 from harness.core.pattern import Unstructured
+from harness.record import schema
+from harness.record.schema import Record
 from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 EVOPRESS = ["allocator=evopress", "allocator.generations=2", "allocator.offspring=4", "allocator.stages=[1,2]"]
@@ -68,10 +70,18 @@ def test_a_record_that_finds_no_room_costs_no_pruned_block(
     typed: Callable,  # noqa: F811
     options: list[str],  # noqa: F811
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = [*elsewhere(options, records=disk.folder / "records", cache=tmp_path / "cache"), "checkpoint_every=0"]
-    disk.fill()
-    lost = typed(*run)
+    write = schema.write
+
+    def late(record: Record, folder: Path) -> Path:
+        disk.fill()  # another process did, while this one was pruning
+        return write(record, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "write", late)
+        lost = typed(*run)
     assert lost.status == 2 and lost.out == ""
     assert lost.err == f"error: the record cannot be written to {disk.folder / 'records'}: No space left on device.\n"
     assert not [path for path in (disk.folder / "records").iterdir() if path.is_file()]

@@ -122,7 +122,7 @@ def test_nothing_is_given_to_a_shell_and_nothing_unpickled() -> None:
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert "shell" not in given and given.get("allow_pickle", "False") == "False", (path, called)
             assert called != "yaml.load" or given.get("Loader", "Loader") == "Loader", path  # a SafeLoader of its own
-            assert not called.startswith("subprocess.") or isinstance(node.args[0], ast.List), (path, called)
+            assert not re.fullmatch(r"subprocess\.\w+", called) or isinstance(node.args[0], ast.List), (path, called)
 
 
 @pytest.mark.parametrize("hostile", ["`touch stolen`", "$(shell touch stolen)", '"; touch stolen; "', "a b"])
