@@ -13,6 +13,7 @@ import argparse
 import math
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from typing import Any
 
 import yaml
 
-from harness import __main__ as command_line
 from harness import compose
 from harness.config import RunConfig
 from harness.prepare import revisions
@@ -65,16 +65,16 @@ def main() -> None:
     parser.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # conf folder, then a command
     options = parser.parse_args()
     if options.run:
-        folder, *arguments = options.run
-        sys.exit(run(Path(folder), arguments))
+        run(*options.run)
     with tempfile.TemporaryDirectory() as temporary:
         print(report(Path(temporary), options.repeat))
 
 
-def run(conf: Path, arguments: Sequence[str]) -> int:
-    """One command of the harness, its configuration read from another folder; returns the exit status."""
-    compose.CONF = grid.CONF = conf
-    return command_line.main(arguments)
+def run(conf: str, *arguments: str) -> None:
+    """`python -m harness` with its configuration read from another folder; ends the process."""
+    compose.CONF = grid.CONF = Path(conf)
+    sys.argv = ["harness", *arguments]
+    runpy.run_module("harness", run_name="__main__")
 
 
 def report(folder: Path, repeat: int) -> str:

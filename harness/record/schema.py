@@ -22,7 +22,7 @@ DENSE_INPUTS = ",inputs=dense"
 MEASURED = {"task", "metric", "value", "stderr", "protocol", "samples"}
 LONGEST = 96
 """Characters of a slug: file systems take 255 bytes, W&B 128 with the fingerprint and the attempt."""
-_SITES = b'\n "sites": {\n'
+_SITES, _AFTER_SITES = b'\n "sites": {\n', b'\n },\n "measures": ['
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,8 @@ def _without_sites(text: bytes) -> bytes:
 
     Strings hold no line breaks, so in what `write` writes a line that begins with one space is of the outermost level.
     """
-    start = text.find(_SITES)
-    end = text.find(b"\n }", start)
-    return text if start < 0 or end < 0 else text[: start + len(_SITES)] + text[end:]
+    start, end = text.find(_SITES), text.rfind(_AFTER_SITES)
+    return text if start < 0 or end < start else text[: start + len(_SITES)] + text[end:]
 
 
 def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:

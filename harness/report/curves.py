@@ -34,6 +34,7 @@ def curves(plt: Any, data: pd.DataFrame, metric: str) -> Any:
 
 
 def _panel(axis: Any, here: pd.DataFrame, keys: Sequence[str], looks: Mapping[tuple[Any, ...], Style]) -> None:
+    here = here[list(dict.fromkeys([*keys, "sparsity", "pattern", "shown", "spread"]))]
     for style, cells in series(here, keys, looks):
         plot(axis, "sparsity", cells[cells["pattern"] == "unstructured"], style)
         fixed = cells[cells["pattern"] != "unstructured"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import geometric_mean, stdev
 from typing import Any
@@ -35,8 +36,11 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
         if cell.record and cell.record.allocation.get("search")
     }
     rows = []
-    for place, mine in paired.groupby([*POINT, "allocator"], sort=False):
-        by_seed = [geometric_mean(part["ratio"]) for _, part in mine.groupby("seed")]
+    for place, mine in _groups(paired, [*POINT, "allocator"]).items():
+        seeds: dict[Any, list[float]] = defaultdict(list)
+        for row in mine:
+            seeds[row["seed"]].append(row["ratio"])
+        by_seed = [geometric_mean(seeds[seed]) for seed in sorted(seeds)]
         rows.append(
             {
                 **dict(zip(["model", "sparsity", "method", "allocator"], place, strict=True)),
@@ -45,11 +49,19 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
                 "least": min(by_seed),
                 "most": max(by_seed),
                 "seeds": len(by_seed),
-                "below": f"{int((mine['ratio'] < 1).sum())} of {len(mine)}",
-                **_cost([searches[one] for one in dict.fromkeys(mine["fingerprint"]) if one in searches]),
+                "below": f"{sum(row['ratio'] < 1 for row in mine)} of {len(mine)}",
+                **_cost([searches[one] for one in {row["fingerprint"]: 0 for row in mine} if one in searches]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _groups(frame: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows of each combination of values, in the order of the frame."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in frame.to_dict("records"):
+        groups[tuple(row[key] for key in keys)].append(row)
+    return groups
 
 
 def _cost(searches: Sequence[Mapping[str, float]]) -> dict[str, float]:

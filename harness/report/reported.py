@@ -5,6 +5,7 @@ The data lie in `benchmarks/reported`; its README says what each column means. H
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -41,9 +42,7 @@ def load_reported(folder: Path = FOLDER) -> pd.DataFrame:
     """
     paths = [path for path in sorted(folder.glob("*.csv")) if path.name not in NOT_REPORTED]
     paths += sorted((folder / "secondary").glob("*.csv"))
-    numbers = ("sparsity", "value", "seed", "digits")
-    frames = [_read(path, SCHEMA, numbers) for path in paths]
-    reported = pd.concat(frames, ignore_index=True) if frames else _typed(pd.DataFrame(columns=list(SCHEMA)), numbers)
+    reported = _read(paths, SCHEMA, ("sparsity", "value", "seed", "digits"))
     percent = reported[reported["metric"].isin(ACCURACIES)]["value"] > 1
     if percent.any():
         raise ValueError(f"{int(percent.sum())} reported accuracies are above 1; accuracies are fractions.")
@@ -52,22 +51,24 @@ def load_reported(folder: Path = FOLDER) -> pd.DataFrame:
 
 def load_pairs(folder: Path = FOLDER) -> pd.DataFrame:
     """Which reported protocol may meet which of ours, in file order: the first row that fits decides."""
-    return _read(folder / "pairs.csv", PAIR, ("min_sparsity", "max_sparsity", "tolerance"))
+    return _read([folder / "pairs.csv"], PAIR, ("min_sparsity", "max_sparsity", "tolerance"))
 
 
 def load_dense(folder: Path = FOLDER) -> pd.DataFrame:
     """Known values of dense models under our protocols, with an absolute tolerance."""
-    return _read(folder / "dense.csv", DENSE, ("value", "tolerance"))
+    return _read([folder / "dense.csv"], DENSE, ("value", "tolerance"))
 
 
-def _read(path: Path, columns: tuple[str, ...], numbers: Iterable[str]) -> pd.DataFrame:
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if tuple(frame.columns) != columns:
-        raise ValueError(f"{path} has the columns {', '.join(frame.columns)}; expected {', '.join(columns)}.")
-    return _typed(frame, numbers)
-
-
-def _typed(frame: pd.DataFrame, numbers: Iterable[str]) -> pd.DataFrame:
+def _read(paths: Iterable[Path], columns: tuple[str, ...], numbers: Iterable[str]) -> pd.DataFrame:
+    """Files of the same columns as one frame, texts as they are and numbers as numbers."""
+    rows: list[list[str]] = []
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *lines = csv.reader(file)
+        if tuple(head) != columns:
+            raise ValueError(f"{path} has the columns {', '.join(head)}; expected {', '.join(columns)}.")
+        rows += (line for line in lines if line)
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=str)
     return frame.assign(**{name: pd.to_numeric(frame[name].replace("", None)) for name in numbers})
 
 

@@ -27,6 +27,7 @@ def pyplot() -> Any:
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"
+    matplotlib.rcParams["axes.titley"] = 1.0  # no ticks stand above a panel: its title's place need not be searched for
     import matplotlib.pyplot as plt
 
     return plt
@@ -36,6 +37,10 @@ def save(plt: Any, figure: Any, title: str, folder: Path, name: str) -> None:
     """Write the figure under its title as SVG and PNG."""
     width = int(figure.get_figwidth() * 12)  # characters that fit
     figure.suptitle(textwrap.fill(title, width), fontsize=10)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0, 0)  # or a place is found for it in every drawing
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine(None)  # laid out once, not again for each file, for which one would be drawn in vain too
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,20 @@ def dispatch(command: str, overrides: Sequence[str]) -> int:
     compose.register(compose.plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
-    return COMMANDS[command](study_of(overrides))
+    if command in RUNNING:
+        return COMMANDS[command](study_of(overrides))
+    with _uncollected():
+        return COMMANDS[command](study_of(overrides))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Thousands of records, which all stay, are not searched for garbage again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def study_of(overrides: Sequence[str]) -> Study:
@@ -80,7 +95,9 @@ def run_study(name: str, overrides: Sequence[str]) -> int:
         UserError: a mistake in the study or the overrides, before anything runs.
     """
     study = study_of([f"study={name}", *overrides])
-    return tables(study, _run_points(study, range(len(study.points))))
+    made = _run_points(study, range(len(study.points)))
+    with _uncollected():
+        return tables(study, made)
 
 
 def _run_points(study: Study, chosen: Iterable[int]) -> dict[int, Found]:
@@ -300,3 +317,5 @@ COMMANDS: dict[str, Callable[[Study], int]] = {
     "publish": publish,
     "prefetch": prefetch,
 }
+RUNNING = ("retry", "prefetch")
+"""The commands that do more than read records."""

@@ -180,7 +180,7 @@ def test_records_of_an_earlier_revision_are_shown_and_run_again(
     assert "†" not in again.out
 
 
-def test_points_whose_record_is_gone_are_retried_too(
+def test_points_whose_record_is_gone_are_retried(
     typed: Callable,  # noqa: F811
     options: list[str],  # noqa: F811
     small: str,
@@ -222,6 +222,7 @@ def test_publishing_copies_records_and_makes_the_table(
     folder = tmp_path / "results" / "published" / "test_table1" / "embedded"
     records = [json.loads(path.read_text()) for path in (folder / "records").iterdir()]
     assert sorted(record["status"] for record in records) == ["ok"] * 5 + ["skipped"] * 2
+    assert all(record["sites"] for record in records if record["status"] == "ok")
     assert (folder / "table.md").is_file()
 
 
