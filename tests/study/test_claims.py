@@ -211,7 +211,7 @@ def test_a_claim_is_held_while_a_point_runs(
 
     seen = []
 
-    def look(cfg: object, ready: object) -> None:
+    def look(*_: object) -> None:
         seen.extend(path.stem for path in (tmp_path / "records" / ".running").glob("*.json"))
         raise ZeroDivisionError
 
