@@ -1,10 +1,11 @@
-"""A study of 10,000 points: seconds to plan it, and to gather its records into tables.
+"""A study of ten thousand points: seconds to plan it, and to gather its records into tables.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale
 
-The study is a product over four of the papers' models at scale `paper`; its records are synthetic ones of the real
-shape (a site per matrix, three perplexities), written by the real writer. Each command is a process of its own, timed
-from its start to its end, imports included. Prints a Markdown table and writes it to `results/bench/scale.md`.
+The study is a product over twelve of the papers' models at scale `paper`; its records are synthetic ones of the real
+shape (a site per matrix), written by the real writer. Each command is a process of its own, timed from its start to its
+end, imports included; `tables` reads all records and writes table, comparison and figure. Prints a Markdown table and
+writes it to `results/bench/scale.md`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
+import resource
 import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from harness import compose
@@ -56,6 +58,7 @@ STUDY: dict[str, Any] = {
     },
 }
 WINDOW = 2048
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -85,26 +88,21 @@ def report(folder: Path, repeat: int) -> str:
     compose.CONF = grid.CONF = conf
     compose.register()
     points = [point.cfg for point in grid.load_study(NAME, SCALE, [f"records={records}"]).points if point.cfg]
-    planned = [seconds(conf, "plan", records) for _ in range(repeat)]
+    rows = [row("plan", "no records", conf, records, repeat)]
     for number, cfg in enumerate(points):
         schema.write(record_of(cfg, number), records)
-    size = sum(path.stat().st_size for path in records.glob("*.json"))
-    rows = [
-        ("plan, no records", planned),
-        ("plan, all records there", [seconds(conf, "plan", records) for _ in range(repeat)]),
-        ("status, all records there", [seconds(conf, "status", records) for _ in range(repeat)]),
-        ("tables", [seconds(conf, "tables", records) for _ in range(repeat)]),
-    ]
+    rows += [row(command, "all records", conf, records, repeat) for command in ("plan", "status", "tables")]
     shown = (folder / "results" / "tables" / NAME / SCALE / "table.md").read_text()
-    assert shown.count("| opt-125m ") == len(points) // 4 // 5, "a row per model, scope, sparsity, method and allocator"
-    commit = provenance_of()["commit"]
+    assert shown.count("| opt-125m ") == len(points) // len(MODELS) // 10, "a row for all seeds of a point"
+    size = sum(path.stat().st_size for path in records.glob("*.json"))
     lines = [
-        f"{len(points)} points and {len(points)} records ({size / 1e6:.0f} MB), {os.cpu_count()} CPU cores, "
-        f"Python {platform.python_version()}, commit {commit}.",
+        f"{len(points)} points at scale {SCALE} ({STUDY['title'].lower()}), {size / 1e6:.0f} MB of records, "
+        f"{os.cpu_count()} CPU cores, torch {torch.__version__}, commit {provenance(CPU, {})['commit']}. "
+        "Whole processes; their CPU time beside it, for others may run on the machine.",
         "",
-        "| `python -m harness …` | seconds (median, min–max) |",
-        "|---|---|",
-        *(f"| {name} | {_spread(times)} |" for name, times in rows),
+        "| `python -m harness …` | folder | seconds (median, min–max) | CPU seconds |",
+        "|---|---|---|---|",
+        *rows,
         "",
     ]
     text = "\n".join(lines)
@@ -112,24 +110,24 @@ def report(folder: Path, repeat: int) -> str:
     return text
 
 
-def seconds(conf: Path, command: str, records: Path) -> float:
-    """The wall time of one command as a process."""
+def row(command: str, there: str, conf: Path, records: Path, repeat: int) -> str:
+    """One command, run as often as is asked."""
+    times = [seconds(conf, command, records) for _ in range(repeat)]
+    wall, cpu = (sorted(column) for column in zip(*times, strict=True))
+    line = f"| {command} | {there} | {wall[repeat // 2]:.1f} ({wall[0]:.1f}–{wall[-1]:.1f}) | {cpu[repeat // 2]:.1f} |"
+    print(line, flush=True)
+    return line
+
+
+def seconds(conf: Path, command: str, records: Path) -> tuple[float, float]:
+    """The wall time of one command as a process, and its CPU time."""
     call = [sys.executable, "-m", "benchmarks.scale", "--run", str(conf), command]
-    start = time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(
         [*call, f"study={NAME}", f"scale={SCALE}", f"records={records}"], check=True, stdout=subprocess.DEVNULL
     )
-    return time.perf_counter() - start
-
-
-def _spread(times: Sequence[float]) -> str:
-    return f"{sorted(times)[len(times) // 2]:.1f} ({min(times):.1f}–{max(times):.1f})"
-
-
-def provenance_of() -> dict[str, Any]:
-    import torch
-
-    return provenance(torch.device("cpu"), {})
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def record_of(cfg: RunConfig, number: int) -> Record:
@@ -162,7 +160,7 @@ def record_of(cfg: RunConfig, number: int) -> Record:
         sites=dict(_sites(cfg, zeros)),
         measures=measures,
         stages={name: {"seconds": 1.0, "peak_bytes": 2**30} for name in ("load", "allocate", "prune", "evaluate")},
-        provenance={**provenance_of(), **facts},
+        provenance={**provenance(CPU, {}), **facts},
     )
 
 

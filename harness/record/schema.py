@@ -143,11 +143,10 @@ def _without_sites(text: bytes) -> bytes:
 
 def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
     """The record of a fingerprint, a finished one before a failed one; an unreadable file counts as none."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else ()
+    ending = f"_{fingerprint}.json"
+    names = [name for name in os.listdir(folder) if name.endswith(ending)] if folder.is_dir() else []
     found = []
-    for name in names:
-        if not name.endswith(f"_{fingerprint}.json"):
-            continue
+    for name in sorted(names):
         try:
             found.append((folder / name, read(folder / name)))
         except UserError:
