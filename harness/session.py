@@ -150,7 +150,7 @@ class Session:
             asked = [
                 *(_model_key(cfg, ready), tokenizer_hashes(ready.inputs.checkpoint)),
                 *(describe(evaluator), str(evaluator.protocol(context)), ready.facts["data"][name]["sha256"]),
-                *(context.window, context.limit, context.seed),
+                *(context.window, context.limit, context.seed, cfg.numerics),
             ]
             key = json.dumps(asked, sort_keys=True)
             self.tally["measures"] += key in self._measures
