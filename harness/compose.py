@@ -257,6 +257,12 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
     )
 
 
+def typed_here(composed: dict[str, Any]) -> RunConfig:
+    """The typed form, in this process, of what another one composed and typed; its plugins are registered first."""
+    register(plugins_in([f"plugins={composed['plugins']}"]))
+    return typed(composed, frozen=True)
+
+
 def _made(composed: Mapping[str, Any], make: Callable[..., Any], *options: str) -> Any:
     return make(*(composed[option] for option in options))
 

@@ -16,13 +16,12 @@ import torch
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.errors import UserError
-from harness.core.memory import AHEAD
+from harness.core.memory import AHEAD, GIB
 from harness.core.search import Ladder
 from harness.core.statistic import gram, norms
 from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
 from harness.models.loading import available, free_memory, lent_on
 
-GIB = 2**30
 LIBRARIES = 1.0 * GIB
 """Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""
 LONGEST_PROMPT = 1024

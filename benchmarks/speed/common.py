@@ -64,16 +64,16 @@ def random_model(shape: Shape, blocks: int, where: torch.device, window: int = 4
     return model.requires_grad_(False).eval()
 
 
-def random_tokens(shape: Shape, windows: int, length: int, where: torch.device) -> Tensor:
+def random_tokens(shape: Shape, windows: int, length: int, where: torch.device, seed: int = 1) -> Tensor:
     """Token ids (N, L)."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(shape.vocabulary, (windows, length), generator=generator).to(where)
 
 
 def synchronise() -> None:
-    """Wait for the GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Wait for all GPUs."""
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(index)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, int, Any]:

@@ -15,17 +15,15 @@ and writes it to `results/bench/offload_<shape>.md`.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.speed.common import SHAPES, gib, random_model, random_tokens, timed, write
 from harness.calibration.stream import batched
 from harness.core.pattern import Unstructured
 from harness.evaluation.perplexity import mean_nll
@@ -33,12 +31,8 @@ from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
 from harness.models.placement import place
-from harness.record.provenance import ROOT, provenance
-from harness.record.schema import hardware_name
 from harness.run import prune
 
-SHAPES = {"7b": (4096, 11008, 32, 32000), "1b": (2048, 5504, 16, 32000), "11m": (256, 704, 4, 16384)}
-"""Hidden size, feed-forward size, heads, vocabulary."""
 METHODS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 SPARSITY = 0.5
 OTHER_MASKS = 1e-3
@@ -72,22 +66,27 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--methods", default="wanda,sparsegpt")
     options = parser.parse_args()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    first = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     lines = [
         "| method | side | s a block (median, min–max) | × resident | scoring s | × resident | placing s | peak GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     remarks: list[str] = []
     for method in options.methods.split(","):
-        sides = sides_on(device)
+        sides = sides_on(first)
         for number in range(options.repeat + 1):
             for side in sides.values():
-                run_round(side, METHODS[method], options, device, counts=number > 0)
+                run_round(side, METHODS[method], options, first, counts=number > 0)
             told = gate(sides)
         lines += rows(method, sides, options.blocks)
         remarks += [f"- {method}, {remark}" for remark in told]
         print("\n".join([*lines[-len(sides) :], *told]), flush=True)
-    write(options, device, [*lines, "", *remarks])
+    write(
+        f"offload_{options.shape}",
+        f"{options.blocks} blocks of shape {options.shape}, resident and offloaded",
+        f"{options.windows} windows of {options.length} tokens calibrate, {options.text} are scored, {SPARSITY:.0%}.",
+        [*lines, "", *remarks],
+    )
 
 
 def sides_on(device: torch.device) -> dict[str, Side]:
@@ -102,24 +101,19 @@ def sides_on(device: torch.device) -> dict[str, Side]:
 
 def run_round(side: Side, method: Any, options: argparse.Namespace, device: torch.device, *, counts: bool) -> None:
     """Make the model, place it, score it, prune it and score it again."""
-    model = random_model(options.shape, options.blocks, device)
+    shape = SHAPES[options.shape]
+    model = random_model(shape, options.blocks, device)
     anatomy = anatomy_of(model)
-    placing, _ = timed(lambda: place(model, anatomy, device, **side.where), device)
-    gc.collect()
-    ids = tokens(options.shape, options.windows, options.length, 1).to(device)
-    text = tokens(options.shape, options.text, options.length, 2)
+    placing, _, _ = timed(lambda: place(model, anatomy, device, **side.where))
+    ids = random_tokens(shape, options.windows, options.length, device)
+    text = random_tokens(shape, options.text, options.length, torch.device("cpu"), seed=2)
     allocation = {
         site: Unstructured(SPARSITY) for index in range(options.blocks) for site in anatomy.block_linears(model, index)
     }
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    scoring, dense = timed(lambda: mean_nll(model, text, device), device)
-    pruning, _ = timed(
-        lambda: prune(model, anatomy, batched(ids), range(options.blocks), method, allocation, masks=False), device
-    )
-    if device.type == "cuda":
-        side.peak = max(side.peak, torch.cuda.max_memory_allocated(device))
+    scoring, scored, dense = timed(lambda: mean_nll(model, text, device))
+    blocks = range(options.blocks)
+    pruning, pruned, _ = timed(lambda: prune(model, anatomy, batched(ids), blocks, method, allocation, masks=False))
+    side.peak = max(side.peak, scored, pruned)
     side.losses = (dense, mean_nll(model, text, device))
     side.weights = {
         site: linear.weight.data.cpu()
@@ -155,54 +149,16 @@ def gate(sides: dict[str, Side]) -> list[str]:
     return told
 
 
-def random_model(shape: str, blocks: int, device: torch.device) -> LlamaForCausalLM:
-    """16 bit on a GPU, made there; its inputs differ in scale from channel to channel, as real ones do."""
-    hidden, wide, heads, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=wide, num_hidden_layers=blocks, num_attention_heads=heads,
-        num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=4096, use_cache=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with device:
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-        model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=dtype)
-        with torch.no_grad():
-            model.model.embed_tokens.weight.mul_(torch.exp(torch.randn(hidden)).to(dtype) * 50)
-    return model.requires_grad_(False).eval()
-
-
-def tokens(shape: str, count: int, length: int, seed: int) -> Tensor:
-    """Random token ids (N, L)."""
-    return torch.randint(SHAPES[shape][-1], (count, length), generator=torch.Generator().manual_seed(seed))
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds, and what the work returned."""
-    synchronise(device)
-    start = time.perf_counter()
-    result = work()
-    synchronise(device)
-    return time.perf_counter() - start, result
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for all GPUs."""
-    if device.type == "cuda":
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(index)
-
-
 def rows(method: str, sides: dict[str, Side], blocks: int) -> list[str]:
     """The lines of one method."""
     resident, lines = sides["resident"], []
     for name, side in sides.items():
         each = [seconds / blocks for seconds in side.pruning]
         pruning = f"{statistics.median(each):.3f}, {min(each):.3f}–{max(each):.3f}"
-        peak = f"{side.peak / 2**30:.2f}" if side.peak else "–"
         lines.append(
             f"| {method} | {name} | {pruning} | {ratio(side.pruning, resident.pruning)} "
             f"| {statistics.median(side.scoring):.2f} | {ratio(side.scoring, resident.scoring)} "
-            f"| {statistics.median(side.placing):.2f} | {peak} |"
+            f"| {statistics.median(side.placing):.2f} | {gib(side.peak)} |"
         )
     return lines
 
@@ -210,24 +166,6 @@ def rows(method: str, sides: dict[str, Side], blocks: int) -> list[str]:
 def ratio(ours: Sequence[float], base: Sequence[float]) -> str:
     """Of medians."""
     return f"{statistics.median(ours) / statistics.median(base):.2f}"
-
-
-def write(options: argparse.Namespace, device: torch.device, lines: list[str]) -> None:
-    """The table with what it was measured on."""
-    facts = provenance(device, {})
-    hidden, wide, _, vocabulary = SHAPES[options.shape]
-    size = 2 if device.type == "cuda" else 4
-    weights = size * (options.blocks * (4 * hidden**2 + 3 * hidden * wide) + 2 * hidden * vocabulary) / 2**30
-    head = (
-        f"{options.blocks} LLaMA blocks of shape {options.shape} ({weights:.2f} GiB with embedding and head), "
-        f"{options.windows} windows of {options.length} calibrate, {options.text} are scored, {SPARSITY:.0%}; "
-        f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}."
-    )
-    text = "\n".join([head, "", *lines, ""])
-    folder = ROOT / "results" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"offload_{options.shape}.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

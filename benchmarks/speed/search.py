@@ -18,8 +18,9 @@ from random import Random
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from benchmarks.speed.common import SHAPES, device, gib, random_model, random_tokens, synchronise, write
 from harness.calibration.probe import ModelProbe
 from harness.core.allocation import Budget
 from harness.core.interfaces import Database
@@ -28,11 +29,7 @@ from harness.core.proposals import sizes
 from harness.core.search import Ladder, Space
 from harness.methods.magnitude import Magnitude
 from harness.models.anatomy import anatomy_of
-from harness.record.provenance import ROOT, provenance
-from harness.record.schema import hardware_name
 
-SHAPES = {"7b": (4096, 11008, 32, 32, 32000), "1b": (2048, 5504, 24, 16, 32000), "11m": (256, 704, 8, 4, 16384)}
-"""Hidden size, feed-forward size, blocks, heads, vocabulary."""
 CHILDREN = 16
 
 
@@ -44,20 +41,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--repeat", type=int, default=7)
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = random_model(options.shape, device)
-    generator = torch.Generator().manual_seed(1)
-    windows = torch.randint(SHAPES[options.shape][-1], (options.windows, options.length), generator=generator).to(
-        device
-    )
-    probe = ModelProbe(model, anatomy_of(model), [windows[:1]], range(SHAPES[options.shape][2]), draw=lambda _: windows)
+    shape, where = SHAPES[options.shape], device()
+    model = random_model(shape, shape.blocks, where)
+    windows = random_tokens(shape, options.windows, options.length, where)
+    probe = ModelProbe(model, anatomy_of(model), [windows[:1]], range(shape.blocks), draw=lambda _: windows)
     space = Space(probe.blocks, sizes(probe), Budget.of_pattern(NofM(1, 4)), Ladder(), "matrix")
     started = time.perf_counter()
     assembler = probe.assembler(
         Magnitude(), {site: list(space.rungs.values()) for site in probe.shapes},
         inputs=None, windows=options.windows, objective="nll", database=Database(),
     )  # fmt: skip
-    synchronise(device)
+    synchronise()
     built = time.perf_counter() - started
     draw = Random(0)
     parent = space.mutated(space.uniform, 0.5, draw)
@@ -68,7 +62,7 @@ def main() -> None:
     def generation() -> None:
         assembler.losses([space.candidate(space.mutated(parent, 0.02, draw)) for _ in range(CHILDREN)])
 
-    seconds = interleaved([lambda: bare(model, windows), alone, generation], options.repeat, device)
+    seconds = interleaved([lambda: bare(model, windows), alone, generation], options.repeat)
     rows = zip(("bare forward", "one candidate", f"{CHILDREN} mutants, each"), seconds, (1, 1, CHILDREN), strict=True)
     lines = ["| | seconds (median, min–max) | × bare forward |", "|---|---|---|"]
     middle = statistics.median(seconds[0])
@@ -76,21 +70,13 @@ def main() -> None:
         each = [one / share for one in taken]
         median = statistics.median(each)
         lines.append(f"| {name} | {median:.4f}, {min(each):.4f}–{max(each):.4f} | {median / middle:.3f} |")
-    write(options, device, lines, built, assembler.facts["bytes"])
-
-
-def random_model(shape: str, device: torch.device) -> LlamaForCausalLM:
-    """16 bit on a GPU, made where it stays."""
-    hidden, wide, blocks, heads, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=wide, num_hidden_layers=blocks, num_attention_heads=heads,
-        num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=4096, use_cache=False,
-    )  # fmt: skip
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    torch.manual_seed(0)
-    with device:
-        model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=dtype)
-    return model.requires_grad_(False).eval()
+    write(
+        f"search_{options.shape}",
+        f"One candidate's evaluation, shape {options.shape}",
+        f"{options.windows} windows of {options.length} tokens, {options.repeat} repeats in turn. "
+        f"The database: {gib(assembler.facts['bytes'])} GiB, made in {built:.1f} s.",
+        lines,
+    )
 
 
 @torch.no_grad()
@@ -100,42 +86,18 @@ def bare(model: LlamaForCausalLM, windows: Tensor) -> None:
         model(part, use_cache=False).logits  # noqa: B018
 
 
-def interleaved(works: list[Callable[[], None]], repeat: int, device: torch.device) -> list[list[float]]:
+def interleaved(works: list[Callable[[], None]], repeat: int) -> list[list[float]]:
     """Seconds of every repeat of every work, in turn; the first round warms up and is not counted."""
     seconds: list[list[float]] = [[] for _ in works]
     for number in range(repeat + 1):
         for work, taken in zip(works, seconds, strict=True):
-            synchronise(device)
+            synchronise()
             started = time.perf_counter()
             work()
-            synchronise(device)
+            synchronise()
             if number:
                 taken.append(time.perf_counter() - started)
     return seconds
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def write(options: argparse.Namespace, device: torch.device, lines: list[str], built: float, size: int) -> None:
-    """The table with what it was measured on."""
-    facts = provenance(device, {})
-    head = [
-        f"# One candidate's evaluation, shape {options.shape}",
-        "",
-        f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}; "
-        f"{options.windows} windows of {options.length} tokens, {options.repeat} repeats in turn. "
-        f"The database: {size / 2**30:.1f} GiB, made in {built:.1f} s.",
-        "",
-    ]
-    text = "\n".join([*head, *lines, ""])
-    print(text)
-    folder = ROOT / "results" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"search_{options.shape}.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ table and writes it to `results/bench/sparsellm_<shape>.md`.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
-import time
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +26,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.speed.common import SHAPES, Shape, device, gib, give_positions, random_tokens, timed, write
 from harness.calibration.stream import batched
 from harness.core.pattern import Unstructured
 from harness.methods.sparsellm import SparseLLM
 from harness.models.anatomy import anatomy_of
-from harness.record.provenance import ROOT, provenance
-from harness.record.schema import hardware_name
 from harness.run import prune
 
-SHAPES = {"7b": (4096, 11008, 32, 32000), "1b": (2048, 5504, 16, 32000), "11m": (256, 704, 4, 16384)}
-"""Hidden size, feed-forward size, heads, vocabulary; more tokens than hidden size, so that inputs have full rank."""
 SPARSITY = 0.7
 
 
@@ -58,56 +54,50 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--authors", type=Path)
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where, shape = device(), SHAPES[options.shape]
     lines = [
         "| side | windows | seconds (median, min–max) | peak GiB | output error | ‖y − W p‖² / n |",
         "|---|---|---|---|---|---|",
     ]
     counts = [int(count) for count in options.windows.split(",")]
     for count in counts:
-        side = ours(options.shape, tokens(options.shape, count, options.length, device), options.repeat)
+        side = ours(shape, random_tokens(shape, count, options.length, where), options.repeat)
         lines.append(row("ours", count, side))
         print(lines[-1], flush=True)
     if options.authors:
-        side = theirs(options.authors, options.shape, tokens(options.shape, counts[0], options.length, device))
+        side = theirs(options.authors, shape, random_tokens(shape, counts[0], options.length, where))
         lines.append(row("authors' code", counts[0], side))
         print(lines[-1], flush=True)
-    write(options.shape, options.length, device, lines)
+    about = f"windows of {options.length} tokens, {SPARSITY:.0%}."
+    write(f"sparsellm_{options.shape}", f"SparseLLM on one block of shape {options.shape}", about, lines)
 
 
-def block_model(shape: str, device: torch.device) -> LlamaForCausalLM:
+def block_model(shape: Shape, device: torch.device) -> LlamaForCausalLM:
     """One random block whose inputs differ in scale from channel to channel, as real ones do."""
-    hidden, wide, heads, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=wide, num_hidden_layers=1, num_attention_heads=heads,
-        num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=4096, use_cache=False,
+        hidden_size=shape.hidden, intermediate_size=shape.wide, num_hidden_layers=1, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads, vocab_size=shape.vocabulary, max_position_embeddings=4096, use_cache=False,
     )  # fmt: skip
     attention = "sdpa" if device.type == "cuda" else "eager"
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
-                parameter.normal_(0, hidden**-0.5)
-        scales = torch.exp(torch.randn(hidden))
-        model.model.embed_tokens.weight.mul_(scales * hidden**0.5)
+                parameter.normal_(0, shape.hidden**-0.5)
+        scales = torch.exp(torch.randn(shape.hidden))
+        model.model.embed_tokens.weight.mul_(scales * shape.hidden**0.5)
         model.model.layers[0].mlp.gate_proj.weight.mul_(2)
     model.requires_grad_(False)
     return model.to(device=device, dtype=torch.float16 if device.type == "cuda" else torch.float32).eval()
 
 
-def tokens(shape: str, count: int, length: int, device: torch.device) -> Tensor:
-    """Random token ids (N, L)."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(SHAPES[shape][-1], (count, length), generator=generator).to(device)
-
-
-def ours(shape: str, ids: Tensor, repeat: int) -> Side:
+def ours(shape: Shape, ids: Tensor, repeat: int) -> Side:
     """Our side; the first run warms up (kernels are compiled in it) and is not counted."""
     seconds: list[float] = []
     for _ in range(repeat + 1):
         model = block_model(shape, ids.device)
-        taken, peak, told = timed(lambda model=model: run_ours(model, ids, SparseLLM()), ids.device)
+        taken, peak, told = timed(partial(run_ours, model, ids, SparseLLM()))
         seconds.append(taken)
     more = run_ours(block_model(shape, ids.device), ids, SparseLLM(epochs=5))
     assert not told["fallback"], "the errors told would not be those of the weights that stay"
@@ -123,22 +113,7 @@ def run_ours(model: LlamaForCausalLM, ids: Tensor, method: SparseLLM) -> dict[st
     return told["0"]
 
 
-def timed(work: Any, device: torch.device) -> tuple[float, int, Any]:
-    """Seconds, peak bytes (0 on a CPU), and what the work returned."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return time.perf_counter() - start, peak, result
-
-
-def theirs(folder: Path, shape: str, ids: Tensor) -> Side:
+def theirs(folder: Path, shape: Shape, ids: Tensor) -> Side:
     """The authors' side, once: their `llama_sparsellm` as it is, given our tokens and a shim for newer transformers."""
     module = load_authors(folder, ids.device)
     model = block_model(shape, ids.device)
@@ -164,7 +139,7 @@ def theirs(folder: Path, shape: str, ids: Tensor) -> Side:
     loader = [(window[None],) for window in ids]
     torch.nn.functional.mse_loss = mse_loss  # type: ignore[assignment]
     try:
-        taken, peak, _ = timed(lambda: module.llama_sparsellm(model, loader, ids.device, arguments), ids.device)
+        taken, peak, _ = timed(lambda: module.llama_sparsellm(model, loader, ids.device, arguments))
     finally:
         torch.nn.functional.mse_loss = original
     return Side([taken], peak, caught["loss"], caught["coupling"])
@@ -184,39 +159,10 @@ def load_authors(folder: Path, device: torch.device) -> types.ModuleType:
     return sys.modules["model_utils"]
 
 
-def give_positions() -> None:
-    """Blocks of newer transformers want rotary embeddings, which the authors' code does not hand on."""
-    from transformers.models.llama import modeling_llama as llama
-
-    forward = llama.LlamaDecoderLayer.forward
-
-    def with_positions(self: Any, hidden_states: Tensor, *positional: Any, **named: Any) -> Any:
-        if named.get("position_embeddings") is None:
-            rotary = llama.LlamaRotaryEmbedding(self.self_attn.config).to(hidden_states.device)
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
-            named["position_embeddings"] = rotary(hidden_states, positions)
-        return forward(self, hidden_states, *positional, **named)
-
-    llama.LlamaDecoderLayer.forward = with_positions  # type: ignore[method-assign]
-
-
 def row(name: str, count: int, side: Side) -> str:
     """One line of the table."""
     seconds = f"{statistics.median(side.seconds):.2f} ({min(side.seconds):.2f}–{max(side.seconds):.2f})"
-    peak = f"{side.peak / 2**30:.1f}" if side.peak else "–"
-    return f"| {name} | {count} | {seconds} | {peak} | {side.loss:.5g} | {side.coupling:.5g} |"
-
-
-def write(shape: str, length: int, device: torch.device, lines: list[str]) -> None:
-    """The table with what it was measured on."""
-    facts = provenance(device, {})
-    where = hardware_name(facts["hardware"])
-    head = f"One LLaMA block of shape {shape}, windows of {length}, {SPARSITY:.0%}, {where}"
-    text = "\n".join([f"{head}, torch {facts['versions']['torch']}, commit {facts['commit']}.", "", *lines, ""])
-    folder = ROOT / "results" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"sparsellm_{shape}.md").write_text(text)
-    print(text)
+    return f"| {name} | {count} | {seconds} | {gib(side.peak)} | {side.loss:.5g} | {side.coupling:.5g} |"
 
 
 if __name__ == "__main__":

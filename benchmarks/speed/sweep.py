@@ -30,13 +30,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.speed.search import SHAPES, random_model
+from benchmarks.speed.common import SHAPES, device, random_model, write
 from harness import compose
 from harness.data.corpora import EMBEDDED
 from harness.execute import execute
 from harness.prepare import prepare
-from harness.record.provenance import ROOT, provenance
-from harness.record.schema import hardware_name
+from harness.record.provenance import ROOT
 
 SPARSITIES = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -87,7 +86,7 @@ def main() -> None:
         for number, point in enumerate(points(alone)):
             single = single.plus(timed([point], overrides, Path(folder) / f"alone{number}"))
     share = len(SPARSITIES) / len(alone)
-    write(options, together, single, share, gate(together, single))
+    told(options, together, single, share, gate(together, single))
 
 
 def points(sparsities: Sequence[float]) -> list[list[str]]:
@@ -102,8 +101,7 @@ def points(sparsities: Sequence[float]) -> list[list[str]]:
 
 def shaped(shape: str, folder: Path) -> list[str]:
     """A random checkpoint of a shape, with the embedded tokenizer."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = random_model(shape, device)
+    model = random_model(SHAPES[shape], SHAPES[shape].blocks, device())
     model.config.bos_token_id, model.config.eos_token_id = 0, 1
     model.save_pretrained(folder / shape)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -179,18 +177,16 @@ def gate(together: Side, alone: Side) -> float:
     return worst
 
 
-def write(options: argparse.Namespace, together: Side, alone: Side, share: float, worst: float) -> None:
+def told(options: argparse.Namespace, together: Side, alone: Side, share: float, worst: float) -> None:
     """The table with what it was measured on."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = provenance(device, {})
     name = options.shape or next((text[6:] for text in options.overrides if text.startswith("model=")), "default")
     number = len(together.values)
     measured = f"{len(alone.values)} of them measured, times {share:g}"
+    about = (
+        f"{' '.join(options.overrides) or 'default settings'}. Largest relative difference of a perplexity: "
+        f"{worst:.3g}. Alone: {measured}."
+    )
     lines = [
-        f"{number} points, model {name}, {' '.join(options.overrides) or 'default settings'}, "
-        f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}.",
-        f"Largest relative difference of a perplexity: {worst:.3g}. Alone: {measured}.",
-        "",
         "| | together | alone | ratio |",
         "|---|---|---|---|",
         row("seconds", together.seconds, alone.seconds * share, "{:.1f}"),
@@ -200,11 +196,7 @@ def write(options: argparse.Namespace, together: Side, alone: Side, share: float
     lines += [row(kind, together.counts[kind], alone.counts[kind] * share, "{:.0f}") for kind in COUNTED]
     stages = [(key, together.stages[key], alone.stages[key] * share) for key in alone.stages]
     lines += [row(f"stage {key} (s)", mine, theirs, "{:.1f}") for key, mine, theirs in stages]
-    text = "\n".join([*lines, ""])
-    folder = ROOT / "results" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"sweep_{name}.md").write_text(text)
-    print(text)
+    write(f"sweep_{name}", f"A sweep of {number} points, model {name}", about, lines)
 
 
 def row(name: str, together: float, alone: float, form: str) -> str:

@@ -17,10 +17,8 @@ from torch import Tensor
 
 from harness.core.errors import Failure, UserError
 from harness.core.files import LOCK, in_use, taken
-from harness.core.memory import Parked
+from harness.core.memory import GIB, Parked
 from harness.core.pattern import Pattern
-
-GIB = 2**30
 
 
 class Bank:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.files import LOCK, held, in_use, write_atomically
+from harness.core.memory import GIB
 from harness.core.remarks import remark
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

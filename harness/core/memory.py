@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+GIB = 2**30
 ROOM = 0.25
 """The share of a GPU's memory that waiting tensors leave free."""
 AHEAD = 2
@@ -174,9 +175,13 @@ class Parked:
     def _has_room(self) -> bool:
         if self.device.type != "cuda":
             return True
-        free, total = torch.cuda.mem_get_info(self.device)
-        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return free + held > ROOM * total
+        return free_on_gpu(self.device) > ROOM * torch.cuda.mem_get_info(self.device)[1]
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes that are free on a GPU, those included that this process has from it and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def joined(parts: Sequence[Parked]) -> Parked:

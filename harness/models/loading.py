@@ -16,6 +16,7 @@ from weakref import WeakSet
 import torch
 
 from harness.core.errors import UserError
+from harness.core.memory import free_on_gpu
 from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.placement import Placement, place
 
@@ -220,11 +221,8 @@ def other_gpus(wanted: str, device: torch.device) -> list[torch.device]:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that are free on a device, those included that this process has from it and does not use."""
-    if device.type != "cuda":
-        return free_memory()
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    """Bytes that a run can have on a device."""
+    return free_on_gpu(device) if device.type == "cuda" else free_memory()
 
 
 class Lender(Protocol):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.config import RunConfig
-from harness.needs import GIB, LIBRARIES, Geometry, Need, need_of, of_facts
+from harness.core.memory import GIB
+from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts
 from harness.prepare import uses_calibration
 
 RATES = {"cpu": 50e9, "cuda": 300e12}

@@ -159,9 +159,8 @@ def serve(lines: IO[str], answers: IO[str]) -> None:
 
 
 def _run(label: str, composed: Mapping[str, Any]) -> str:
-    compose.register(list(composed["plugins"]))
     try:
-        cfg = compose.typed(dict(composed))
+        cfg = compose.typed_here(dict(composed))
         path, _ = execute(cfg, prepare(cfg), in_sweep=True)
     except UserError as error:
         print(f"error: at the point {label}: {error}", file=sys.stderr, flush=True)

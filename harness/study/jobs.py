@@ -148,8 +148,7 @@ def run_job(folder: Path, number: int) -> list[str]:
 
 
 def _run_point(config: dict[str, Any], since: float) -> tuple[Path, Record]:
-    compose.register(compose.plugins_in([f"plugins={config['plugins']}"]))  # a worker process knows no component
-    cfg = compose.typed(config, frozen=True)
+    cfg = compose.typed_here(config)
     ready = prepare(cfg)
     found = schema.find(cfg.records, ready.fingerprint)
     if cfg.force and found and found[1].status in schema.FINISHED and found[0].stat().st_mtime >= since:
