@@ -145,7 +145,7 @@ class FakeProbe:
     def tell(self, **facts: Any) -> None:
         self.told |= facts
 
-    def pruned(self, method: Any, allocation: Mapping[str, Pattern]) -> Iterator[FakeBlock]:
+    def pruned(self, method: Any, allocation: Mapping[str, Pattern], *, again: bool = False) -> Iterator[FakeBlock]:
         """Nothing is removed, so nothing becomes more or less redundant."""
         yield from self.content
 

@@ -62,10 +62,12 @@ class Mrp:
         weights, units = sizes(probe), units_of(probe.blocks, self.granularity)
         limits = self._limits(probe, units)
         zeros = [max(asked - self.headroom, 0.0)] * len(units)
+        outliers: dict[int, float] = {}
         turn = 0
         while missing := self._missing(zeros, units, weights, asked):
             turn += 1
-            shares = self._outliers(probe, units, zeros, limits)
+            outliers |= self._outliers(probe, units, zeros, limits, again=turn > 1)
+            shares = [outliers[unit] / max(1 - value, 1e-9) for unit, value in enumerate(zeros)]
             below = [unit for unit, value in enumerate(zeros) if value < highest - 1e-9]
             open_units = sorted(below, key=lambda unit: (shares[unit], unit))
             size = max(self.step * self.decay**turn, self.least_step)
@@ -90,23 +92,29 @@ class Mrp:
         means = probe.remembered("mrp", {"granularity": self.granularity}, lambda: _means(probe, units))
         return [self.threshold * mean for mean in means]
 
-    def _outliers(self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float]) -> list[float]:
-        """The fraction of outliers among the kept weights of every unit, as the model is with these zeros."""
+    def _outliers(
+        self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float], *, again: bool
+    ) -> dict[int, float]:
+        """The fraction of outliers among the weights of a unit, as the model is with these zeros.
+
+        Args:
+            again: only those units need be there that are not as they were at the last turn.
+        """
         patterns = {site: Unstructured(value) for site, value in to_sites(units, zeros).items()}
-        scores = (score for block in probe.pruned(probe.method, patterns) for score in _unit_scores(block, units))
-        return [
-            float((score > limit).double().mean()) / max(1 - zeros[unit], 1e-9)
-            for unit, (score, limit) in enumerate(zip(scores, limits, strict=True))
-        ]
+        return {
+            unit: float((score > limits[unit]).double().mean())
+            for block in probe.pruned(probe.method, patterns, again=again)
+            for unit, score in _unit_scores(block, units)
+        }
 
 
 def _means(probe: Probe, units: Units) -> list[float]:
     """The mean score of every unit of the dense model."""
-    scores = (score for block in probe.observe(norms) for score in _unit_scores(block, units))
-    return [float(score.mean()) for score in scores]
+    return [float(score.mean()) for block in probe.observe(norms) for _, score in _unit_scores(block, units)]
 
 
-def _unit_scores(block: BlockView, units: Units) -> list[Tensor]:
-    """The Wanda scores of every unit that lies in the block."""
+def _unit_scores(block: BlockView, units: Units) -> list[tuple[int, Tensor]]:
+    """The Wanda scores of every unit that lies in the block, with its number."""
     scores = wanda_scores(block)
-    return [torch.cat([scores[site].flatten() for site in unit]) for unit in units if unit[0] in scores]
+    inside = [(number, unit) for number, unit in enumerate(units) if unit[0] in scores]
+    return [(number, torch.cat([scores[site].flatten() for site in unit])) for number, unit in inside]

@@ -17,13 +17,18 @@ from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, stream
+from harness.calibration.trail import Trail
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Database, Draws, Objective, Trace
 from harness.core.pattern import Pattern
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
+from harness.models.loading import available
 from harness.models.placement import WeightsOnDevice, placement_of
+
+TRAIL = 0.25
+"""The share of the free memory that hidden states in front of pruned blocks may take."""
 
 
 class ModelProbe:
@@ -55,7 +60,8 @@ class ModelProbe:
     ) -> None:
         self._model, self._anatomy, self._batches, self._scope = model, anatomy, batches, scope
         self._draw, self._cache, self._devices = draw, cache or Cache(), devices
-        self._walk = partial(sharing.walk if sharing else stream, exact=exact)
+        self._walk, self._exact = partial(sharing.walk if sharing else stream, exact=exact), exact
+        self._trail: Trail | None = None
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
         self._sharing = sharing
         self.told: dict[str, Any] = {}
@@ -92,19 +98,39 @@ class ModelProbe:
         return self._walk(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe")
 
     @torch.no_grad()
-    def pruned(self, method: Any, allocation: Allocation) -> Iterator[StreamedBlock | Shared]:
-        """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end."""
+    def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[StreamedBlock | Shared]:
+        """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end.
+
+        Args:
+            again: a walk with this method went before; blocks that are as it left them are left out, as far as what
+                is in front of the first other one was kept.
+        """
         where = (self._model, self._anatomy, self._batches, self._scope)
         at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
+        walk, self._trail = self._walk, None if at_once else self._trail_for(again)
+        if self._trail:
+            asked = [{site: allocation[site] for site in block} for block in self.blocks]
+            walk = partial(stream, exact=self._exact, front=self._trail.front(asked))
         with dense_again(self._model, self._anatomy, self._scope):
-            for block in self._walk(*where, edited=True, label="probe"):
+            for block in walk(*where, edited=True, label="probe"):
                 patterns = {site: allocation[site] for site in block.weights}
                 for site, result in as_block_method(method).prune_block(block, patterns).items():
                     block.write(site, result.weight)
+                if self._trail:
+                    assert isinstance(block, StreamedBlock)
+                    self._trail.add(block.index, patterns, block.stream.hidden)
                 if not at_once:
                     yield block
             if at_once:
                 yield from stream(*where, edited=False, label="probe")
+
+    def _trail_for(self, again: bool) -> Trail | None:
+        """The trail of the walk before, or an empty one; None where nothing runs, or on several devices."""
+        if not self._batches or placement_of(self._model, self._anatomy).others:
+            return None
+        if again and self._trail:
+            return self._trail
+        return Trail(int(TRAIL * available(self._batches[0].device)))
 
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
         """Of the loss of the first calibration windows, at most so many; cached."""

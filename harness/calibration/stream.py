@@ -281,20 +281,22 @@ def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
 
 def stream(
     model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str,
-    exact: bool = False,
+    exact: bool = False, front: tuple[int, Sequence[Tensor]] | None = None,
 ) -> Iterator[StreamedBlock | Shared]:  # fmt: skip
     """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
 
     Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
     outputs of the observing pass are the next block's inputs and no second pass runs. `exact` sums statistics in the
-    order of the released codes.
+    order of the released codes. `front` is the block to begin with and the hidden states in front of it, on a model
+    that has one device.
     """
     if not batches:
         yield from _unseen(model, anatomy, scope, label)
         return
     walk = Walk(model, anatomy, batches, exact=exact)
+    begin = walk.begin_at(*front) if front else 0
     try:
-        for index in progress(range(scope.stop), label):
+        for index in progress(range(begin, scope.stop), label):
             with walk.block(index, needs_outputs=not edited) as block:
                 if index in scope:
                     yield block
@@ -309,6 +311,12 @@ class Walk:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], *, exact: bool = False) -> None:
         self.streams = [Stream(one, anatomy, share, exact=exact) for one, share in shares(model, anatomy, batches)]
+
+    def begin_at(self, index: int, hidden: Sequence[Tensor]) -> int:
+        """Go on with a later block, for which these are the hidden states (B, L, D) of the batches."""
+        (only,) = self.streams
+        only.hidden = only.placement.parked(hidden)
+        return index
 
     @contextmanager
     def block(self, index: int, *, needs_outputs: bool) -> Iterator[StreamedBlock | Shared]:
