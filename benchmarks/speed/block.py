@@ -5,9 +5,11 @@
 
 The clone is locuslab/wanda at 8e8fc87, which holds SparseGPT too. All sides prune the same random blocks on the same
 tokens. A block's seconds are those of two blocks less those of one, so that each has both of its passes; memory is the
-peak with two. Before any ratio: the masks of `exact` and `fast` against the authors', block by block, beside what the
-authors' code differs from itself when its windows come in the opposite order; if the first block's differ by more than
-that and more than `FLIPS`, none is printed. Prints a Markdown table and writes it to `results/bench/block_<shape>.md`.
+peak with two. Before any ratio: the masks of `exact` and `fast` against the authors', block by block, beside the noise
+of the reference: what the authors' code differs from itself when its windows come in the opposite order, and when each
+is run twice in one batch, so that products round otherwise. Where the first block's masks differ by more than
+`NOISES` times that noise, and by more than `FLIPS`, no ratio is printed. Prints a Markdown table and writes it to
+`results/bench/block_<shape>.md`, its numbers beside it as JSON.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from benchmarks.speed.common import (
     SHAPES,
     device,
     gib,
+    in_pairs,
     load_wanda,
     random_model,
     random_tokens,
@@ -46,8 +49,9 @@ from harness.run import prune
 
 METHODS: dict[str, Any] = {"sparsegpt": SparseGPT(), "wanda": Wanda()}
 SPARSITY = 0.5
-FLIPS = 1e-5
-"""The share of the first block's masks that another order of sums may decide."""
+FLIPS, NOISES = 1e-5, 1.5
+"""The share of the first block's masks that another order of sums may decide, and how many times the noise."""
+NOISE = ("authors, windows reversed", "authors, windows in pairs")
 Work = Callable[[LlamaForCausalLM, Tensor], None]
 
 
@@ -75,18 +79,20 @@ def main() -> None:
         "| method | side | seconds a block | × | first run, more | peak GiB | masks that differ, block 0 | block 1 |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    numbers: dict[str, Any] = {}
     for method in METHODS:
         sides = _sides(options, method, module, ids)
-        _gate(method, sides)
         for name, side in sides.items():
-            lines.append(_row(method, name, side, sides.get("authors")))
+            lines.append(_row(method, name, side, sides))
             print(lines[-1], flush=True)
+            numbers[f"{method}, {name}"] = {"seconds": side.seconds, "first": side.first, "peak": side.peak}
     write(
         f"block_{options.shape}",
         f"One block of shape {options.shape}",
         f"{options.windows} windows of {options.length} tokens, {SPARSITY:.0%}, {options.repeat} repeats "
         "(authors: at most 3), median (range).",
         lines,
+        numbers,
     )
 
 
@@ -98,22 +104,16 @@ def _sides(options: argparse.Namespace, method: str, module: Any, ids: Tensor) -
     if module is not None:
         theirs = _theirs(module, method)
         sides["authors"] = _measure(shape, ids, min(options.repeat, 3), theirs)
-        sides["authors, windows reversed"] = _measure(shape, ids.flip(0), 0, theirs)
+        sides[NOISE[0]] = _measure(shape, ids.flip(0), 0, theirs)
+        with in_pairs():
+            sides[NOISE[1]] = _measure(shape, ids, 0, theirs)
     return sides
 
 
-def _gate(method: str, sides: dict[str, Side]) -> None:
-    """Stop unless ours chose in the first block what the authors' code chose, as far as that agrees with itself.
-
-    Raises:
-        SystemExit: it did not.
-    """
-    if "authors" not in sides:
-        return
-    floor = _differing(sides["authors, windows reversed"], sides["authors"], 0)
-    for name in ("fast", "exact"):
-        if (flips := _differing(sides[name], sides["authors"], 0)) > max(FLIPS, floor):
-            raise SystemExit(f"{method}, {name}: {flips:.1e} of the first masks are others: no ratio is printed")
+def _agrees(side: Side, sides: dict[str, Side]) -> bool:
+    """Whether a side chose in the first block what the authors' code did, as far as that agrees with itself."""
+    noise = max(_differing(sides[name], sides["authors"], 0) for name in NOISE)
+    return _differing(side, sides["authors"], 0) <= max(FLIPS, NOISES * noise)
 
 
 def _differing(side: Side, other: Side, index: int) -> float:
@@ -142,15 +142,14 @@ def _measure(shape: str, ids: Tensor, repeat: int, work: Work) -> Side:
     """The first round warms up (kernels are compiled in it) and is told apart."""
     taken: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeat + 1):
-        for blocks, seconds in taken.items():
+        for blocks, seconds in taken.items() if repeat else [(2, taken[2])]:
             model = random_model(SHAPES[shape], blocks, ids.device, ids.shape[1])
             with _plain_products():
                 once, peak, _ = timed(partial(work, model, ids))
             seconds.append(once)
     masks = [_mask(model, index) for index in range(2)]
-    pairs = list(zip(taken[1], taken[2], strict=True))
-    seconds = [two - one for one, two in pairs[1:]]
-    first = pairs[0][0] - statistics.median(taken[1][1:]) if repeat else 0.0
+    seconds = [two - one for one, two in zip(taken[1][1:], taken[2][1:], strict=False)]
+    first = taken[1][0] - statistics.median(taken[1][1:]) if repeat else 0.0
     return Side(seconds, first, peak, masks)
 
 
@@ -168,12 +167,14 @@ def _mask(model: LlamaForCausalLM, index: int) -> Tensor:
     return torch.cat([(linear.weight != 0).flatten() for linear in linears.values()]).cpu()
 
 
-def _row(method: str, name: str, side: Side, authors: Side | None) -> str:
+def _row(method: str, name: str, side: Side, sides: dict[str, Side]) -> str:
     ratio, differ = "", ["", ""]
-    if authors:
+    if authors := sides.get("authors"):
         differ = [f"{_differing(side, authors, index):.1e}" for index in range(2)]
         if side.seconds:
             ratio = f"{statistics.median(authors.seconds) / statistics.median(side.seconds):.2f}"
+        if not _agrees(side, sides):
+            ratio = "other masks"
     seconds = spread(side.seconds) if side.seconds else "–"
     first = f"{side.first:.1f} s" if side.seconds else "–"
     return f"| {method} | {name} | {seconds} | {ratio} | {first} | {gib(side.peak)} | {differ[0]} | {differ[1]} |"

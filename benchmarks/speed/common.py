@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.calibration.stream import first
 from harness.record.provenance import ROOT, provenance
 from harness.record.schema import hardware_name
 
@@ -100,15 +103,32 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f}" if size else "–"
 
 
-def write(name: str, title: str, about: str, lines: Sequence[str]) -> None:
-    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`."""
+def write(name: str, title: str, about: str, lines: Sequence[str], numbers: Mapping[str, Any] | None = None) -> None:
+    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`; numbers beside it."""
     facts = provenance(device(), {})
     where = f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
     text = "\n".join([f"# {title}", "", f"{where}; {about}", "", *lines, ""])
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
+    if numbers is not None:
+        (folder / f"{name}.json").write_text(json.dumps({"measured on": where, **numbers}, indent=1) + "\n")
     print(text)
+
+
+PAIRS = False
+"""Whether the authors' blocks see every window twice at once: products of another shape, which round otherwise."""
+
+
+@contextmanager
+def in_pairs() -> Iterator[None]:
+    """Let the authors' code round its forwards as another batch, or another library, would."""
+    global PAIRS
+    PAIRS = True
+    try:
+        yield
+    finally:
+        PAIRS = False
 
 
 def give_positions() -> None:
@@ -126,6 +146,8 @@ def give_positions() -> None:
                 positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
                 rotaries[key] = rotary(hidden_states, positions)
             named["position_embeddings"] = rotaries[key]
+        if PAIRS:
+            return first(forward(self, hidden_states.repeat(2, 1, 1), *positional, **named))[:1]
         return forward(self, hidden_states, *positional, **named)
 
     llama.LlamaDecoderLayer.forward = with_positions  # type: ignore[method-assign]
