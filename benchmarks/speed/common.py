@@ -103,10 +103,18 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f}" if size else "–"
 
 
-def write(name: str, title: str, about: str, lines: Sequence[str], numbers: Mapping[str, Any] | None = None) -> None:
-    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`; numbers beside it."""
-    facts = provenance(device(), {})
-    where = f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
+def write(
+    name: str, title: str, about: str, lines: Sequence[str], numbers: Mapping[str, Any] | None = None,
+    where: str | None = None,
+) -> None:  # fmt: skip
+    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`; numbers beside it.
+
+    Args:
+        where: what it was measured on, if not here and now.
+    """
+    if where is None:
+        facts = provenance(device(), {})
+        where = f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
     text = "\n".join([f"# {title}", "", f"{where}; {about}", "", *lines, ""])
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)

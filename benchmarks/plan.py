@@ -1,0 +1,156 @@
+"""What `make plan` foresees, beside what the same points take.
+
+    python -m benchmarks.plan     # a GPU: random checkpoints of these geometries, WikiText-2 (HARNESS_ASSETS)
+    python -m benchmarks.plan --models proxy-llama-11m     # a model that is there
+    python -m benchmarks.plan --again     # the measurements in results/bench/plan.json, by today's estimate
+
+Every point runs alone (`share=false`), its seconds are those of all its stages, its memory is the highest peak of one.
+The first point of a model runs twice: kernels are compiled in the first, which does not count. Prints a Markdown table
+and writes it to `results/bench/plan.md`, the measurements beside it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+from benchmarks.speed.common import device, gib, write
+from harness import compose
+from harness.data.corpora import EMBEDDED, assets
+from harness.prepare import prepare
+from harness.record.provenance import ROOT
+from harness.run import run
+from harness.study.estimate import estimate
+
+MODELS = ("opt-125m", "opt-1.3b", "llama2-7b")
+PLAIN = (
+    "method=magnitude",
+    "method=none",
+    "method=wanda",
+    "method=sparsegpt",
+    "method=sparsegpt sparsity=2of4",
+    "method=wanda calibration.windows=32",
+    "method=wanda allocator=owl",
+    "method=sparsellm calibration.windows=32",
+)
+MORE = (
+    "method=sparsegpt numerics=exact calibration.windows=32",
+    "method=magnitude allocator=alphapruning",
+    "method=wanda allocator=msp sparsity=1of4",
+    "method=wanda allocator=isc",
+)
+"""For models of at most `SMALL` weights: these take minutes at 7B."""
+SMALL = 3e9
+TEXT = ("calibration=wikitext2-sample", "evaluation=[wikitext2]")
+KEPT = ROOT / "results" / "bench" / "plan.json"
+FAR = 0.25
+"""The share by which a forecast may miss."""
+
+
+def main() -> None:
+    """Measure, or read what was measured; then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="of every point, behind its own")
+    options = parser.parse_intermixed_args()
+    compose.register()
+    if options.again:
+        kept = json.loads(KEPT.read_text())
+        report(kept["points"], kept["device"], kept["measured on"])
+        return
+    points = []
+    for name in options.models.split(","):
+        for point in measured(name, options.overrides):
+            points.append(point)
+            print(json.dumps(point), flush=True)
+    report(points, device().type)
+
+
+def measured(name: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The points of one model: the overrides of each, the seconds of its stages, its peak in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        geometry = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["geometry"]
+        where = []
+        if name.startswith(("opt", "llama")):
+            save_random(geometry, Path(folder))
+            where = [f"model.path={folder}"]
+        small = geometry["blocks"] * geometry["hidden"] * geometry["intermediate"] < SMALL / 4
+        texts = [*PLAIN, *(MORE if small else ())]
+        for number, text in enumerate([texts[2], *texts]):
+            asked = [f"model={name}", *TEXT, *text.split(), *overrides]
+            cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
+            torch.cuda.empty_cache()
+            stages: Any = run(cfg, prepare(cfg)).stages
+            if number:
+                yield {
+                    "overrides": asked,
+                    "stages": {key: stage["seconds"] for key, stage in stages.items()},
+                    "peak": max(stage["peak_bytes"] for stage in stages.values()),
+                    "peaks": {key: stage["peak_bytes"] for key, stage in stages.items()},
+                }
+
+
+def save_random(geometry: Mapping[str, Any], folder: Path) -> None:
+    """A checkpoint of random weights in 16 bits; the tokenizer of a proxy where there is one, which fits real text."""
+    sizes = {
+        "hidden_size": geometry["hidden"],
+        "num_hidden_layers": geometry["blocks"],
+        "num_attention_heads": geometry["heads"],
+        "vocab_size": geometry["vocabulary"],
+        "max_position_embeddings": geometry["context"],
+    }
+    config: Any
+    if geometry["family"] == "opt":
+        config = OPTConfig(**sizes, ffn_dim=geometry["intermediate"], word_embed_proj_dim=geometry["hidden"])
+    else:
+        wide, heads = geometry["intermediate"], geometry["kv_heads"]
+        config = LlamaConfig(**sizes, intermediate_size=wide, num_key_value_heads=heads)
+    torch.manual_seed(0)
+    with device():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model.save_pretrained(folder)
+    proxies = assets()
+    tokenizer = proxies / "models" / "proxy-llama-11m" if proxies else EMBEDDED / "embedded-llama"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / file, folder)
+
+
+def report(points: Sequence[Mapping[str, Any]], kind: str, where: str | None = None) -> None:
+    """Forecast for a kind of device beside measurement, and how many forecasts are near enough."""
+    lines = [
+        "| model | point | seconds | foreseen | × | GiB | foreseen | × |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    near = [0, 0]
+    for point in points:
+        model, text = point["overrides"][0], " ".join(point["overrides"][1 + len(TEXT) :])
+        guess = estimate(compose.compose_run(point["overrides"]), kind)
+        assert guess is not None
+        seconds = sum(point["stages"].values())
+        times, sizes = guess.seconds / seconds, guess.peak_bytes / point["peak"]
+        near = [near[0] + is_near(times), near[1] + is_near(sizes)]
+        lines.append(
+            f"| {model.removeprefix('model=')} | {text} | {seconds:.1f} | {guess.seconds:.1f} | {times:.2f} "
+            f"| {gib(point['peak'])} | {gib(int(guess.peak_bytes))} | {sizes:.2f} |"
+        )
+    about = f"within {FAR:.0%}: {near[0]} of {len(points)} times, {near[1]} of {len(points)} peaks."
+    write("plan", "Points as `make plan` foresees them", about, lines, {"device": kind, "points": list(points)}, where)
+
+
+def is_near(ratio: float) -> bool:
+    """Whether a forecast is at most `FAR` beside what was measured."""
+    return abs(ratio - 1) <= FAR
+
+
+if __name__ == "__main__":
+    main()
