@@ -18,7 +18,8 @@ from harness.study.plan import progress_of
 from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 STUDIES = [
-    *("harness_allocators", "harness_embedded", "harness_sparsellm", "isc_figure3", "isc_table1", "isc_table2"),
+    *("harness_allocators", "harness_embedded",
+        "harness_numerics", "harness_sparsellm", "isc_figure3", "isc_table1", "isc_table2"),
     *(f"msp_{item}" for item in ("ablation", "calibration", "figure1", "pruner", "sensitivity", "start")),
     "owl_table3",
     *(f"sparsellm_{item}" for item in ("ablation", "figure3", "figure5", "table2", "time")),
