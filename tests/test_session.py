@@ -28,7 +28,7 @@ from harness.record.schema import Record
 from harness.report.outputs import refuse_unlike
 from harness.run import run
 from harness.session import Session
-from tests.end_to_end.conftest import save_tiny
+from tests.commands import save_tiny
 from tests.end_to_end.test_identity import DROP
 
 OPTIONS = ["calibration.windows=3", "evaluation=[embedded-a]", "evaluation_limit=2"]

@@ -17,7 +17,6 @@ from harness import compose
 from harness.core.errors import UserError
 from harness.study import commands, grid, jobs, launch
 from harness.study.estimate import estimate
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 STUDY = {
     "title": "A study of a test",
@@ -45,7 +44,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def study(conf: Path, options: list[str]) -> grid.Study:  # noqa: F811
+def study(conf: Path, options: list[str]) -> grid.Study:
     return commands.study_of(["study=test_table1", "cluster=serial", *options])
 
 
@@ -163,8 +162,8 @@ def test_a_failing_point_does_not_stop_the_job(
 
 def test_a_job_that_is_stopped_leaves_its_finished_points_and_says_what_is_lost(
     study: grid.Study,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
+    typed: Callable,
+    options: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -187,7 +186,7 @@ def test_a_job_that_is_stopped_leaves_its_finished_points_and_says_what_is_lost(
     assert len(_records(study)) == 5
 
 
-def test_a_job_that_is_queued_again_does_not_force_twice(conf: Path, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_job_that_is_queued_again_does_not_force_twice(conf: Path, options: list[str], tmp_path: Path) -> None:
     forced = commands.study_of(["study=test_table1", "method=none", "force=true", *options])
     points = [(str(point), point.cfg) for point in forced.points if point.cfg]
 
@@ -241,10 +240,7 @@ def test_names_in_a_configuration_stay_in_the_folder(study: grid.Study, tmp_path
 
 
 def test_a_launcher_that_is_not_there_is_one_sentence(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    conf: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], conf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (conf / "cluster" / "none.yaml").write_text("# @package _global_\ndefaults: [override /hydra/launcher: nosuch]\n")
     for arguments in (["study=test_table1"], ["-m"]):

@@ -47,39 +47,6 @@ def record(**changes: Any) -> Record:
     return Record(**(given | changes))
 
 
-class FakeRun:
-    def __init__(self, log: list[Any]) -> None:
-        self.summary: dict[str, Any] = {}
-        self._log = log
-
-    def __enter__(self) -> FakeRun:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._log.append(("summary", dict(self.summary)))
-
-    def log(self, values: dict[str, Any]) -> None:
-        self._log.append(("log", list(values)))
-
-    def finish(self, exit_code: int = 0) -> None:
-        self._log.append(("finish", exit_code))
-
-
-@pytest.fixture
-def wandb_log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    log: list[Any] = []
-
-    def init(**settings: Any) -> FakeRun:
-        log.append(("init", settings))
-        return FakeRun(log)
-
-    fake = types.SimpleNamespace(
-        init=init, Settings=dict, Table=lambda **given: given, Image=str, login=lambda prompt: False
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
-    return log
-
-
 def test_name_id_and_fingerprint_are_the_runs(wandb_log: list[Any], tmp_path: Path) -> None:
     track(Tracker("wandb", group="a_study"), record(), tmp_path)
     (_, settings), (_, summary) = wandb_log
