@@ -6,15 +6,20 @@ import dataclasses
 import itertools
 import json
 import shutil
+import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from harness import compose
+from harness import compose, execute
 from harness.core.errors import UserError
+from harness.prepare import prepare
+from harness.record.claim import claimed
+from harness.record.question import answer_of
 from harness.study import commands, grid, jobs, launch
 from harness.study.estimate import estimate
 
@@ -197,6 +202,32 @@ def test_a_job_that_is_queued_again_does_not_force_twice(conf: Path, options: li
     assert attempts() == attempts() == [1]
     jobs.freeze(tmp_path, [points])  # another submission
     assert attempts() == attempts() == [2]
+
+
+def test_a_point_that_another_process_is_at_comes_last(
+    study: grid.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    points = [(str(point), point.cfg) for point in study.points if point.cfg]
+    labels = [label for label, _ in points]
+    jobs.freeze(tmp_path, [points])
+    ready = prepare(points[1][1])
+    waits: list[jobs.Ended] = []
+
+    def sleep(_: float) -> None:
+        waits.append(jobs.ended(tmp_path, 0))
+        other.close()  # it ends without a record
+
+    monkeypatch.setattr(execute, "time", types.SimpleNamespace(sleep=sleep))
+    with ExitStack() as other:
+        other.enter_context(claimed(study.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"])))
+        paths = jobs.run_job(tmp_path, 0)
+    [before] = waits  # nothing waits while there is something else to do
+    assert (len(before.records), before.lost) == (4, [labels[1]])
+    after = jobs.ended(tmp_path, 0)
+    assert [item["point"] for item in after.ended] == [*labels[:1], *labels[2:], labels[1]]
+    assert (after.records, after.lost, after.errors) == (paths, [], [])
+    said = capfd.readouterr()
+    assert said.err.count("it comes last") == 1 and f"[5/5] {labels[1]}: ok" in said.out
 
 
 def test_what_launchers_write_is_private(study: grid.Study, tmp_path: Path) -> None:
