@@ -50,7 +50,7 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
     ready, targets = [], []
     for label, cfg in points:
         try:
-            check_tracker(cfg.tracker)
+            check_tracker(cfg.tracker, cfg.records)
             check_writable("records", cfg.records)
             if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
                 check_writable("cache", cfg.cache)

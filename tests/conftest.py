@@ -19,6 +19,7 @@ import torch
 
 from harness.__main__ import main
 from harness.data import corpora
+from harness.record import trackers
 from tests.commands import SMALL, Typed, save_tiny
 
 torch.set_num_threads(1)  # two processes share two cores (pytest -n 2)
@@ -34,10 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _texts_are_read_again() -> Iterator[None]:
-    """What one test reads below its own HARNESS_ASSETS is not remembered for the next one."""
+def _nothing_is_remembered() -> Iterator[None]:
+    """Neither what one test reads below its own HARNESS_ASSETS, nor that W&B's host did not answer it."""
     yield
     corpora.read_text.cache_clear()
+    trackers._out_of_reach.clear()
 
 
 @pytest.fixture
