@@ -7,7 +7,7 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from harness.run import run, without_numbers
 from harness.save import check_targets, is_saved
 
 K = TypeVar("K")
+Done = TypeVar("Done")
 INTERRUPTED = "interrupted"
 OUT_OF_MEMORY = (
     "the GPU's memory ran out where no batch can be smaller; take fewer or shorter calibration windows, a smaller "
@@ -49,7 +50,7 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
     ready, targets = [], []
     for label, cfg in points:
         try:
-            check_tracker(cfg.tracker)
+            check_tracker(cfg.tracker, cfg.records)
             check_writable("records", cfg.records)
             if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
                 check_writable("cache", cfg.cache)
@@ -95,19 +96,31 @@ def execute_each(points: Mapping[K, tuple[RunConfig, Prepared]]) -> Iterator[tup
     Yields:
         The key of a point, its record's path, the record, and whether it was run here.
     """
+    for key, done in busy_last(points, lambda key, watch: _once(*points[key], True, watch)):
+        yield key, *done
+
+
+def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done]]:
+    """Attempt every point, by its key; one whose attempt raises `Busy` waits until all others are done.
+
+    Yields:
+        The key of a point and what its attempt gave, as they end.
+    """
     watch = Watch()
-    left = list(points)
+    left = list(keys)
+    is_first_pass = True
     while left:
         busy: list[K] = []
         for key in left:
             try:
-                done = _once(*points[key], True, watch)
+                done = attempt(key, watch)
             except Busy as error:
-                if not busy and len(left) == len(points):
+                if not busy and is_first_pass:
                     print(f"{error}; it comes last", file=sys.stderr, flush=True)
                 busy.append(key)
                 continue
-            yield key, *done
+            yield key, done
+        is_first_pass = False
         if len(busy) == len(left):
             time.sleep(LOOK)
         left = busy

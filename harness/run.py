@@ -81,7 +81,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
-    with fused(model, wanted=_is_fast(cfg, ready)):
+    with fused(model, anatomy, wanted=cfg.numerics == "fast" and _is_short(ready)):
         reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
         fuse_attention(model)
         with stages.time("evaluate"):
@@ -173,11 +173,6 @@ def _tokens_per_batch(cfg: RunConfig, ready: Prepared) -> int:
 
 def _is_short(ready: Prepared) -> bool:
     return ready.device.type == "cuda" and ready.dtype != torch.float32
-
-
-def _is_fast(cfg: RunConfig, ready: Prepared) -> bool:
-    """Whether steps may be fused: a replica or a block that comes and goes has to keep its own code."""
-    return cfg.numerics == "fast" and _is_short(ready) and not ready.waits.blocks and not ready.others
 
 
 def _probe(

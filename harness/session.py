@@ -32,6 +32,7 @@ from harness.models.loading import (
     load_tokenizer,
     tokenizer_hashes,
 )
+from harness.models.placement import Where
 from harness.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -117,10 +118,8 @@ class Session:
             self.tally["model"] += 1
         else:
             self.drop()
-            model = load_model(
-                ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device,
-                offload=ready.waits.blocks, parks=ready.waits.activations, others=ready.others,
-            )  # fmt: skip
+            where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
+            model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where)
             anatomy = anatomy_of(model)
             self_check(model, anatomy)
             if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -45,7 +43,7 @@ def test_the_tree_names_what_is_there() -> None:
     assert {name for name in modules if name not in tree} == set()
 
 
-def test_the_plugin_of_the_readme_runs(typed: Callable, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_the_plugin_of_the_readme_runs(typed: Callable, options: list[str], tmp_path: Path) -> None:
     code = README.split("```python\n")[1].split("```")[0]
     (tmp_path / "readme_method.py").write_text(code)
     ran = typed(*options, f"plugins={tmp_path / 'readme_method.py'}", "method=mine", "method.power=0.5")

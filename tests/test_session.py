@@ -22,13 +22,14 @@ from harness.data import windows
 from harness.evaluation.perplexity import Perplexity
 from harness.execute import execute
 from harness.models.loading import load_model
+from harness.models.placement import Where
 from harness.prepare import prepare
 from harness.record.question import answered, question
 from harness.record.schema import Record
 from harness.report.outputs import refuse_unlike
 from harness.run import run
 from harness.session import Session
-from tests.end_to_end.conftest import save_tiny
+from tests.commands import save_tiny
 from tests.end_to_end.test_identity import DROP
 
 OPTIONS = ["calibration.windows=3", "evaluation=[embedded-a]", "evaluation_limit=2"]
@@ -90,7 +91,7 @@ def numbers(cfg: RunConfig, monkeypatch: pytest.MonkeyPatch, here: Session | Non
 
 def dense_tensors(cfg: RunConfig) -> dict[str, Tensor]:
     ready = prepare(cfg)
-    model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, ready.device)
+    model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, Where(ready.device))
     return {name: tensor.detach().clone() for name, tensor in session._tensors(model)}
 
 

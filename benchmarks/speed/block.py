@@ -127,7 +127,7 @@ def _ours(method: str, *, exact: bool) -> Work:
         sites = [site for index in blocks for site in anatomy.block_linears(model, index)]
         tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else TOKENS_PER_BATCH
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
-        with fused(model, wanted=ids.is_cuda and not exact):
+        with fused(model, anatomy, wanted=ids.is_cuda and not exact):
             walk = partial(stream, exact=exact)
             prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, walk=walk)
 

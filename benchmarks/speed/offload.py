@@ -30,7 +30,7 @@ from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
-from harness.models.placement import place
+from harness.models.placement import Where, place
 from harness.run import prune
 
 METHODS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
@@ -46,7 +46,7 @@ class Side:
     Seconds of each round, the highest peak in bytes, the last weights, and the loss before and after pruning.
     """
 
-    where: dict[str, Any]
+    where: Where
     placing: list[float] = field(default_factory=list)
     pruning: list[float] = field(default_factory=list)
     scoring: list[float] = field(default_factory=list)
@@ -91,11 +91,11 @@ def main() -> None:
 
 def sides_on(device: torch.device) -> dict[str, Side]:
     """The placements that this machine can compare."""
-    sides = {"resident": Side({"offload": False}), "offload": Side({"offload": True})}
+    sides = {"resident": Side(Where(device)), "offload": Side(Where(device, offload=True))}
     if device.type == "cpu" or torch.cuda.device_count() > 1:
         second = torch.device("cuda", 1) if device.type == "cuda" else device
-        sides["2 GPUs"] = Side({"offload": False, "others": [second]})
-        sides["2 GPUs, offload"] = Side({"offload": True, "others": [second]})
+        sides["2 GPUs"] = Side(Where(device, others=[second]))
+        sides["2 GPUs, offload"] = Side(Where(device, offload=True, others=[second]))
     return sides
 
 
@@ -104,7 +104,7 @@ def run_round(side: Side, method: Any, options: argparse.Namespace, device: torc
     shape = SHAPES[options.shape]
     model = random_model(shape, options.blocks, device)
     anatomy = anatomy_of(model)
-    placing, _, _ = timed(lambda: place(model, anatomy, device, **side.where))
+    placing, _, _ = timed(lambda: place(model, anatomy, side.where))
     ids = random_tokens(shape, options.windows, options.length, device)
     text = random_tokens(shape, options.text, options.length, torch.device("cpu"), seed=2)
     allocation = {
@@ -139,11 +139,11 @@ def gate(sides: dict[str, Side]) -> list[str]:
         flipped = sum(int(((w == 0) != (side.weights[site] == 0)).sum()) for site, w in resident.weights.items())
         share = flipped / sum(weight.numel() for weight in resident.weights.values())
         equal = all(torch.equal(weight, side.weights[site]) for site, weight in resident.weights.items())
-        if "others" not in side.where and not (equal and side.losses == resident.losses):
+        if not side.where.others and not (equal and side.losses == resident.losses):
             raise SystemExit(f"{name}: {share:.2%} of the masks are others, loss {side.losses[1]}")
         if share > OTHER_MASKS:
             raise SystemExit(f"{name}: {share:.2%} of the masks are others")
-        if "others" in side.where:
+        if side.where.others:
             loss = f"loss {side.losses[1]:.6f}, resident {resident.losses[1]:.6f}"
             told.append(f"{name}: {share:.2e} of the masks are others, {loss}")
     return told

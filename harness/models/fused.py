@@ -2,6 +2,10 @@
 
 What a module does is found out by running it: on random input the kernel's answer has to be the module's, up to one
 rounding, or the module is left alone. Numbers move as far as a sum in another order moves them.
+
+A kernel is a method of its module, which looks up its weights when it runs: they may come and go (`placement.py`), and
+a copy of the model has kernels on its own weights. Where gradients are recorded the model's own code runs, since a
+kernel has none.
 """
 
 from __future__ import annotations
@@ -9,18 +13,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from harness.models.anatomy import Anatomy
+from harness.models.placement import placement_of
 
 ROUNDINGS = 2
 """By how many units in the last place a kernel and the code it stands for may differ."""
 
 
 @contextmanager
-def fused(model: nn.Module, *, wanted: bool = True) -> Iterator[list[str]]:
+def fused(model: nn.Module, anatomy: Anatomy, *, wanted: bool = True) -> Iterator[list[str]]:
     """While inside, norms, rotary embeddings and gated activations of a model on a GPU run as one kernel each.
+
+    A replica that is made inside has them too, and keeps them.
 
     Yields:
         the names of what was replaced.
@@ -29,7 +39,7 @@ def fused(model: nn.Module, *, wanted: bool = True) -> Iterator[list[str]]:
     names: list[str] = []
     if wanted:
         with torch.no_grad():
-            for name, owner, attribute, kernel in _replacements(model):
+            for name, owner, attribute, kernel in _replacements(model, anatomy):
                 done.append((owner, attribute, vars(owner).get(attribute)))
                 setattr(owner, attribute, kernel)
                 names.append(name)
@@ -43,11 +53,11 @@ def fused(model: nn.Module, *, wanted: bool = True) -> Iterator[list[str]]:
                 setattr(owner, attribute, before)
 
 
-def _replacements(model: nn.Module) -> Iterator[tuple[str, Any, str, Callable[..., Any]]]:
+def _replacements(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, Any, str, Callable[..., Any]]]:
     """The name, the object, its attribute, and the kernel that may stand there."""
     sources = set()
-    for name, module in model.named_modules():
-        if kernel := _norm(module) or _gated(module):
+    for name, module in _modules(model, anatomy):
+        if "forward" not in vars(module) and (kernel := _norm(module) or _gated(module)):
             yield name, module, "forward", kernel
         sources.add(type(module).__module__)
     for source in sorted(sources):
@@ -55,33 +65,47 @@ def _replacements(model: nn.Module) -> Iterator[tuple[str, Any, str, Callable[..
             yield f"{source}.apply_rotary_pos_emb", sys.modules[source], "apply_rotary_pos_emb", rotate
 
 
-def _norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def _modules(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by its name, those of a block while its matrices are on the device."""
+    placement, blocks = placement_of(model, anatomy), anatomy.block_list(model)
+    inside = {id(module) for block in blocks for module in block.modules()}
+    yield from ((name, module) for name, module in model.named_modules() if id(module) not in inside)
+    for index, block in enumerate(blocks):
+        with placement.on_device(index):
+            yield from block.named_modules(prefix=f"{anatomy.blocks}.{index}")
+
+
+def _norm(module: nn.Module) -> MethodType | None:
     from harness.models.fused_gpu import LARGEST_NORM, rms_norm
 
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if eps is None or not isinstance(weight, Tensor) or weight.dim() != 1 or len(weight) > LARGEST_NORM:
         return None
 
-    def forward(hidden: Tensor) -> Tensor:
-        return rms_norm(hidden, weight, eps)
+    def forward(self: Any, hidden: Tensor) -> Tensor:
+        if _recorded(hidden, self.weight):
+            return type(self).forward(self, hidden)
+        return rms_norm(hidden, self.weight, self.variance_epsilon)
 
-    return forward if _alike(module, forward, _sample(weight, 3, len(weight))) else None
+    kernel = MethodType(forward, module)
+    return kernel if _alike(module, kernel, _sample(weight, 3, len(weight))) else None
 
 
-def _gated(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def _gated(module: nn.Module) -> MethodType | None:
     from harness.models.fused_gpu import silu_times
 
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(isinstance(part, nn.Linear) for part in parts) or not hasattr(module, "act_fn"):
         return None
-    gate, up, down = parts
 
-    def forward(hidden: Tensor) -> Tensor:
-        assert gate is not None and up is not None and down is not None
-        return down(silu_times(gate(hidden), up(hidden)))
+    def forward(self: Any, hidden: Tensor) -> Tensor:
+        if _recorded(hidden, self.gate_proj.weight, self.up_proj.weight):
+            return type(self).forward(self, hidden)
+        return self.down_proj(silu_times(self.gate_proj(hidden), self.up_proj(hidden)))
 
-    assert gate is not None
-    return forward if _alike(module, forward, _sample(gate.weight, 3, gate.weight.shape[1])) else None
+    assert parts[0] is not None
+    weight, kernel = parts[0].weight, MethodType(forward, module)
+    return kernel if _alike(module, kernel, _sample(weight, 3, weight.shape[1])) else None
 
 
 def _rotary(model: nn.Module, own: Callable[..., Any] | None) -> Callable[..., Any] | None:
@@ -89,13 +113,22 @@ def _rotary(model: nn.Module, own: Callable[..., Any] | None) -> Callable[..., A
 
     if own is None:
         return None
+
+    def turn(*given: Any, **named: Any) -> Any:
+        return (own if _recorded(*given, *named.values()) else rotate)(*given, **named)
+
     like = next(model.parameters())
     states = _sample(like, 2, 5, 4, 16).transpose(1, 2)
     turns = _sample(like, 1, 5, 16)
     try:
-        return rotate if _alike(own, rotate, states, states.flip(0), turns, turns.flip(1)) else None
+        return turn if _alike(own, turn, states, states.flip(0), turns, turns.flip(1)) else None
     except (TypeError, ValueError, RuntimeError):  # of another signature
         return None
+
+
+def _recorded(*given: Any) -> bool:
+    """Whether gradients with respect to any of these will be asked for."""
+    return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
 
 def _sample(like: Tensor, *shape: int) -> Tensor:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from harness.core.errors import UserError
 from harness.core.memory import free_on_gpu
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.placement import Placement, place
+from harness.models.placement import Placement, Where, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -269,16 +268,7 @@ def load_tokenizer(checkpoint: Checkpoint, choice: ModelChoice) -> Any:
         raise UserError(f"{choice.path} has no tokenizer that can be loaded ({_first_line(error)}).") from error
 
 
-def load_model(
-    checkpoint: Checkpoint,
-    choice: ModelChoice,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    offload: bool = False,
-    parks: bool | None = None,
-    others: Sequence[torch.device] = (),
-) -> PreTrainedModel:
+def load_model(checkpoint: Checkpoint, choice: ModelChoice, dtype: torch.dtype, where: Where) -> PreTrainedModel:
     """The model in evaluation mode in its place (`placement.place`), every weight finite.
 
     Raises:
@@ -309,7 +299,7 @@ def load_model(
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     anatomy = anatomy_of(model)
-    placement = place(model, anatomy, device, offload=offload, parks=parks, others=others)
+    placement = place(model, anatomy, where)
     if (name := _not_finite(model, anatomy, placement)) is not None:
         raise UserError(f"the weight {name} of {choice.path} is not finite (NaN or infinity).")
     return cast("PreTrainedModel", model)

@@ -11,6 +11,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -24,28 +25,26 @@ ALIGNMENT = 512
 """Bytes at whose multiples matrices start in a buffer, as the GPU's own allocator has it."""
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where the parts of a model are to be."""
+
+    device: torch.device
+    offload: bool = False
+    """Whether blocks and activations wait in host memory."""
+    parks: bool | None = None
+    """Whether activations alone do; None: once there is no room for them."""
+    others: Sequence[torch.device] = ()
+    """Further devices that take a share of the windows."""
+
+
 class Placement:
-    """Where the parts of one model are.
+    """Where the parts of one model are."""
 
-    Args:
-        offload: whether blocks and activations wait in host memory.
-        parks: whether activations alone do; None: once there is no room for them.
-        others: further devices that take a share of the windows.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        anatomy: Anatomy,
-        device: torch.device,
-        *,
-        offload: bool = False,
-        parks: bool | None = None,
-        others: Sequence[torch.device] = (),
-    ) -> None:
-        self.device, self.others = device, tuple(others)
-        self._blocks, self._parks = anatomy.block_list(model), True if offload else parks
-        self._visits: _Visits | _Follows | None = _Visits(self._blocks, device) if offload else None
+    def __init__(self, model: nn.Module, anatomy: Anatomy, where: Where) -> None:
+        self.device, self.others = where.device, tuple(where.others)
+        self._blocks, self._parks = anatomy.block_list(model), True if where.offload else where.parks
+        self._visits: _Visits | _Follows | None = _Visits(self._blocks, where.device) if where.offload else None
         self._replicas: list[nn.Module] = []
 
     @property
@@ -88,33 +87,25 @@ _PLACED: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictio
 
 def placement_of(model: nn.Module, anatomy: Anatomy) -> Placement:
     """Where a model was placed; one that nobody placed is where its parameters are."""
-    return _PLACED.get(model) or Placement(model, anatomy, next(model.parameters()).device)
+    return _PLACED.get(model) or Placement(model, anatomy, Where(next(model.parameters()).device))
 
 
-def place(
-    model: nn.Module,
-    anatomy: Anatomy,
-    device: torch.device,
-    *,
-    offload: bool = False,
-    parks: bool | None = None,
-    others: Sequence[torch.device] = (),
-) -> Placement:
+def place(model: nn.Module, anatomy: Anatomy, where: Where) -> Placement:
     """Bring a model from host memory to its place: all of it to the device, or all but the matrices of its blocks.
 
     These move to page-locked memory, one after the other, so that the model is never there twice.
     """
-    if offload:
+    if where.offload:
         inside = {id(parameter) for parameter in anatomy.block_list(model).parameters()}
         for parameter in model.parameters():
             if id(parameter) not in inside:
-                parameter.data = parameter.data.to(device)
+                parameter.data = parameter.data.to(where.device)
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+                setattr(module, name, buffer.to(where.device))
     else:
-        model.to(device)
-    _PLACED[model] = placed = Placement(model, anatomy, device, offload=offload, parks=parks, others=others)
+        model.to(where.device)
+    _PLACED[model] = placed = Placement(model, anatomy, where)
     return placed
 
 
@@ -286,7 +277,7 @@ def _replica(model: nn.Module, anatomy: Anatomy, device: torch.device, parks: bo
     blocks = anatomy.block_list(replica)
     for block in blocks:
         vars(block).pop("forward", None)  # the one that brings the model's own block to its device
-    placed = Placement(replica, anatomy, device, parks=parks)
+    placed = Placement(replica, anatomy, Where(device, parks=parks))
     placed._visits = _Follows(blocks, own, device)
     _PLACED[replica] = placed
     return replica

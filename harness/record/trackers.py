@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.core.errors import UserError
 from harness.record.schema import Record
+
+WAIT = 30.0
+"""Seconds that W&B's host has for opening a run, and again for taking what it is told."""
+_out_of_reach: set[str] = set()
+"""The trackers whose host has let this process wait once; it is not asked again."""
 
 
 class TrackerSettings(Protocol):
@@ -34,8 +41,11 @@ class Report:
     figures: Iterable[Path]
 
 
-def check_tracker(tracker: TrackerSettings) -> None:
+def check_tracker(tracker: TrackerSettings, folder: Path) -> None:
     """Find out before the work starts whether the tracker can be reached at all.
+
+    Args:
+        folder: the records, where W&B keeps its runs if the host does not answer.
 
     Raises:
         UserError: wandb is not installed, or W&B is asked for online and nobody is logged in.
@@ -46,52 +56,53 @@ def check_tracker(tracker: TrackerSettings) -> None:
         import wandb  # noqa: F401
     except ImportError:
         raise UserError(f"tracker={tracker.name} needs the package wandb: pip install wandb.") from None
-    if tracker.name != "wandb":
+    if tracker.name != "wandb" or tracker.name in _out_of_reach:
         return
-    if not (os.environ.get("WANDB_API_KEY") or _logged_in()):
+    if not (os.environ.get("WANDB_API_KEY") or _logged_in(tracker, folder)):
         raise UserError(
             "tracker=wandb needs a login: run wandb login, set WANDB_API_KEY, or take tracker=wandb-offline."
         )
 
 
-def _logged_in() -> bool:
+def _logged_in(tracker: TrackerSettings, folder: Path) -> bool:
     import wandb
 
     try:
         return bool(wandb.login(prompt=False))
-    except Exception:  # credentials are there and the server is not: that loses no run
+    except Exception as error:  # credentials are there and the server is not: that loses no run
+        _give_up(tracker, folder, error)
         return True
 
 
 def track(tracker: TrackerSettings, record: Record, folder: Path) -> None:
     """Hand a record to the tracker; what goes wrong there is said and not raised."""
-    if tracker.name == "csv":
-        return
-    identifier = f"{record.name}-{record.attempt}"
-    try:
-        with _session(tracker, folder, identifier, record.name, _config_of(record), "run") as session:
-            session.summary.update(values_of(record))
-            if record.status == "failed":
-                session.finish(exit_code=1)
-    except Exception as error:
-        print(f"tracker {tracker.name}: {type(error).__name__}: {error}; the record is safe", file=sys.stderr)
+
+    def tell(run: Any) -> None:
+        run.summary.update(values_of(record))
+        if record.status == "failed":
+            run.finish(exit_code=1)
+
+    # the attempt tells a retry apart
+    about = {"name": record.name, "id": f"{record.name}-{record.attempt}", "job_type": "run"}
+    config = {**record.config, "fingerprint": record.fingerprint}
+    _hand_over(tracker, folder, about | {"config": config}, tell, "the record is safe")
 
 
 def track_report(tracker: TrackerSettings, report: Report, folder: Path) -> None:
     """Log the tables and figures of a study into one run of job type `report`."""
-    if tracker.name == "csv":
-        return
-    import wandb
+
+    def tell(run: Any) -> None:
+        import wandb
+
+        for key, frame in report.tables.items():
+            run.log({key: wandb.Table(columns=list(frame.columns), data=frame.astype(str).values.tolist())})
+        for figure in report.figures:
+            run.log({figure.stem: wandb.Image(str(figure))})
 
     name = f"report-{report.study}-{report.scale}"
-    try:
-        with _session(tracker, folder, name, name, {"study": report.study, "scale": report.scale}, "report") as session:
-            for key, frame in report.tables.items():
-                session.log({key: wandb.Table(columns=list(frame.columns), data=frame.astype(str).values.tolist())})
-            for figure in report.figures:
-                session.log({figure.stem: wandb.Image(str(figure))})
-    except Exception as error:
-        print(f"tracker {tracker.name}: {type(error).__name__}: {error}; the tables are safe", file=sys.stderr)
+    about = {"name": name, "id": name, "job_type": "report"}
+    config = {"study": report.study, "scale": report.scale}
+    _hand_over(tracker, folder, about | {"config": config}, tell, "the tables are safe")
 
 
 def values_of(record: Record) -> dict[str, Any]:
@@ -104,27 +115,59 @@ def values_of(record: Record) -> dict[str, Any]:
     return values
 
 
-def _config_of(record: Record) -> dict[str, Any]:
-    return {**record.config, "fingerprint": record.fingerprint}
+def _hand_over(
+    tracker: TrackerSettings, folder: Path, about: Mapping[str, Any], tell: Callable[[Any], None], safe: str
+) -> None:
+    """Open a W&B run and tell it everything; what cannot be told online, in time, is kept offline."""
+    if tracker.name == "csv":
+        return
+    try:
+        if tracker.name == "wandb-offline" or tracker.name in _out_of_reach:
+            with _opened(tracker, folder, about, online=False) as run:
+                tell(run)
+            return
+        try:
+            with _opened(tracker, folder, about, online=True) as run:
+                tell(run)
+        except Exception as error:
+            _end_service()
+            with _opened(tracker, folder, about, online=False) as run:
+                tell(run)
+            _give_up(tracker, folder, error)  # it was the host, since without it all is well
+    except Exception as error:
+        print(f"tracker {tracker.name}: {_one_line(error)}; {safe}", file=sys.stderr)
 
 
-def _session(
-    tracker: TrackerSettings, folder: Path, identifier: str, name: str, config: Mapping[str, Any], job: str
-) -> Any:
-    """A W&B run with the harness's own name; the id is the name and the attempt, so that a retry is told apart."""
+def _opened(tracker: TrackerSettings, folder: Path, about: Mapping[str, Any], *, online: bool) -> Any:
     import wandb
 
-    offline = tracker.name == "wandb-offline"
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
+        **about,
         project=tracker.project,
         group=tracker.group,
-        job_type=job,
-        name=name,
-        id=identifier,
-        config=dict(config),
-        mode="offline" if offline else "online",
-        resume=None if offline else "allow",
+        mode="online" if online else "offline",
+        resume="allow" if online else None,
         dir=str(folder),
-        settings=wandb.Settings(silent=True, init_timeout=60),
+        settings=wandb.Settings(silent=True, init_timeout=WAIT, finish_timeout=WAIT, finish_timeout_raises=True),
     )
+
+
+def _end_service() -> None:
+    """End the process that W&B talks through: a run that could not be opened keeps its id in use there."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it exits with the status of that process, however that died
+        wandb.teardown()
+
+
+def _give_up(tracker: TrackerSettings, folder: Path, error: Exception) -> None:
+    """Ask the host no more in this process, and say what comes of it."""
+    _out_of_reach.add(tracker.name)
+    kept = shlex.quote(str(folder / "wandb"))
+    said = f"the W&B runs of this process are kept offline from here on, to be uploaded by: wandb sync {kept}"
+    print(f"tracker {tracker.name}: {_one_line(error)}; {said}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -284,7 +284,7 @@ def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
 
     tracker = next((point.cfg.tracker for point in study.points if point.cfg), None)
     if tracker:
-        check_tracker(tracker)
+        check_tracker(tracker, study.records)
     cells = [Cell(item.point.axes, item.record, item.state, item.why) for item in items]
     subject = Subject(study.name, study.scale, study.title, study.table, study.tasks, study.reproduces)
     outputs = write_outputs(subject, cells, folder)

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from harness import compose
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
-from harness.execute import execute
-from harness.prepare import prepare
+from harness.execute import busy_last, execute
+from harness.prepare import Prepared, prepare
 from harness.record import schema
+from harness.record.claim import Busy, Watch
 from harness.record.provenance import commit
 from harness.record.schema import Record
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How far a job came: the points that ended, in its order, and for each the record or why there is none."""
+    """How far a job came: the points that ended, as they did, and for each the record or why there is none."""
 
     points: Sequence[str]
     ended: Sequence[Mapping[str, str]]
@@ -45,7 +47,8 @@ class Ended:
     @property
     def lost(self) -> Sequence[str]:
         """The points that the job did not come to or was at when it was stopped."""
-        return self.points[len(self.ended) :]
+        over = {item["point"] for item in self.ended}
+        return [label for label in self.points if label not in over]
 
 
 def grouped(configs: Mapping[int, RunConfig], costs: Mapping[int, float], count: int | None) -> list[list[int]]:
@@ -120,7 +123,8 @@ def freeze(folder: Path, jobs: Sequence[Sequence[tuple[str, RunConfig]]]) -> Non
 def run_job(folder: Path, number: int) -> list[str]:
     """Run the points of a job one after the other, each from its frozen configuration to its record.
 
-    A point that fails does not stop those behind it. What has ended is written down after each.
+    A point that fails does not stop the others, and one that another process is at comes last. What has ended is
+    written down after each.
 
     Returns:
         The paths of the records.
@@ -132,28 +136,39 @@ def run_job(folder: Path, number: int) -> list[str]:
         os.environ["HARNESS_ASSETS"] = content["assets"]
     if content["commit"] != commit()["commit"]:
         print(f"submitted at commit {content['commit']}, runs at {commit()['commit']}", file=sys.stderr, flush=True)
-    ended: list[dict[str, str]] = []
-    for position, point in enumerate(content["points"], 1):
+    points = content["points"]
+
+    @cache  # one that another process is at is looked at again and again
+    def ready(at: int) -> tuple[RunConfig, Prepared]:
+        cfg = compose.typed_here(points[at]["config"])
+        return cfg, prepare(cfg)
+
+    def attempt(at: int, watch: Watch) -> tuple[Path, Record] | str:
         try:
-            path, record = _run_point(point["config"], since=job.stat().st_mtime)
-            ended.append({"point": point["point"], "record": str(path)})
-            print(f"[{position}/{len(content['points'])}] {point['point']}: {record.status}", flush=True)
+            return _run_point(*ready(at), job.stat().st_mtime, watch)
+        except Busy:
+            raise
         except UserError as error:
-            ended.append({"point": point["point"], "error": str(error)})
+            return str(error)
         except Exception as error:
             traceback.print_exc()
-            ended.append({"point": point["point"], "error": f"{type(error).__name__}: {error}"})
+            return f"{type(error).__name__}: {error}"
+
+    ended: list[dict[str, str]] = []
+    for at, done in busy_last(range(len(points)), attempt):
+        label = points[at]["point"]
+        ended.append({"point": label} | ({"error": done} if isinstance(done, str) else {"record": str(done[0])}))
+        if not isinstance(done, str):
+            print(f"[{len(ended)}/{len(points)}] {label}: {done[1].status}", flush=True)
         write_atomically(_outcome(folder, number), json.dumps(ended))
     return Ended([], ended).records
 
 
-def _run_point(config: dict[str, Any], since: float) -> tuple[Path, Record]:
-    cfg = compose.typed_here(config)
-    ready = prepare(cfg)
+def _run_point(cfg: RunConfig, ready: Prepared, since: float, watch: Watch) -> tuple[Path, Record]:
     found = schema.find(cfg.records, ready.fingerprint)
     if cfg.force and found and found[1].status in schema.FINISHED and found[0].stat().st_mtime >= since:
         return found  # the job was stopped and queued again: what it forced once is done
-    return execute(cfg, ready, in_sweep=True)
+    return execute(cfg, ready, in_sweep=True, watch=watch)
 
 
 def ended(folder: Path, number: int) -> Ended:

@@ -21,7 +21,6 @@ from harness.core.pattern import Unstructured
 from harness.core.remarks import remarks
 from harness.models.anatomy import anatomy_of
 from harness.run import prune
-from tests.end_to_end.conftest import typed  # noqa: F401  (fixture)
 
 BLOCKS = 6
 
@@ -68,11 +67,7 @@ def killed_in(block: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
 )
 def test_a_killed_run_prunes_no_finished_block_again(
-    method: str,
-    block: int,
-    typed: Callable,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    method: str, block: int, typed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ["method.epochs=2"] if method == "sparsellm" else []
     whole = typed(*embedded(tmp_path / "whole", method, *more, f"save={tmp_path / 'whole-model'}")).record

@@ -6,18 +6,22 @@ import dataclasses
 import itertools
 import json
 import shutil
+import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from harness import compose
+from harness import compose, execute
 from harness.core.errors import UserError
+from harness.prepare import prepare
+from harness.record.claim import claimed
+from harness.record.question import answer_of
 from harness.study import commands, grid, jobs, launch
 from harness.study.estimate import estimate
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 STUDY = {
     "title": "A study of a test",
@@ -45,7 +49,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def study(conf: Path, options: list[str]) -> grid.Study:  # noqa: F811
+def study(conf: Path, options: list[str]) -> grid.Study:
     return commands.study_of(["study=test_table1", "cluster=serial", *options])
 
 
@@ -163,8 +167,8 @@ def test_a_failing_point_does_not_stop_the_job(
 
 def test_a_job_that_is_stopped_leaves_its_finished_points_and_says_what_is_lost(
     study: grid.Study,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
+    typed: Callable,
+    options: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -187,7 +191,7 @@ def test_a_job_that_is_stopped_leaves_its_finished_points_and_says_what_is_lost(
     assert len(_records(study)) == 5
 
 
-def test_a_job_that_is_queued_again_does_not_force_twice(conf: Path, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_job_that_is_queued_again_does_not_force_twice(conf: Path, options: list[str], tmp_path: Path) -> None:
     forced = commands.study_of(["study=test_table1", "method=none", "force=true", *options])
     points = [(str(point), point.cfg) for point in forced.points if point.cfg]
 
@@ -198,6 +202,32 @@ def test_a_job_that_is_queued_again_does_not_force_twice(conf: Path, options: li
     assert attempts() == attempts() == [1]
     jobs.freeze(tmp_path, [points])  # another submission
     assert attempts() == attempts() == [2]
+
+
+def test_a_point_that_another_process_is_at_comes_last(
+    study: grid.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    points = [(str(point), point.cfg) for point in study.points if point.cfg]
+    labels = [label for label, _ in points]
+    jobs.freeze(tmp_path, [points])
+    ready = prepare(points[1][1])
+    waits: list[jobs.Ended] = []
+
+    def sleep(_: float) -> None:
+        waits.append(jobs.ended(tmp_path, 0))
+        other.close()  # it ends without a record
+
+    monkeypatch.setattr(execute, "time", types.SimpleNamespace(sleep=sleep))
+    with ExitStack() as other:
+        other.enter_context(claimed(study.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"])))
+        paths = jobs.run_job(tmp_path, 0)
+    [before] = waits  # nothing waits while there is something else to do
+    assert (len(before.records), before.lost) == (4, [labels[1]])
+    after = jobs.ended(tmp_path, 0)
+    assert [item["point"] for item in after.ended] == [*labels[:1], *labels[2:], labels[1]]
+    assert (after.records, after.lost, after.errors) == (paths, [], [])
+    said = capfd.readouterr()
+    assert said.err.count("it comes last") == 1 and f"[5/5] {labels[1]}: ok" in said.out
 
 
 def test_what_launchers_write_is_private(study: grid.Study, tmp_path: Path) -> None:
@@ -241,10 +271,7 @@ def test_names_in_a_configuration_stay_in_the_folder(study: grid.Study, tmp_path
 
 
 def test_a_launcher_that_is_not_there_is_one_sentence(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    conf: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], conf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (conf / "cluster" / "none.yaml").write_text("# @package _global_\ndefaults: [override /hydra/launcher: nosuch]\n")
     for arguments in (["study=test_table1"], ["-m"]):

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from threading import Lock
+from typing import Any
 
 import pytest
 import torch
-from helpers import inputs, normal, pattern, tiny
+from helpers import inputs, linears, normal, pattern, tiny, windows
 
+from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.core import columns
 from harness.core.linalg import mirrored
 from harness.core.pattern import NofM, Unstructured, keep
+from harness.evaluation.perplexity import mean_nll
+from harness.methods.wanda import Wanda
+from harness.models.anatomy import anatomy_of
+from harness.models.placement import Where, place, placement_of
+from harness.run import prune
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
@@ -85,12 +93,86 @@ def test_fused_steps_are_the_models_own(name: str) -> None:
     from harness.models.fused import _replacements, fused
 
     model = tiny(name).to(HERE).half()
+    anatomy = anatomy_of(model)
     tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0)).to(HERE)
     before = model(tokens, use_cache=False).logits
-    replaced = list(_replacements(model))
-    with fused(model) as names:
+    replaced = list(_replacements(model, anatomy))
+    with fused(model, anatomy) as names:
         inside = model(tokens, use_cache=False).logits
     assert names == [item[0] for item in replaced]
     assert len(replaced) >= {"opt": 0, "gemma2": 1, "phi": 1}.get(name, 8)
     torch.testing.assert_close(inside, before, rtol=5e-3, atol=5e-3 * float(before.abs().max()))
     assert torch.equal(model(tokens, use_cache=False).logits, before)
+
+
+def test_fused_steps_leave_gradients_to_the_models_own_code() -> None:
+    from harness.models.fused import fused
+
+    model = tiny("llama").to(HERE).half()
+    anatomy = anatomy_of(model)
+
+    def traces() -> list[Any]:
+        asked = (model, anatomy, windows(2, 16).to(HERE), range(2))
+        return [fisher_trace(*asked), hessian_trace(*asked, 1, "rademacher", 0)]
+
+    before = traces()
+    with fused(model, anatomy) as names:
+        assert len(names) >= 8
+        for inside, outside in zip(traces(), before, strict=True):
+            assert inside.keys() == outside.keys()
+            for site, trace in inside.items():  # hidden states without gradients come from the kernels
+                assert trace[0] == pytest.approx(outside[site][0], rel=0.05, abs=0.05 * abs(outside[site][0]))
+
+
+@pytest.fixture
+def _one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter, unlike a GPU, runs one kernel at a time; replicas run in threads."""
+    from harness.models import fused_gpu
+
+    lock = Lock()
+
+    def locked(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            with lock:
+                return kernel(*given)
+
+        return run
+
+    for name in ("rms_norm", "silu_times", "rotate") if HERE == "cpu" else ():
+        monkeypatch.setattr(fused_gpu, name, locked(getattr(fused_gpu, name)))
+
+
+@pytest.mark.usefixtures("_one_at_a_time")
+@pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize("offload", [False, True])
+def test_fused_steps_go_where_the_model_goes(offload: bool, others: int) -> None:
+    """Blocks that wait in host memory and replicas have the kernels, each on its own weights."""
+    from harness.models.fused import fused
+
+    here = torch.device(HERE, 0) if HERE == "cuda" else torch.device(HERE)
+
+    def made(where: Where) -> tuple[Any, float]:
+        model = tiny("llama", torch.float16, num_hidden_layers=3)
+        anatomy = anatomy_of(model)
+        place(model, anatomy, where)
+        allocation = dict.fromkeys(linears(model, anatomy.block_list(model)), pattern("0.6"))
+        with fused(model, anatomy) as names:
+            assert len(names) == 3 * 3 + 2  # a norm, a norm and a gate a block; a norm, a rotation
+            prune(model, anatomy, [windows(2, seed=seed).to(here) for seed in range(3)], range(3), Wanda(), allocation)
+            loss = mean_nll(model, windows(5, seed=7), here)
+        assert "forward" not in vars(model.model.norm)
+        return model, loss
+
+    (resident, loss), (model, same) = made(Where(here)), made(Where(here, offload=offload, others=[here] * others))
+    ours, theirs = (torch.cat([p.cpu().flatten() for p in one.state_dict().values()]) for one in (resident, model))
+    if others:  # sums over windows in another order decide near ties
+        assert float(((ours == 0) != (theirs == 0)).float().mean()) < 0.01 and same == pytest.approx(loss, rel=0.01)
+    else:
+        assert torch.equal(ours, theirs) and same == loss
+    anatomy = anatomy_of(model)
+    replicas: list[Any] = placement_of(model, anatomy).replicas(model, anatomy, others)
+    assert len(replicas) == others
+    for replica in replicas:
+        block = replica.model.layers[1]
+        for module in (replica.model.norm, block.input_layernorm, block.mlp):
+            assert vars(module)["forward"].__self__ is module

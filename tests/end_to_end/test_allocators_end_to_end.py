@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.calibration.assembler import LevelAssembler
-from tests.end_to_end.conftest import Typed, save_tiny
+from tests.commands import Typed, save_tiny
 
 MSP = [
     *("allocator=msp", "allocator.sensitivity_windows=2", "allocator.generations=2", "allocator.population=4"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.end_to_end.conftest import Typed, save_tiny
+from tests.commands import Typed, save_tiny
 
 SIMPLE = {
     "methodd=wanda": "did you mean method",

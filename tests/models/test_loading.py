@@ -28,7 +28,7 @@ from harness.models.loading import (
     resolve_dtype,
     weights_hash,
 )
-from harness.models.placement import placement_of
+from harness.models.placement import Where, placement_of
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def choice(path: Path | str, **changes: Any) -> ModelChoice:
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return load_model(find_checkpoint(choice(path)), choice(path), dtype, CPU)
+    return load_model(find_checkpoint(choice(path)), choice(path), dtype, Where(CPU))
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_a_stored_dtype_that_is_none_of_ours(folder: Path, stored: str) -> None:
 
 
 def test_a_model_that_waits_in_host_memory_loads_as_it_was_saved(folder: Path) -> None:
-    model = load_model(find_checkpoint(choice(folder)), choice(folder), torch.float32, CPU, offload=True)
+    model = load_model(find_checkpoint(choice(folder)), choice(folder), torch.float32, Where(CPU, offload=True))
     assert placement_of(model, anatomy_of(model)).offloaded
     torch.testing.assert_close(model(windows(2)).logits, tiny("llama")(windows(2)).logits, rtol=1e-4, atol=1e-4)
 

@@ -25,7 +25,7 @@ from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
-from harness.models.placement import Placement, place, placement_of
+from harness.models.placement import Placement, Where, place, placement_of
 from harness.run import prune
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def placed(name: str = "llama", blocks: int = 3, **where: Any) -> tuple[Any, Pla
         {"layer_types": [*TINY[name]["layer_types"], "full_attention"][:blocks]} if "layer_types" in TINY[name] else {}
     )
     model = tiny(name, num_hidden_layers=blocks, **layers)
-    return model, place(model, anatomy_of(model), CPU, **where)
+    return model, place(model, anatomy_of(model), Where(CPU, **where))
 
 
 def state(model: Any) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
-from harness.models.placement import place
+from harness.models.placement import Where, place
 from harness.run import prune
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -46,7 +46,7 @@ def pruned(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_allocated(GPU)
-    place(model, anatomy, GPU, **where)
+    place(model, anatomy, Where(GPU, **where))
     sites = [site for index in range(size[0]) for site in anatomy.block_linears(model, index)]
     calibration = batched(windows(40, 256).to(GPU))
     prune(model, anatomy, calibration, range(size[0]), method, dict.fromkeys(sites, pattern("0.6")), masks=False)
@@ -73,7 +73,7 @@ def test_the_peak_is_below_the_weights() -> None:
 
 def test_matrices_wait_in_page_locked_memory() -> None:
     model = model_of(3, 256, 704)
-    place(model, anatomy_of(model), GPU, offload=True)
+    place(model, anatomy_of(model), Where(GPU, offload=True))
     assert all(p.is_pinned() for block in model.model.layers for p in block.parameters() if p.dim() > 1)
     assert model.lm_head.weight.is_cuda and model.model.layers[0].input_layernorm.weight.is_cuda
 
@@ -82,7 +82,7 @@ def test_what_is_written_late_arrives_and_is_seen() -> None:
     """The computation is held up before every write and before every read; nothing may overtake it."""
     model = model_of(6, 256, 704)
     anatomy = anatomy_of(model)
-    placement = place(model, anatomy, GPU, offload=True)
+    placement = place(model, anatomy, Where(GPU, offload=True))
     calibration = batched(windows(8, 256).to(GPU))
     for turn in range(3):
         for block in stream(model, anatomy, calibration, range(6), edited=True, label=""):
@@ -137,6 +137,6 @@ def test_perplexity_on_two_gpus_is_that_of_one(offload: bool) -> None:
     losses = []
     for where in ({"offload": False}, {"offload": offload, "others": [torch.device("cuda", 1)]}):
         model = model_of(5, 256, 704)
-        place(model, anatomy_of(model), GPU, **where)
+        place(model, anatomy_of(model), Where(GPU, **where))
         losses.append(mean_nll(model, windows(70, 256, seed=3), GPU))
     assert losses[0] == losses[1]

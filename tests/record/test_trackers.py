@@ -13,8 +13,9 @@ import pytest
 
 from harness.config import Tracker
 from harness.core.errors import UserError
+from harness.record import trackers
 from harness.record.schema import Record
-from harness.record.trackers import Report, check_tracker, track, track_report, values_of
+from harness.record.trackers import WAIT, Report, check_tracker, track, track_report, values_of
 
 CONFIG = {
     "model": {"name": "tiny"},
@@ -47,39 +48,6 @@ def record(**changes: Any) -> Record:
     return Record(**(given | changes))
 
 
-class FakeRun:
-    def __init__(self, log: list[Any]) -> None:
-        self.summary: dict[str, Any] = {}
-        self._log = log
-
-    def __enter__(self) -> FakeRun:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._log.append(("summary", dict(self.summary)))
-
-    def log(self, values: dict[str, Any]) -> None:
-        self._log.append(("log", list(values)))
-
-    def finish(self, exit_code: int = 0) -> None:
-        self._log.append(("finish", exit_code))
-
-
-@pytest.fixture
-def wandb_log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    log: list[Any] = []
-
-    def init(**settings: Any) -> FakeRun:
-        log.append(("init", settings))
-        return FakeRun(log)
-
-    fake = types.SimpleNamespace(
-        init=init, Settings=dict, Table=lambda **given: given, Image=str, login=lambda prompt: False
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
-    return log
-
-
 def test_name_id_and_fingerprint_are_the_runs(wandb_log: list[Any], tmp_path: Path) -> None:
     track(Tracker("wandb", group="a_study"), record(), tmp_path)
     (_, settings), (_, summary) = wandb_log
@@ -108,6 +76,81 @@ def test_a_lost_connection_loses_nothing(
     assert capsys.readouterr().err.count("gone") == 2
 
 
+@pytest.mark.parametrize("place", ["init", "update", "finish"])
+def test_an_outage_is_waited_for_once_and_kept_offline(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes, kept, ended = [], [], []
+
+    class Session:
+        def __init__(self, mode: str, settings: dict[str, Any], **about: Any) -> None:
+            modes.append(mode)
+            assert settings["init_timeout"] == settings["finish_timeout"] == WAIT and settings["finish_timeout_raises"]
+            self.name, self.online, self.summary = about["name"], mode == "online", self
+            self._reach("init")
+
+        def _reach(self, where: str) -> None:
+            if self.online and where == place:
+                raise TimeoutError("deadline exceeded\nwhile retrying")
+
+        def __enter__(self) -> Session:
+            return self
+
+        def update(self, values: dict[str, Any]) -> None:
+            self._reach("update")
+
+        def __exit__(self, *_: object) -> None:
+            self._reach("finish")
+            kept.append(self.name)
+
+    fake = types.SimpleNamespace(init=Session, Settings=dict, teardown=lambda: ended.append(len(modes)))
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    names = [record(fingerprint=letter * 16).name for letter in "abc"]
+    for letter in "abc":
+        track(Tracker("wandb"), record(fingerprint=letter * 16), tmp_path / "a b")
+    track_report(Tracker("wandb"), Report("s", "embedded", {}, []), tmp_path / "a b")
+    assert modes == ["online", *["offline"] * 4]
+    assert kept[-4:] == [*names, "report-s-embedded"]
+    assert ended == [1]  # between the two attempts
+    said = capsys.readouterr().err
+    assert said.startswith("tracker wandb: TimeoutError: deadline exceeded while retrying; ")
+    assert said.endswith(f": wandb sync '{tmp_path / 'a b' / 'wandb'}'\n") and said.count("\n") == 1
+
+
+def test_the_service_that_died_ends_no_study(
+    wandb_log: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init = sys.modules["wandb"].init
+
+    def online_fails(**settings: Any) -> Any:
+        return 1 / 0 if settings["mode"] == "online" else init(**settings)
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", online_fails)
+    monkeypatch.setattr(sys.modules["wandb"], "teardown", lambda: sys.exit(3), raising=False)
+    track(Tracker("wandb"), record(), tmp_path)
+    assert [entry[0] for entry in wandb_log] == ["init", "summary"]
+    assert "wandb sync" in capsys.readouterr().err
+
+
+def test_a_login_that_is_not_answered_is_asked_once(
+    wandb_log: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def login(prompt: bool) -> bool:
+        asked.append(prompt)
+        raise TimeoutError("the service is busy")
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(sys.modules["wandb"], "login", login)
+    for _ in range(3):
+        check_tracker(Tracker("wandb"), tmp_path)
+    track(Tracker("wandb"), record(), tmp_path)
+    assert asked == [False]
+    assert wandb_log[0][1]["mode"] == "offline"
+    assert capsys.readouterr().err.count("wandb sync") == 1
+
+
 def test_tables_and_figures_go_into_one_report_run(wandb_log: list[Any], tmp_path: Path) -> None:
     report = Report("s", "embedded", {"table": pd.DataFrame({"a": [1]})}, [tmp_path / "figure.png"])
     track_report(Tracker("wandb"), report, tmp_path)
@@ -115,13 +158,15 @@ def test_tables_and_figures_go_into_one_report_run(wandb_log: list[Any], tmp_pat
     assert [entry for entry in wandb_log if entry[0] == "log"] == [("log", ["table"]), ("log", ["figure"])]
 
 
-def test_not_logged_in_is_said_before_the_work(wandb_log: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_logged_in_is_said_before_the_work(
+    wandb_log: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match="wandb login"):
-        check_tracker(Tracker("wandb"))
-    check_tracker(Tracker("wandb-offline"))
+        check_tracker(Tracker("wandb"), tmp_path)
+    check_tracker(Tracker("wandb-offline"), tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    check_tracker(Tracker("wandb"))
+    check_tracker(Tracker("wandb"), tmp_path)
 
 
 def test_the_real_wandb_writes_an_offline_run(tmp_path: Path) -> None:
@@ -130,3 +175,19 @@ def test_the_real_wandb_writes_an_offline_run(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert folder.name.endswith("tiny_wanda_uniform_2of4_all_s0_ffffffffffffffff-2")
     assert json.dumps(values_of(record()))
+
+
+def test_the_real_wandb_keeps_offline_what_its_host_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that could not be opened is opened again under the same id."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(trackers, "WAIT", 1.0)
+    for letter in "ab":
+        track(Tracker("wandb"), record(fingerprint=letter * 16), tmp_path)
+    kept = sorted(folder.name[-5:] for folder in (tmp_path / "wandb").glob("offline-run-*"))
+    assert kept == ["aaa-2", "bbb-2"]
+    assert len(list((tmp_path / "wandb").glob("run-*"))) == 1
+    assert capsys.readouterr().err.count("wandb sync") == 1

@@ -12,7 +12,6 @@ import pytest
 
 from harness.record.schema import Record, write
 from harness.report.allocation import by_site, to_markdown
-from tests.end_to_end.conftest import typed  # noqa: F401  (fixture)
 
 SIZES = {"self_attn.q_proj": 100, "mlp.up_proj": 300}
 
@@ -37,7 +36,7 @@ def rows(markdown: str) -> list[str]:
     return [" ".join(line.split()) for line in markdown.splitlines() if line.startswith("|")]
 
 
-def test_a_record_is_shown_and_written(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_a_record_is_shown_and_written(typed: Callable, tmp_path: Path) -> None:
     ran = typed("allocation", recorded(tmp_path), tmp_path / "out")
     assert ran.status == 0, ran.err
     assert rows(ran.out) == [
@@ -65,7 +64,7 @@ def test_a_record_is_shown_and_written(typed: Callable, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_patterns_are_shown_as_such(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_patterns_are_shown_as_such(typed: Callable, tmp_path: Path) -> None:
     ran = typed("allocation", recorded(tmp_path, sparsity="1of4"))
     assert rows(ran.out)[2:] == [
         "| 0 | 2of4 | 1of4 | 0.688 |",
@@ -94,14 +93,14 @@ def test_a_plain_file_has_unweighted_means_and_experts_share_a_cell(tmp_path: Pa
         (["nothing.json"], "the allocation nothing.json cannot be read: No such file or directory"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments: list[str], says: str, typed: Callable) -> None:  # noqa: F811
+def test_a_mistake_is_one_sentence(arguments: list[str], says: str, typed: Callable) -> None:
     ran = typed("allocation", *arguments)
     assert (ran.status, ran.out) == (2, "")
     assert says in ran.err
     assert ran.err.count("\n") == 1
 
 
-def test_records_without_an_allocation_and_folders_that_are_files(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_records_without_an_allocation_and_folders_that_are_files(typed: Callable, tmp_path: Path) -> None:
     for facts, says in (({"method": "none"}, "the record of a dense model"), ({"sites": {}}, "a run that was ok")):
         ran = typed("allocation", recorded(tmp_path, **facts))
         assert (ran.status, says in ran.err) == (2, True)

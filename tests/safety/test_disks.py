@@ -21,7 +21,6 @@ from harness.core.errors import Failure, UserError
 from harness.core.pattern import Unstructured
 from harness.record import schema
 from harness.record.schema import Record
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 EVOPRESS = ["allocator=evopress", "allocator.generations=2", "allocator.offspring=4", "allocator.stages=[1,2]"]
 EVOPRESS += ["allocator.survivors=[2,1]", "allocator.held_out=0", "allocator.granularity=block"]
@@ -59,18 +58,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", "-l", folder], capture_output=True)
 
 
-def elsewhere(options: list[str], **folders: Path) -> list[str]:  # noqa: F811
+def elsewhere(options: list[str], **folders: Path) -> list[str]:
     """The options of a run with these folders."""
     rest = [text for text in options if text.partition("=")[0] not in folders]
     return [*rest, *(f"{key}={folder}" for key, folder in folders.items())]
 
 
 def test_a_record_that_finds_no_room_costs_no_pruned_block(
-    disk: Disk,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    disk: Disk, typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = [*elsewhere(options, records=disk.folder / "records", cache=tmp_path / "cache"), "checkpoint_every=0"]
     write = schema.write
@@ -92,11 +87,7 @@ def test_a_record_that_finds_no_room_costs_no_pruned_block(
     assert again.record["measures"] == typed(*options).record["measures"]
 
 
-def test_an_earlier_record_survives_a_full_disk(
-    disk: Disk,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-) -> None:
+def test_an_earlier_record_survives_a_full_disk(disk: Disk, typed: Callable, options: list[str]) -> None:
     run = elsewhere(options, records=disk.folder / "records")
     first = typed(*run)
     disk.fill()
@@ -105,12 +96,7 @@ def test_an_earlier_record_survives_a_full_disk(
 
 
 @pytest.mark.parametrize("wrong", ["full", "read-only"])
-def test_a_cache_that_takes_nothing_costs_no_run(
-    wrong: str,
-    disk: Disk,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-) -> None:
+def test_a_cache_that_takes_nothing_costs_no_run(wrong: str, disk: Disk, typed: Callable, options: list[str]) -> None:
     run = [*elsewhere(options, cache=disk.folder / "cache"), "checkpoint_every=0"]
     (disk.folder / "cache").mkdir()
     disk.fill() if wrong == "full" else disk.read_only()
@@ -128,10 +114,7 @@ def test_a_cache_that_takes_nothing_costs_no_run(
 
 
 def test_a_model_that_finds_no_room_is_said_and_its_numbers_stay(
-    disk: Disk,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    tmp_path: Path,
+    disk: Disk, typed: Callable, options: list[str], tmp_path: Path
 ) -> None:
     saved = disk.folder / "kept"
     first = typed(*options, f"save={saved}")
@@ -149,7 +132,7 @@ def test_a_model_that_finds_no_room_is_said_and_its_numbers_stay(
     assert "found" not in typed(*options, f"save={saved}").err
 
 
-def test_tables_that_find_no_room_leave_the_earlier_ones(disk: Disk, typed: Callable) -> None:  # noqa: F811
+def test_tables_that_find_no_room_leave_the_earlier_ones(disk: Disk, typed: Callable) -> None:
     run = [*STUDY, "evaluation_limit=2", f"records={disk.folder / 'records'}"]
     first = typed(*run)
     assert first.status == 0, first.err
@@ -164,10 +147,7 @@ def test_tables_that_find_no_room_leave_the_earlier_ones(disk: Disk, typed: Call
 
 @pytest.mark.parametrize("option", ["records", "save"])
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(
-    option: str,
-    disk: Disk,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
+    option: str, disk: Disk, typed: Callable, options: list[str]
 ) -> None:
     disk.read_only()
     refused = typed(*elsewhere(options, **{option: disk.folder / "inside"}))
@@ -175,11 +155,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     assert refused.err == f"error: {option}={disk.folder / 'inside'} cannot be written: Read-only file system.\n"
 
 
-def test_a_level_database_that_finds_no_room(
-    disk: Disk,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-) -> None:
+def test_a_level_database_that_finds_no_room(disk: Disk, typed: Callable, options: list[str]) -> None:
     run = [*elsewhere(options, cache=disk.folder / "cache"), *EVOPRESS, "allocator.database=disk"]
     disk.fill()
     full = typed(*run)
@@ -233,11 +209,7 @@ def test_the_next_search_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
 @pytest.mark.parametrize("place", ["init", "update", "finish", "login"])
 @pytest.mark.parametrize("tracker", ["wandb", "wandb-offline"])
 def test_a_tracker_out_of_reach_changes_no_status(
-    place: str,
-    tracker: str,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    place: str, tracker: str, typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Session:
         def __init__(self, **_: Any) -> None:

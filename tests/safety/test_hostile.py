@@ -23,7 +23,7 @@ from harness.core.errors import UserError
 from harness.core.files import atomically, remove_abandoned, staged, write_atomically
 from harness.core.search import Ledger
 from harness.record import schema
-from tests.end_to_end.conftest import options, save_tiny, tiny, typed  # noqa: F401  (fixtures)
+from tests.commands import save_tiny
 from tests.safety.test_disks import EVOPRESS
 from tests.safety.test_names import record
 
@@ -32,9 +32,7 @@ STUDY += ["evaluation_limit=2"]
 
 
 def test_weights_that_change_after_they_were_hashed_are_no_result(
-    typed: Callable,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second point of a sweep, prepared before the first one ran, would carry the hash of other weights."""
     import harness.session as running
@@ -70,7 +68,7 @@ def left_there(folder: Path) -> None:
     (folder / "other_version.json").write_text(json.dumps(old | {"config": old["config"] | {"evaluation": 3}}))
 
 
-def test_what_is_no_record_breaks_no_study(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_no_record_breaks_no_study(typed: Callable, tmp_path: Path) -> None:
     left_there(tmp_path / "records")
     before = sorted(path.name for path in (tmp_path / "records").iterdir())
     run = [*STUDY, f"records={tmp_path / 'records'}"]
@@ -80,7 +78,7 @@ def test_what_is_no_record_breaks_no_study(typed: Callable, tmp_path: Path) -> N
     assert set(before) <= {path.name for path in (tmp_path / "records").iterdir()}
 
 
-def test_a_folder_in_the_place_of_a_record_is_said(typed: Callable, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_folder_in_the_place_of_a_record_is_said(typed: Callable, options: list[str], tmp_path: Path) -> None:
     first = typed(*options)
     path = Path(first.out.strip().removeprefix("record: "))
     path.unlink()
@@ -90,7 +88,7 @@ def test_a_folder_in_the_place_of_a_record_is_said(typed: Callable, options: lis
     assert [left for left in path.parent.iterdir() if left.name.endswith(".tmp")] == []
 
 
-def test_a_path_with_every_odd_character(typed: Callable, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_path_with_every_odd_character(typed: Callable, options: list[str], tmp_path: Path) -> None:
     odd = tmp_path / "a [b]* ?é$x;#"
     rest = [text for text in options if not text.startswith("records=")]
     quoted = f"'{odd}'"
@@ -100,10 +98,7 @@ def test_a_path_with_every_odd_character(typed: Callable, options: list[str], tm
 
 
 def test_folders_that_go_while_a_search_runs_cost_nothing(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = typed(*options, *EVOPRESS, f"cache={tmp_path / 'quiet'}").record
     end = Ledger.end_generation
@@ -211,9 +206,7 @@ def test_a_block_with_a_fitting_checksum_is_not_believed_either(
 
 
 def test_an_allocation_that_never_closes_its_brackets_is_a_mistake(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    tmp_path: Path,
+    typed: Callable, options: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "deep.json").write_text('{"sites": ' + "[" * 200_000)
     refused = typed(*options, "allocator=file", f"allocator.path={tmp_path / 'deep.json'}")

@@ -23,7 +23,6 @@ from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
 from harness.run import prune
-from tests.end_to_end.conftest import typed  # noqa: F401  (fixture)
 
 CPU = torch.device("cpu")
 Fits = Callable[[torch.Size], bool]
@@ -137,11 +136,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fits], None]:
     return limit
 
 
-def test_a_run_says_and_records_every_step(
-    typed: Callable,  # noqa: F811
-    limited: Callable[[Fits], None],
-    tmp_path: Any,
-) -> None:
+def test_a_run_says_and_records_every_step(typed: Callable, limited: Callable[[Fits], None], tmp_path: Any) -> None:
     run = ["calibration.windows=4", "calibration.length=64", "evaluation=[embedded-a,embedded-cloze]"]
     run += ["evaluation_limit=4", f"records={tmp_path / 'records'}"]
     whole = typed(*run).record
@@ -167,11 +162,7 @@ def test_a_run_says_and_records_every_step(
     ],
 )
 def test_what_does_not_fit_is_a_failed_record_and_the_sweep_goes_on(
-    fits: Fits,
-    reason: str,
-    typed: Callable,  # noqa: F811
-    limited: Callable[[Fits], None],
-    tmp_path: Any,
+    fits: Fits, reason: str, typed: Callable, limited: Callable[[Fits], None], tmp_path: Any
 ) -> None:
     run = ["evaluation=[embedded-a]", "evaluation_window=64", "evaluation_limit=2", f"records={tmp_path / 'records'}"]
     run += ["calibration.windows=2", "calibration.length=48"]

@@ -18,8 +18,7 @@ from harness.core.errors import UserError
 from harness.record import schema
 from harness.record.schema import Record
 from harness.record.trackers import track
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
-from tests.record.test_trackers import CONFIG, wandb_log  # noqa: F401  (fixture)
+from tests.record.test_trackers import CONFIG
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = [
@@ -43,7 +42,7 @@ def test_a_record_lies_in_its_folder_whatever_its_configuration_says(name: str, 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_wandb_is_given_an_id_that_it_takes(name: str, wandb_log: list[Any], tmp_path: Path) -> None:  # noqa: F811
+def test_wandb_is_given_an_id_that_it_takes(name: str, wandb_log: list[Any], tmp_path: Path) -> None:
     track(Tracker("wandb"), record(name, attempt=12345), tmp_path)
     identifier = wandb_log[0][1]["id"]
     assert len(identifier) <= 128 and not set(identifier) & set("/\\#?%: \n\0")
@@ -76,12 +75,7 @@ def test_what_is_no_record_is_left_out(entry: str, value: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["../../x", "..", "/etc", "a\\b", "two\nlines", "x" * 200, ".x"])
-def test_a_model_may_not_be_named_like_a_path(
-    name: str,
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_model_may_not_be_named_like_a_path(name: str, typed: Callable, options: list[str], tmp_path: Path) -> None:
     quoted = "'" + name.replace("\\", "\\\\") + "'"
     refused = typed(*options, f"model.name={quoted}", f"save='{tmp_path / 'out'}/${{model.name}}'")
     assert refused.status == 2 and "model.name=" in refused.err and refused.err.count("\n") == 1
@@ -90,7 +84,7 @@ def test_a_model_may_not_be_named_like_a_path(
 
 @pytest.mark.parametrize("name", ["../harness_embedded", "../../x", "a;b", "x" * 300, ".", "kills\nx"])
 @pytest.mark.parametrize("option", ["study", "model", "method", "allocator", "calibration", "cluster", "scale"])
-def test_choices_are_names_of_what_is_there(option: str, name: str, typed: Callable) -> None:  # noqa: F811
+def test_choices_are_names_of_what_is_there(option: str, name: str, typed: Callable) -> None:
     command = ["plan"] if option in ("cluster", "scale") else []
     more = ["study=harness_embedded"] if command else []
     refused = typed(*command, *more, f"{option}='{name}'" if option not in ("study", "scale") else f"{option}={name}")

@@ -16,7 +16,6 @@ from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.study import grid
 from harness.study.estimate import estimate
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 STUDY: dict[str, Any] = {
     "title": "A study of a test",
@@ -105,10 +104,7 @@ def test_a_mistaken_layout_is_said_before_anything_runs(
 
 
 def test_a_study_over_settings_runs_and_shows_them(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    write: Callable[..., None],
-    tmp_path: Path,
+    typed: Callable, options: list[str], write: Callable[..., None], tmp_path: Path
 ) -> None:
     mine = [text for text in options if not text.startswith("calibration.windows")]
     ran = typed("study=test_axes", *mine)

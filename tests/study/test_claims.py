@@ -24,7 +24,6 @@ from harness.record.provenance import ROOT
 from harness.record.question import answer_of, only, question
 from harness.study import commands
 from harness.study.plan import Files, attempts, has_finished, progress_of
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 STUDY = ["study=wanda_table3", "model=embedded-llama", "method=none,magnitude"]  # one dense point, three pruned ones
 SLOW = """
@@ -86,7 +85,7 @@ def _registered() -> None:
     compose.register()
 
 
-def test_status_and_plan_tell_who_is_at_a_point_and_retry_leaves_it(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_status_and_plan_tell_who_is_at_a_point_and_retry_leaves_it(typed: Callable, tmp_path: Path) -> None:
     mine = part(tmp_path)
     with at(mine, 1) as other:
         running = f"running model=embedded-llama sparsity=0.5 method=magnitude  (process {other.pid} on "
@@ -109,7 +108,7 @@ def test_status_and_plan_tell_who_is_at_a_point_and_retry_leaves_it(typed: Calla
     assert "4 done" in typed("status", *mine).out
 
 
-def test_what_was_submitted_and_never_ended_is_lost(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_what_was_submitted_and_never_ended_is_lost(typed: Callable, tmp_path: Path) -> None:
     mine = part(tmp_path)
     study = commands.study_of(mine)
     answers = [only(question(point.cfg.composed)) for point in study.points[:2]]
@@ -126,10 +125,7 @@ def test_what_was_submitted_and_never_ended_is_lost(typed: Callable, tmp_path: P
 
 @pytest.mark.parametrize("jump", [-1e8, 1e8])
 def test_setting_the_clock_changes_no_state(
-    jump: float,
-    typed: Callable,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    jump: float, typed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = part(tmp_path)
     typed(*mine, "method=none")
@@ -140,7 +136,7 @@ def test_setting_the_clock_changes_no_state(
         assert "1 cells done, 0 to run" in typed(*mine, "method=none").out
 
 
-def test_what_was_forced_elsewhere_counts_by_its_attempts(typed: Callable, options: list[str]) -> None:  # noqa: F811
+def test_what_was_forced_elsewhere_counts_by_its_attempts(typed: Callable, options: list[str]) -> None:
     """Not by the times of files: the clock of another machine, or of this one, may have been set."""
     path = Path(typed(*options).out.strip().removeprefix("record: "))
     cfg = compose.compose_run([*options, "force=true"])
@@ -151,7 +147,7 @@ def test_what_was_forced_elsewhere_counts_by_its_attempts(typed: Callable, optio
     assert has_finished(cfg, before, Files())
 
 
-def test_a_study_goes_on_with_other_points_and_comes_back(typed: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_a_study_goes_on_with_other_points_and_comes_back(typed: Callable, tmp_path: Path) -> None:
     mine = part(tmp_path)
     with at(mine, 0) as other:
         study = start(*mine)
@@ -179,7 +175,7 @@ def test_two_processes_on_one_study_compute_every_point_once(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m"]])
-def test_two_processes_on_one_point_compute_it_once(sweep: list[str], options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_two_processes_on_one_point_compute_it_once(sweep: list[str], options: list[str], tmp_path: Path) -> None:
     plugin = tmp_path / "slow.py"
     plugin.write_text(SLOW)
     both = [start(*sweep, *options, f"plugins={plugin}", "method=slow") for _ in range(2)]
@@ -192,7 +188,7 @@ def test_two_processes_on_one_point_compute_it_once(sweep: list[str], options: l
     assert (tmp_path / "pruned").read_text() == "x" * matrices
 
 
-def test_a_failed_claim_is_one_sentence(typed: Callable, options: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_failed_claim_is_one_sentence(typed: Callable, options: list[str], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / ".running").write_text("")
     refused = typed(*options)
@@ -202,10 +198,7 @@ def test_a_failed_claim_is_one_sentence(typed: Callable, options: list[str], tmp
 
 
 def test_a_claim_is_held_while_a_point_runs(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness import execute
 

@@ -12,7 +12,6 @@ import pytest
 from harness import compose
 from harness.core.errors import UserError
 from harness.study import gpus
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 PLUGIN = """
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Witness:
 
 
 @pytest.fixture
-def sweep(options: list[str], tmp_path: Path) -> list[str]:  # noqa: F811
+def sweep(options: list[str], tmp_path: Path) -> list[str]:
     """A sweep without evaluation, by a method that tells where it ran."""
     (tmp_path / "witness.py").write_text(PLUGIN)
     return [*options, f"plugins=[{tmp_path / 'witness.py'}]", "method=witness", "evaluation=[]"]
@@ -114,7 +113,7 @@ def test_the_gpus_that_are_named_are_taken(monkeypatch: pytest.MonkeyPatch) -> N
         gpus.visible_gpus()
 
 
-def test_a_sweep_over_gpus(typed: Callable, sweep: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_sweep_over_gpus(typed: Callable, sweep: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "visible_gpus", lambda: [""])
     ran = typed("-m", *sweep, "seed=0,1", "cluster=gpus")
     assert ran.status == 0, ran.err

@@ -15,11 +15,17 @@ from harness import compose
 from harness.study import commands, grid
 from harness.study.estimate import estimate
 from harness.study.plan import progress_of
-from tests.end_to_end.conftest import options, tiny, typed  # noqa: F401  (fixtures)
 
 STUDIES = [
-    *("harness_allocators", "harness_embedded",
-        "harness_numerics", "harness_sparsellm", "isc_figure3", "isc_table1", "isc_table2"),
+    *(
+        "harness_allocators",
+        "harness_embedded",
+        "harness_numerics",
+        "harness_sparsellm",
+        "isc_figure3",
+        "isc_table1",
+        "isc_table2",
+    ),
     *(f"msp_{item}" for item in ("ablation", "calibration", "figure1", "pruner", "sensitivity", "start")),
     "owl_table3",
     *(f"sparsellm_{item}" for item in ("ablation", "figure3", "figure5", "table2", "time")),
@@ -91,7 +97,7 @@ def test_sparsellm_pruned_the_first_half(tmp_path: Path) -> None:
     assert {point.axes["scope"] for point in points if "scope" in point.axes} == {"first_half", "all"}
 
 
-def test_a_study_runs_resumes_and_tells(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_study_runs_resumes_and_tells(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:
     planned = typed("plan", small, *options)
     assert planned.status == 0
     assert "7 to do, 6 missing" in planned.out  # without geometry, 3of5 is to do until it is refused
@@ -116,7 +122,7 @@ def test_a_study_runs_resumes_and_tells(typed: Callable, options: list[str], sma
     assert "missing" in markdown
 
 
-def test_tables_need_records_alone(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+def test_tables_need_records_alone(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:
     typed(small, *options)
     folder = tmp_path / "tables" / "test_table1" / "embedded"
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -128,10 +134,7 @@ def test_tables_need_records_alone(typed: Callable, options: list[str], small: s
 
 
 def test_failed_points_are_retried(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.methods.wanda import Wanda
 
@@ -145,7 +148,7 @@ def test_failed_points_are_retried(
     assert "4 failed and 0 lost points to run again" in retried.out
 
 
-def test_an_override_of_an_axis_keeps_some_of_its_values(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
+def test_an_override_of_an_axis_keeps_some_of_its_values(typed: Callable, options: list[str], small: str) -> None:
     assert "2 to do" in typed("plan", small, *options, "method=wanda", "sparsity=0.5").out
     assert "3 to do" in typed("plan", small, *options, "method=none,wanda", "sparsity=0.5").out
     assert "1 to do" in typed("plan", small, *options, "method=wanda", "sparsity=.5", "scope=all").out
@@ -158,17 +161,14 @@ def test_an_override_of_an_axis_keeps_some_of_its_values(typed: Callable, option
     assert "unknown method of study test_table1: 'wnda'; did you mean wanda" in refused.err
 
 
-def test_a_default_spelt_out_fills_the_same_cell(typed: Callable, options: list[str], small: str) -> None:  # noqa: F811
+def test_a_default_spelt_out_fills_the_same_cell(typed: Callable, options: list[str], small: str) -> None:
     typed(*options, "method=none", "evaluation_window=32", "dtype=float32")
     assert "1 done" in typed("status", small, *options).out
     assert "6 to run" in typed(small, *options).out
 
 
 def test_records_of_an_earlier_revision_are_shown_and_run_again(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.methods.wanda import Wanda
 
@@ -182,10 +182,7 @@ def test_records_of_an_earlier_revision_are_shown_and_run_again(
 
 
 def test_points_whose_record_is_gone_are_retried(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    tmp_path: Path,
+    typed: Callable, options: list[str], small: str, tmp_path: Path
 ) -> None:
     typed(small, *options)
     lost = next(path for path in (tmp_path / "records").glob("*.json") if "_wanda_" in path.name)
@@ -197,10 +194,7 @@ def test_points_whose_record_is_gone_are_retried(
 
 
 def test_a_mistake_in_a_point_is_said_and_not_called_missing(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable, options: list[str], small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = typed(small, *options, "model.window=1")
     assert (said.status, said.out) == (2, "")
@@ -213,10 +207,7 @@ def test_a_mistake_in_a_point_is_said_and_not_called_missing(
 
 
 def test_publishing_copies_records_and_makes_the_table(
-    typed: Callable,  # noqa: F811
-    options: list[str],  # noqa: F811
-    small: str,
-    tmp_path: Path,
+    typed: Callable, options: list[str], small: str, tmp_path: Path
 ) -> None:
     typed(small, *options)
     assert typed("publish", small, *options).status == 0
@@ -227,7 +218,7 @@ def test_publishing_copies_records_and_makes_the_table(
     assert (folder / "table.md").is_file()
 
 
-def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:  # noqa: F811
+def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:
     typed(small, *options)
     records = tmp_path / "records"
     path = next(p for p in records.glob("*.json") if "_none_" in p.name)
@@ -239,11 +230,7 @@ def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small
     assert "unlike protocols" in refused.err
 
 
-def test_a_launched_study_ends_with_its_table(
-    typed: Callable,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_launched_study_ends_with_its_table(typed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = ["study=isc_table2", "model=embedded-llama", "method=none,magnitude", "evaluation_limit=2"]
     part += [f"records={tmp_path / 'records'}", "cluster=joblib"]
     refused = typed(*part, "device=cuda:7")  # joblib's processes run on this machine
@@ -261,7 +248,7 @@ def test_a_launched_study_ends_with_its_table(
     assert "did you mean joblib" in told.err
 
 
-def test_mistakes_in_commands(typed: Callable) -> None:  # noqa: F811
+def test_mistakes_in_commands(typed: Callable) -> None:
     assert "did you mean status" in typed("statu", "study=isc_table1").err
     assert "name a study" in typed("plan").err
     assert "unknown scale" in typed("plan", "study=isc_table1", "scale=tiny").err

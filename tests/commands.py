@@ -1,18 +1,15 @@
-"""A tiny checkpoint on disk, and a way to type commands."""
+"""What tests of commands share: what a typed one gave, a tiny checkpoint on disk, the settings of a run of a second."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.__main__ import main
 from harness.data.corpora import EMBEDDED
 
 SMALL = ["calibration.windows=2", "calibration.length=32", "evaluation=[embedded-a]", "evaluation_limit=2"]
@@ -30,16 +27,6 @@ class Typed(NamedTuple):
         last = self.out.strip().splitlines()[-1]
         assert last.startswith("record: ")
         return json.loads(Path(last.removeprefix("record: ")).read_text())
-
-
-@pytest.fixture
-def typed(capfd: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
-    def run(*arguments: object) -> Typed:
-        status = main([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        return Typed(status, captured.out, captured.err)
-
-    return run
 
 
 def save_tiny(folder: Path, **changes: Any) -> Path:
@@ -61,15 +48,3 @@ def save_tiny(folder: Path, **changes: Any) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED / "embedded-llama" / name, folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-block LLaMA of random weights with the embedded tokenizer."""
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def options(tiny: Path, tmp_path: Path) -> list[str]:
-    """A run of a second: the tiny model, two calibration and two evaluation windows."""
-    return ["model=hf", f"model.path={tiny}", "model.window=32", f"records={tmp_path / 'records'}", *SMALL]
