@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,15 +101,35 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f}" if size else "–"
 
 
-def write(name: str, title: str, about: str, lines: Sequence[str]) -> None:
-    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`."""
-    facts = provenance(device(), {})
-    where = f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
-    text = "\n".join([f"# {title}", "", f"{where}; {about}", "", *lines, ""])
+def write(name: str, title: str, about: str, lines: Sequence[str], data: Mapping[str, Any] | None = None) -> None:
+    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`.
+
+    Args:
+        data: raw numbers, for whatever counts on with them; they go to `<name>.json`.
+    """
+    text = "\n".join([f"# {title}", "", f"{measured_on()}; {about}", "", *lines, ""])
+    (bench_folder() / f"{name}.md").write_text(text)
+    if data is not None:
+        write_raw(name, data)
+    print(text)
+
+
+def write_raw(name: str, data: Mapping[str, Any]) -> None:
+    """Write numbers with what they were measured on to `results/bench/<name>.json`."""
+    (bench_folder() / f"{name}.json").write_text(json.dumps({"where": measured_on(), **data}, indent=1) + "\n")
+
+
+def bench_folder() -> Path:
+    """Where tables and raw numbers lie."""
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text)
-    print(text)
+    return folder
+
+
+def measured_on() -> str:
+    """Machine and code, in a line."""
+    facts = provenance(device(), {})
+    return f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
 
 
 def give_positions() -> None:
