@@ -66,7 +66,7 @@ def main() -> None:
     compose.register()
     if options.again:
         kept = json.loads(KEPT.read_text())
-        report(kept["points"], kept["device"], kept["measured on"])
+        report(kept["points"], kept["device"], kept["where"])
         return
     points = []
     for name in options.models.split(","):

@@ -104,24 +104,40 @@ def gib(size: int) -> str:
 
 
 def write(
-    name: str, title: str, about: str, lines: Sequence[str], numbers: Mapping[str, Any] | None = None,
+    name: str, title: str, about: str, lines: Sequence[str], data: Mapping[str, Any] | None = None,
     where: str | None = None,
 ) -> None:  # fmt: skip
-    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`; numbers beside it.
+    """Print a table with what it was measured on, and write it to `results/bench/<name>.md`.
 
     Args:
+        data: raw numbers, for whatever counts on with them; they go to `<name>.json`.
         where: what it was measured on, if not here and now.
     """
-    if where is None:
-        facts = provenance(device(), {})
-        where = f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
+    where = where or measured_on()
     text = "\n".join([f"# {title}", "", f"{where}; {about}", "", *lines, ""])
+    (bench_folder() / f"{name}.md").write_text(text)
+    if data is not None:
+        write_raw(name, data, where)
+    print(text)
+
+
+def write_raw(name: str, data: Mapping[str, Any], where: str | None = None) -> None:
+    """Write numbers with what they were measured on to `results/bench/<name>.json`."""
+    content = {"where": where or measured_on(), **data}
+    (bench_folder() / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def bench_folder() -> Path:
+    """Where tables and raw numbers lie."""
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text)
-    if numbers is not None:
-        (folder / f"{name}.json").write_text(json.dumps({"measured on": where, **numbers}, indent=1) + "\n")
-    print(text)
+    return folder
+
+
+def measured_on() -> str:
+    """Machine and code, in a line."""
+    facts = provenance(device(), {})
+    return f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
 
 
 PAIRS = False

@@ -2,14 +2,22 @@
 
     python -m benchmarks.speed.sweep     # two CPU cores
     python -m benchmarks.speed.sweep --shape 1b calibration=wikitext2-sample 'evaluation=[wikitext2]'     # an H200
+    python -m benchmarks.speed.sweep --shape 160m --authors <folder of clones>     # the same beside the authors' codes
 
 40, 50, 60, 65, 70, 75 and 80 % × magnitude, Wanda, SparseGPT × uniform, OWL, AlphaPruning, perplexity after each. The
 clock of a side runs from the start of its first process to the end of its last: imports, loading and tokenising count.
 Alone, `--alone` sparsities are run (all nine points of each) and counted up to seven. The ratio is printed only if both
 sides give the same perplexities: equal numbers on a CPU, within `TOLERANCE` on a GPU. With `--shape` the model is a
 random one, written to a temporary folder first. Further arguments are overrides of every point; `inputs=dense` is the
-other experiment, whose ratio is to be told apart from this one. Prints a Markdown table with what was counted, and
-writes it to `results/bench/sweep_<model>.md`.
+other experiment, whose ratio is to be told apart from this one.
+
+With `--authors` the points alone are not ours: each is a process that runs the unmodified `main.py` of one of the
+clones `wanda`, `OWL`, `AlphaPruning` below that folder (`pointwise.py`, which also says how close the numbers have to
+be). Both sides then take C4's sample, WikiText-2 and float16 unless overrides say otherwise, and 128 windows of 2048
+tokens; `calibration.windows=`, `calibration.length=` with `evaluation_window=`, and `evaluation_limit=` hold for both.
+
+Prints a Markdown table with what was counted, and writes it to `results/bench/sweep_<model>.md`, the raw numbers to the
+`.json` beside it.
 """
 
 from __future__ import annotations
@@ -25,45 +33,30 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from benchmarks.speed.common import SHAPES, device, random_model, write
+from benchmarks.speed import pointwise
+from benchmarks.speed.common import SHAPES, device, random_model, write, write_raw
+from benchmarks.speed.points import SPARSITIES, Given, Point, Side, points
 from harness import compose
-from harness.data.corpora import EMBEDDED
+from harness.data.corpora import EMBEDDED, assets
 from harness.execute import execute
 from harness.prepare import prepare
 from harness.record.provenance import ROOT
 
-SPARSITIES = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
-METHODS = ("magnitude", "wanda", "sparsegpt")
-ALLOCATORS = ("uniform", "owl", "alphapruning")
 TOLERANCE = 1e-3
 COUNTED = {
-    "loads": "harness.session.load_model",
-    "block forwards": "harness.calibration.stream.Stream.run_piece",
-    "factorisations": "harness.core.statistic.damped_inverse",
-    "spectra": "harness.allocators.alphapruning.power_law_exponent",
-    "evaluations": "harness.evaluation.perplexity.mean_nll",
+    "loads": ("harness.session.load_model",),
+    "block forwards": ("harness.calibration.stream.Stream.run_piece",),
+    "factorisations": ("harness.core.statistic.damped_inverse", "harness.core.statistic.hoped_factor"),
+    "spectra": ("harness.allocators.alphapruning.power_law_exponent",),
+    "evaluations": ("harness.evaluation.perplexity.mean_nll",),
 }
-
-
-class Side(NamedTuple):
-    """Seconds of all points by the clock and of the processor, what each measured, what was counted, stages."""
-
-    seconds: float
-    processor: float
-    values: dict[str, list[float]]
-    counts: Counter[str]
-    stages: Counter[str]
-
-    def plus(self, other: Side) -> Side:
-        """Both together."""
-        values = {**self.values, **other.values}
-        counts, stages = self.counts + other.counts, self.stages + other.stages
-        return Side(self.seconds + other.seconds, self.processor + other.processor, values, counts, stages)
+"""Where the functions are looked up, which for those imported by name is the module that calls them."""
 
 
 def main() -> None:
@@ -71,45 +64,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--alone", default="0.6", help="sparsities of the points that are run alone")
+    parser.add_argument("--authors", type=Path, help="a folder of clones, whose code then runs alone in place of ours")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
     if options.child:
         child(json.loads(options.child), options.overrides)
         return
-    alone = [float(text) for text in options.alone.split(",")]
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = [*options.overrides, *(shaped(options.shape, Path(folder)) if options.shape else ())]
-        together = timed(points(SPARSITIES), overrides, Path(folder) / "together")
+    chosen = points([float(text) for text in options.alone.split(",")])
+    if options.authors:
+        options.overrides = pointwise.with_defaults(options.overrides)
+        pointwise.on_one_device()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        overrides = [*options.overrides, *(shaped(options.shape, folder) if options.shape else ())]
+        common = None
+        if options.authors:
+            common = pointwise.setting(options.authors, overrides, chosen[0], folder / "authors")
+        together = timed(points(SPARSITIES), overrides, folder / "together")
         print(f"together: {together.seconds:.1f} s", file=sys.stderr, flush=True)
-        single = Side(0.0, 0.0, {}, Counter(), Counter())
-        for number, point in enumerate(points(alone)):
-            single = single.plus(timed([point], overrides, Path(folder) / f"alone{number}"))
-    share = len(SPARSITIES) / len(alone)
-    told(options, together, single, share, gate(together, single))
-
-
-def points(sparsities: Sequence[float]) -> list[list[str]]:
-    """The overrides of every point, sparsity outermost."""
-    return [
-        [f"sparsity={sparsity}", f"method={method}", f"allocator={allocator}"]
-        for sparsity in sparsities
-        for method in METHODS
-        for allocator in ALLOCATORS
-    ]
+        single = Side()
+        for number, point in enumerate(chosen):
+            alone = (
+                partial(pointwise.run_alone, point, common)
+                if common
+                else partial(timed, [point], overrides, folder / f"alone{number}")
+            )
+            single = single.plus(alone())
+            print(f"{point.name}: {single.points[point.name].seconds:.1f} s", file=sys.stderr, flush=True)
+    if common:
+        told_beside_authors(options, common, together, single, chosen)
+    else:
+        told(options, together, single, gate(together, single))
 
 
 def shaped(shape: str, folder: Path) -> list[str]:
-    """A random checkpoint of a shape, with the embedded tokenizer."""
+    """A random checkpoint of a shape, with a tokenizer of real text where the assets are, else the embedded one."""
     model = random_model(SHAPES[shape], SHAPES[shape].blocks, device())
-    model.config.bos_token_id, model.config.eos_token_id = 0, 1
+    local = assets()
+    source = local / "models" / "proxy-llama-11m" if local else EMBEDDED / "embedded-llama"
+    tokens = json.loads((source / "config.json").read_text())
+    model.config.bos_token_id, model.config.eos_token_id = tokens["bos_token_id"], tokens["eos_token_id"]
     model.save_pretrained(folder / shape)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(EMBEDDED / "embedded-llama" / name, folder / shape)
+        shutil.copy(source / name, folder / shape)
+    del model
+    torch.cuda.empty_cache()
     return ["model=hf", f"model.path={folder / shape}"]
 
 
-def timed(chosen: list[list[str]], overrides: Sequence[str], folder: Path) -> Side:
+def timed(chosen: Sequence[Point], overrides: Sequence[str], folder: Path) -> Side:
     """These points in a process of their own."""
     order = json.dumps({"points": chosen, "records": str(folder)})
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -121,26 +125,30 @@ def timed(chosen: list[list[str]], overrides: Sequence[str], folder: Path) -> Si
     if done.returncode:
         raise SystemExit(done.stderr.decode())
     told = json.loads((folder / "told.json").read_text())
-    return Side(seconds, processor, told["values"], Counter(told["counts"]), Counter(told["stages"]))
+    given = {name: Given(**one) for name, one in told["points"].items()}
+    return Side(seconds, processor, given, Counter(told["counts"]), Counter(told["stages"]))
 
 
 def child(order: dict[str, Any], overrides: Sequence[str]) -> None:
     """Run points one after the other, as a sweep does, and leave what they gave in a file."""
     compose.register()
     counts = Counter[str]()
-    for name, where in COUNTED.items():
-        count(counts, name, where)
-    values: dict[str, list[float]] = {}
-    stages = Counter[str]()
+    for name, places in COUNTED.items():
+        for where in places:
+            count(counts, name, where)
+    side = Side(counts=counts)
     folder = Path(order["records"])
-    for point in order["points"]:
-        cfg = compose.compose_run([*overrides, f"records={folder}", *point])
+    for point in (Point(*one) for one in order["points"]):
+        started = time.perf_counter()
+        cfg = compose.compose_run([*overrides, f"records={folder}", *point.overrides])
         _, record = execute(cfg, prepare(cfg), in_sweep=True)
         if record.status != "ok":
-            raise SystemExit(f"{' '.join(point)}: {record.status}: {record.reason}")
-        values[" ".join(point)] = [measure["value"] for measure in record.measures]
-        stages.update({name: stage["seconds"] for name, stage in record.stages.items()})
-    (folder / "told.json").write_text(json.dumps({"values": values, "counts": counts, "stages": stages}))
+            raise SystemExit(f"{point.name}: {record.status}: {record.reason}")
+        values = [measure["value"] for measure in record.measures]
+        seconds = time.perf_counter() - started
+        side.points[point.name] = Given(values, record.sparsity["achieved"] or 0.0, seconds)
+        side.stages.update({name: stage["seconds"] for name, stage in record.stages.items()})
+    (folder / "told.json").write_text(json.dumps(side.plain))
 
 
 def count(counts: Counter[str], name: str, where: str) -> None:
@@ -168,8 +176,8 @@ def gate(together: Side, alone: Side) -> float:
     """
     pairs = [
         (mine, theirs)
-        for name, values in alone.values.items()
-        for mine, theirs in zip(together.values[name], values, strict=True)
+        for name, given in alone.points.items()
+        for mine, theirs in zip(together.points[name].values, given.values, strict=True)
     ]
     worst = max(abs(mine - theirs) / theirs for mine, theirs in pairs)
     if worst > (TOLERANCE if torch.cuda.is_available() else 0.0):
@@ -177,32 +185,80 @@ def gate(together: Side, alone: Side) -> float:
     return worst
 
 
-def told(options: argparse.Namespace, together: Side, alone: Side, share: float, worst: float) -> None:
+def told(options: argparse.Namespace, together: Side, alone: Side, worst: float) -> None:
     """The table with what it was measured on."""
-    name = options.shape or next((text[6:] for text in options.overrides if text.startswith("model=")), "default")
-    number = len(together.values)
-    measured = f"{len(alone.values)} of them measured, times {share:g}"
-    about = (
-        f"{' '.join(options.overrides) or 'default settings'}. Largest relative difference of a perplexity: "
-        f"{worst:.3g}. Alone: {measured}."
-    )
-    lines = [
-        "| | together | alone | ratio |",
-        "|---|---|---|---|",
-        row("seconds", together.seconds, alone.seconds * share, "{:.1f}"),
-        row("processor seconds", together.processor, alone.processor * share, "{:.1f}"),
-        row("seconds a point", together.seconds / number, alone.seconds * share / number, "{:.2f}"),
-    ]
+    share = len(together.points) / len(alone.points)
+    lines = seconds_lines(together, alone)
     lines += [row(kind, together.counts[kind], alone.counts[kind] * share, "{:.0f}") for kind in COUNTED]
     stages = [(key, together.stages[key], alone.stages[key] * share) for key in alone.stages]
     lines += [row(f"stage {key} (s)", mine, theirs, "{:.1f}") for key, mine, theirs in stages]
-    write(f"sweep_{name}", f"A sweep of {number} points, model {name}", about, lines)
+    finish(options, together, alone, f"Largest relative difference of a perplexity: {worst:.3g}", lines)
+
+
+def told_beside_authors(
+    options: argparse.Namespace, common: pointwise.Setting, together: Side, alone: Side, chosen: Sequence[Point]
+) -> None:
+    """The same beside the authors' codes, in which nothing is counted, by method and allocator."""
+    try:
+        worst = pointwise.compare(together, alone, chosen)
+    except SystemExit:
+        # what was computed is kept: it is needed to find out why
+        write_raw(f"sweep_{model_name(options)}_refused", raw(options, together, alone))
+        raise
+    lines = seconds_lines(together, alone)
+    lines += [f"| {kind} | {together.counts[kind]} | – | – |" for kind in COUNTED]
+    lines += [f"| stage {key} (s) | {seconds:.1f} | – | – |" for key, seconds in together.stages.items()]
+    lines += pointwise.breakdown(together, alone, chosen)
+    finish(options, together, alone, f"{common.about}. {pointwise.told_apart(worst, alone)}", lines)
+
+
+def seconds_lines(together: Side, alone: Side) -> list[str]:
+    """The head of the table and its lines of seconds, for all points on both sides."""
+    number = len(together.points)
+    share = number / len(alone.points)
+    seconds, processor = alone.counted_up(share)
+    return [
+        "| | together | alone | ratio |",
+        "|---|---|---|---|",
+        row("seconds", together.seconds, seconds, "{:.1f}"),
+        row("processor seconds", together.processor, processor, "{:.1f}"),
+        row("seconds a point", together.seconds / number, seconds / number, "{:.2f}"),
+    ]
 
 
 def row(name: str, together: float, alone: float, form: str) -> str:
     """One line of the table."""
     ratio = f"{alone / together:.2f}" if together else "–"
     return f"| {name} | {form.format(together)} | {form.format(alone)} | {ratio} |"
+
+
+def finish(options: argparse.Namespace, together: Side, alone: Side, about: str, lines: Sequence[str]) -> None:
+    """Write table and raw numbers."""
+    name, number, measured = model_name(options), len(together.points), len(alone.points)
+    about = (
+        f"{' '.join(options.overrides) or 'default settings'}. {about}. "
+        f"Alone: {measured} of them measured, times {number / measured:g}."
+    )
+    data = raw(options, together, alone)
+    write(f"sweep_{name}", f"A sweep of {number} points, model {name}", about, lines, data)
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """The shape, or the name of the model asked for."""
+    chosen = (text.removeprefix("model=") for text in options.overrides if text.startswith("model="))
+    return options.shape or next(chosen, "default")
+
+
+def raw(options: argparse.Namespace, together: Side, alone: Side) -> dict[str, Any]:
+    """All that was measured."""
+    return {
+        "model": model_name(options),
+        "overrides": options.overrides,
+        "authors": pointwise.REVISIONS if options.authors else None,
+        "share": len(together.points) / len(alone.points),
+        "together": together.plain,
+        "alone": alone.plain,
+    }
 
 
 if __name__ == "__main__":
