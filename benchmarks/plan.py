@@ -5,8 +5,9 @@
     python -m benchmarks.plan --again     # the measurements in results/bench/plan.json, by today's estimate
 
 Every point runs alone (`share=false`), its seconds are those of all its stages, its memory is the highest peak of one.
-The first point of a model runs twice: kernels are compiled in the first, which does not count. Prints a Markdown table
-and writes it to `results/bench/plan.md`, the measurements beside it as JSON.
+The first point of a model runs twice: kernels are compiled in the first, which does not count. Points of other models
+that were measured before stay. Prints a Markdown table and writes it to `results/bench/plan.md`, the measurements
+beside it as JSON.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ MORE = (
     "method=wanda allocator=msp sparsity=1of4",
     "method=wanda allocator=isc",
 )
-"""For models of at most `SMALL` weights: these take minutes at 7B."""
-SMALL = 3e9
+"""For models of at most `SMALL` weights: these take minutes at larger ones."""
+SMALL = 3e8
 TEXT = ("calibration=wikitext2-sample", "evaluation=[wikitext2]")
 KEPT = ROOT / "results" / "bench" / "plan.json"
 FAR = 0.25
@@ -68,8 +69,10 @@ def main() -> None:
         kept = json.loads(KEPT.read_text())
         report(kept["points"], kept["device"], kept["where"])
         return
-    points = []
-    for name in options.models.split(","):
+    names = options.models.split(",")
+    kept = json.loads(KEPT.read_text())["points"] if KEPT.exists() else []
+    points = [point for point in kept if point["overrides"][0].removeprefix("model=") not in names]
+    for name in names:
         for point in measured(name, options.overrides):
             points.append(point)
             print(json.dumps(point), flush=True)
