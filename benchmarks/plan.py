@@ -5,8 +5,8 @@
     python -m benchmarks.plan --again     # the measurements in results/bench/plan.json, by today's estimate
 
 Every point runs alone (`share=false`), its seconds are those of all its stages, its memory is the highest peak of one.
-The first point of a model runs twice: kernels are compiled in the first, which does not count. Points of other models
-that were measured before stay. Prints a Markdown table and writes it to `results/bench/plan.md`, the measurements
+A short point of every model runs first, which does not count: kernels are compiled in it. Points of other models that
+were measured before stay. Prints a Markdown table and writes it to `results/bench/plan.md`, the measurements
 beside it as JSON.
 """
 
@@ -34,10 +34,10 @@ from harness.study.estimate import estimate
 
 MODELS = ("opt-125m", "opt-1.3b", "llama2-7b")
 PLAIN = (
-    "method=magnitude",
-    "method=none",
     "method=wanda",
     "method=sparsegpt",
+    "method=none",
+    "method=magnitude",
     "method=sparsegpt sparsity=2of4",
     "method=wanda calibration.windows=32",
     "method=wanda allocator=owl",
@@ -47,9 +47,10 @@ MORE = (
     "method=sparsegpt numerics=exact calibration.windows=32",
     "method=magnitude allocator=alphapruning",
     "method=wanda allocator=msp sparsity=1of4",
-    "method=wanda allocator=isc",
+    "method=wanda allocator=mrp calibration.windows=32",
 )
 """For models of at most `SMALL` weights: these take minutes at larger ones."""
+SHORT = "method=sparsegpt calibration.windows=8 evaluation_limit=4"
 SMALL = 3e8
 TEXT = ("calibration=wikitext2-sample", "evaluation=[wikitext2]")
 KEPT = ROOT / "results" / "bench" / "plan.json"
@@ -76,7 +77,7 @@ def main() -> None:
         for point in measured(name, options.overrides):
             points.append(point)
             print(json.dumps(point), flush=True)
-    report(points, device().type)
+        report(points, device().type)
 
 
 def measured(name: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -89,7 +90,7 @@ def measured(name: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
             where = [f"model.path={folder}"]
         small = geometry["blocks"] * geometry["hidden"] * geometry["intermediate"] < SMALL / 4
         texts = [*PLAIN, *(MORE if small else ())]
-        for number, text in enumerate([texts[2], *texts]):
+        for number, text in enumerate([SHORT, *texts]):
             asked = [f"model={name}", *TEXT, *text.split(), *overrides]
             cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
             torch.cuda.empty_cache()

@@ -8,8 +8,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.stream import first
 from harness.record.provenance import ROOT, provenance
 from harness.record.schema import hardware_name
 
@@ -140,23 +138,11 @@ def measured_on() -> str:
     return f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
 
 
-PAIRS = False
-"""Whether the authors' blocks see every window twice at once: products of another shape, which round otherwise."""
-
-
-@contextmanager
-def in_pairs() -> Iterator[None]:
-    """Let the authors' code round its forwards as another batch, or another library, would."""
-    global PAIRS
-    PAIRS = True
-    try:
-        yield
-    finally:
-        PAIRS = False
-
-
 def give_positions() -> None:
-    """Blocks of newer transformers want rotary embeddings, which the authors' codes do not hand on."""
+    """Blocks of newer transformers want rotary embeddings, which the authors' codes do not hand on.
+
+    They are made where the hidden states are, as the model's own were: a CPU and a GPU round frequencies differently.
+    """
     from transformers.models.llama import modeling_llama as llama
 
     forward = llama.LlamaDecoderLayer.forward
@@ -166,12 +152,11 @@ def give_positions() -> None:
         if named.get("position_embeddings") is None:
             key = (hidden_states.shape[1], hidden_states.device, hidden_states.dtype)
             if key not in rotaries:
-                rotary = llama.LlamaRotaryEmbedding(self.self_attn.config).to(hidden_states.device)
+                with hidden_states.device:
+                    rotary = llama.LlamaRotaryEmbedding(self.self_attn.config)
                 positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
                 rotaries[key] = rotary(hidden_states, positions)
             named["position_embeddings"] = rotaries[key]
-        if PAIRS:
-            return first(forward(self, hidden_states.repeat(2, 1, 1), *positional, **named))[:1]
         return forward(self, hidden_states, *positional, **named)
 
     llama.LlamaDecoderLayer.forward = with_positions  # type: ignore[method-assign]

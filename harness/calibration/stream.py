@@ -147,7 +147,7 @@ class Stream:
     def _catch_arguments(self, batch: Tensor) -> list[dict[str, Any]]:
         """What every block is called with beside the hidden states; blocks of one model may differ in it.
 
-        Only the first block runs, to show what it gives; the others are called and pass it through.
+        Only the first block runs, to show what it gives; the others are called and pass it through, the head is not.
         """
         caught: list[dict[str, Any]] = []
 
@@ -162,10 +162,14 @@ class Stream:
             hidden = positional[0] if positional else named["hidden_states"]
             return (hidden,) if self._gives_tuples else hidden
 
+        def stop(*_: Any, **__: Any) -> Any:
+            raise _Stop  # or the head would run, whose logits may be the largest tensor of all
+
         handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in self.blocks]
         handles.append(self.blocks[0].register_forward_hook(look))
+        handles.append(self.blocks[-1].register_forward_hook(stop))
         try:
-            with standing_in(dict.fromkeys(self.blocks[1:], passing)):
+            with suppress(_Stop), standing_in(dict.fromkeys(self.blocks[1:], passing)):
                 self.model(batch, use_cache=False)
         finally:
             for handle in handles:

@@ -6,7 +6,7 @@ import math
 import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 
 import torch
@@ -214,8 +214,9 @@ def page_locked(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     size = -(-max(1, math.prod(shape) * dtype.itemsize) // page) * page
     raw = torch.empty(size + page, dtype=torch.uint8)
     start = -raw.data_ptr() % page  # pages of its own: one cannot be locked twice
-    if torch.cuda.is_available():
-        torch.cuda.cudart().cudaHostRegister(raw.data_ptr() + start, size, 0)
+    if torch.cuda.is_available() and int(torch.cuda.cudart().cudaHostRegister(raw.data_ptr() + start, size, 0)):
+        with suppress(RuntimeError):  # the next call would be told of the refusal
+            torch.zeros(1, device="cuda")
     return raw[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
