@@ -5,10 +5,11 @@
 
 The clone is locuslab/wanda at 8e8fc87, which holds SparseGPT too. All sides prune the same random blocks on the same
 tokens. A block's seconds are those of two blocks less those of one, so that each has both of its passes; memory is the
-peak with two. Before any ratio: the masks of `exact` and `fast` against the authors', block by block, beside the noise
-of the reference: what the authors' code differs from itself when its windows come in the opposite order. Where the
-first block's masks differ by more than `NOISES` times that, and by more than `FLIPS`, no ratio is printed. Prints a
-Markdown table and writes it to `results/bench/block_<shape>.md`, its numbers beside it as JSON.
+peak with two. A ratio is printed only if the squared error that pruning brings to the first block's outputs is that of
+the authors' code to `SAME_ERROR`. Masks are told beside it, block by block, with the noise of the reference: what the
+authors' code differs from itself when its windows come in the opposite order, and when every window runs twice in one
+batch, so that products round otherwise. Prints a Markdown table and writes it to `results/bench/block_<shape>.md`, its
+numbers beside it as JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from benchmarks.speed.common import (
     SHAPES,
     device,
     gib,
+    in_pairs,
     load_wanda,
     random_model,
     random_tokens,
@@ -39,6 +41,7 @@ from benchmarks.speed.common import (
 )  # fmt: skip
 from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, batched, stream
 from harness.core.pattern import Unstructured
+from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
@@ -47,19 +50,21 @@ from harness.run import prune
 
 METHODS: dict[str, Any] = {"sparsegpt": SparseGPT(), "wanda": Wanda()}
 SPARSITY = 0.5
-FLIPS, NOISES = 1e-5, 1.5
-"""The share of the first block's masks that another order of sums may decide, and how many times the noise."""
-NOISE = "authors, windows reversed"
+SAME_ERROR = 1e-3
+COLUMNS = (
+    *("method", "side", "seconds a block", "×", "first run, more", "peak GiB"),
+    *("error of block 0", "masks that differ, block 0", "block 1"),
+)
 Work = Callable[[LlamaForCausalLM, Tensor], None]
 
 
 class Side(NamedTuple):
-    """Seconds a block of each repeat, what the first run took more than the others, peak bytes, masks by block."""
+    """Seconds a block of each repeat, what the first run took more than the others, peak bytes, weights by block."""
 
     seconds: list[float]
     first: float
     peak: int
-    masks: list[Tensor]
+    weights: list[dict[str, Tensor]]
 
 
 def main() -> None:
@@ -74,17 +79,16 @@ def main() -> None:
     options = parser.parse_args()
     module = load_wanda(options.authors) if options.authors else None
     ids = random_tokens(SHAPES[options.shape], options.windows, options.length, device())
-    lines = [
-        "| method | side | seconds a block | × | first run, more | peak GiB | masks that differ, block 0 | block 1 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     numbers: dict[str, Any] = {}
     for method in METHODS:
         sides = _sides(options, method, module, ids)
+        errors = _errors(options.shape, ids, sides)
         for name, side in sides.items():
-            lines.append(_row(method, name, side, sides))
+            lines.append(_row(method, name, sides, errors))
             print(lines[-1], flush=True)
-            numbers[f"{method}, {name}"] = {"seconds": side.seconds, "first": side.first, "peak": side.peak}
+            told = {"seconds": side.seconds, "first": side.first, "peak": side.peak, "error": errors[name]}
+            numbers[f"{method}, {name}"] = told
         write(
             f"block_{options.shape}",
             f"One block of shape {options.shape}",
@@ -103,18 +107,28 @@ def _sides(options: argparse.Namespace, method: str, module: Any, ids: Tensor) -
     if module is not None:
         theirs = _theirs(module, method)
         sides["authors"] = _measure(shape, ids, options.authors_repeat, theirs)
-        sides[NOISE] = _measure(shape, ids.flip(0), 0, theirs)
+        sides["authors, windows reversed"] = _measure(shape, ids.flip(0), 0, theirs)
+        with in_pairs():
+            sides["authors, windows in pairs"] = _measure(shape, ids, 0, theirs)
     return sides
 
 
-def _agrees(side: Side, sides: dict[str, Side]) -> bool:
-    """Whether a side chose in the first block what the authors' code did, as far as that agrees with itself."""
-    noise = _differing(sides[NOISE], sides["authors"], 0)
-    return _differing(side, sides["authors"], 0) <= max(FLIPS, NOISES * noise)
+@torch.no_grad()
+def _errors(shape: str, ids: Tensor, sides: dict[str, Side]) -> dict[str, float]:
+    """By side: Σ over matrices of tr(Δ H Δᵀ), Δ what pruning changed of the first block, H of the dense block's inputs.
 
-
-def _differing(side: Side, other: Side, index: int) -> float:
-    return float((side.masks[index] != other.masks[index]).float().mean())
+    Masks and weights of another order of sums differ; what they cost should not.
+    """
+    model = random_model(SHAPES[shape], 1, ids.device, ids.shape[1])
+    with _plain_products():
+        (block,) = stream(model, anatomy_of(model), batched(ids, 1), range(1), edited=False, label="", exact=True)
+        seen = block.observe(gram)
+        errors = dict.fromkeys(sides, 0.0)
+        for site, dense in block.weights.items():
+            for name, side in sides.items():
+                change = side.weights[0][site].to(ids.device).float() - dense.float()
+                errors[name] += float((change @ seen[site].matrix * change).sum(dtype=torch.float64))
+    return errors
 
 
 def _ours(method: str, *, exact: bool) -> Work:
@@ -144,10 +158,10 @@ def _measure(shape: str, ids: Tensor, repeat: int, work: Work) -> Side:
             with _plain_products():
                 once, peak, _ = timed(partial(work, model, ids))
             seconds.append(once)
-    masks = [_mask(model, index) for index in range(2)]
+    weights = [_weights(model, index) for index in range(2)]
     seconds = [two - one for one, two in zip(taken[1][1:], taken[2][1:], strict=False)]
     first = taken[1][0] - statistics.median(taken[1][1:]) if repeat else 0.0
-    return Side(seconds, first, peak, masks)
+    return Side(seconds, first, peak, weights)
 
 
 @contextmanager
@@ -159,22 +173,30 @@ def _plain_products() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _mask(model: LlamaForCausalLM, index: int) -> Tensor:
-    linears = anatomy_of(model).block_linears(model, index)
-    return torch.cat([(linear.weight != 0).flatten() for linear in linears.values()]).cpu()
+def _weights(model: LlamaForCausalLM, index: int) -> dict[str, Tensor]:
+    return {site: linear.weight.cpu() for site, linear in anatomy_of(model).block_linears(model, index).items()}
 
 
-def _row(method: str, name: str, side: Side, sides: dict[str, Side]) -> str:
-    ratio, differ = "", ["", ""]
+def _differing(side: Side, other: Side, index: int) -> float:
+    """The share of weights of a block that one side keeps and the other does not."""
+    pairs = [(mine, other.weights[index][site]) for site, mine in side.weights[index].items()]
+    return sum(int(((a != 0) != (b != 0)).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+
+
+def _row(method: str, name: str, sides: dict[str, Side], errors: dict[str, float]) -> str:
+    side, ratio, error, differ = sides[name], "", "", ["", ""]
     if authors := sides.get("authors"):
         differ = [f"{_differing(side, authors, index):.1e}" for index in range(2)]
+        more = errors[name] / errors["authors"] - 1
+        error = f"{more:+.1e}"
         if side.seconds:
             ratio = f"{statistics.median(authors.seconds) / statistics.median(side.seconds):.2f}"
-        if not _agrees(side, sides):
-            ratio = "other masks"
+        if not abs(more) <= SAME_ERROR:
+            ratio = "another error"
     seconds = spread(side.seconds) if side.seconds else "–"
     first = f"{side.first:.1f} s" if side.seconds else "–"
-    return f"| {method} | {name} | {seconds} | {ratio} | {first} | {gib(side.peak)} | {differ[0]} | {differ[1]} |"
+    cells = (method, name, seconds, ratio, first, gib(side.peak), error, *differ)
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

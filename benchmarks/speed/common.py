@@ -8,7 +8,8 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.calibration.stream import first
 from harness.record.provenance import ROOT, provenance
 from harness.record.schema import hardware_name
 
@@ -138,6 +140,21 @@ def measured_on() -> str:
     return f"{hardware_name(facts['hardware'])}, torch {facts['versions']['torch']}, commit {facts['commit']}"
 
 
+PAIRS = False
+"""Whether the authors' blocks see every window twice at once: products of another shape, which round otherwise."""
+
+
+@contextmanager
+def in_pairs() -> Iterator[None]:
+    """Let the authors' code round its forwards as another batch, or another library, would."""
+    global PAIRS
+    PAIRS = True
+    try:
+        yield
+    finally:
+        PAIRS = False
+
+
 def give_positions() -> None:
     """Blocks of newer transformers want rotary embeddings, which the authors' codes do not hand on.
 
@@ -157,6 +174,8 @@ def give_positions() -> None:
                 positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
                 rotaries[key] = rotary(hidden_states, positions)
             named["position_embeddings"] = rotaries[key]
+        if PAIRS:
+            return first(forward(self, hidden_states.repeat(2, 1, 1), *positional, **named))[:1]
         return forward(self, hidden_states, *positional, **named)
 
     llama.LlamaDecoderLayer.forward = with_positions  # type: ignore[method-assign]

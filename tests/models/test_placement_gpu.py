@@ -44,6 +44,7 @@ def pruned(
     """Weights and loss of a model pruned in its place, and the peak of memory from placing on."""
     model = model_of(*size)
     anatomy = anatomy_of(model)
+    torch.cuda.init()  # no peak before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_allocated(GPU)
@@ -117,6 +118,7 @@ def test_activations_that_are_written_late_arrive() -> None:
 
 def test_waiting_activations_are_not_on_the_gpu() -> None:
     size = 1 << 26
+    torch.cuda.init()  # no peak before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_allocated(GPU)
