@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from harness.calibration.stream import SHORT_TOKENS_PER_BATCH
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.errors import UserError
@@ -26,8 +27,10 @@ LIBRARIES = 1.0 * GIB
 """Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""
 LONGEST_PROMPT = 1024
 """Tokens that the longest zero-shot prompt (BoolQ's) may take."""
-SELECTION = 24
-"""Bytes a weight of the largest matrix while it is pruned: scores, their order (64 bits each), the mask, the result."""
+SELECTION = {"cuda": 10, "cpu": 24}
+"""Bytes a weight of the largest matrix while it is pruned: scores, mask, result; on a CPU their order, in 64 bits."""
+SIGHTLESS = ("uniform", "file", "alphapruning")
+"""Allocators that look at no input of a linear."""
 TIED = ("opt", "gemma", "gemma2", "gemma3_text")
 """Families whose head is the embedding."""
 
@@ -96,7 +99,8 @@ class Need:
     """Bytes. A run has `waiting` beside the weights from pass to pass; that may wait in host memory, as may `blocks`.
 
     `block` are the matrices of one block, `outside` embedding and head. `pruning` is the working memory of one block's
-    calibration and pruning, `scoring` that of evaluation.
+    calibration and pruning, `scoring` that of evaluation; `under_way` are hidden states on their way to host memory and
+    back, where they wait there.
     """
 
     blocks: float
@@ -105,6 +109,7 @@ class Need:
     waiting: float
     pruning: float
     scoring: float
+    under_way: float = 0.0
 
     @property
     def beside_weights(self) -> float:
@@ -119,12 +124,12 @@ class Need:
     @property
     def parked(self) -> float:
         """Peak on a GPU that holds the weights, while what waits does so in host memory."""
-        return self.blocks + self.outside + max(self.pruning, self.scoring)
+        return self.blocks + self.outside + max(self.pruning, self.scoring) + self.under_way
 
     @property
     def offloaded(self) -> float:
         """Peak on a GPU that two blocks at a time visit."""
-        return 2 * self.block + self.outside + max(self.pruning, self.scoring)
+        return 2 * self.block + self.outside + max(self.pruning, self.scoring) + self.under_way
 
     def host(self, *, offload: bool) -> float:
         """Host memory for what waits there."""
@@ -151,45 +156,66 @@ def need_of(
     block = geometry.block_parameters * itemsize
     blocks = geometry.blocks * block
     outside = geometry.outside_parameters * itemsize if weights is None else max(0.0, weights - blocks)
-    waiting = _waiting(cfg, geometry, length, itemsize) if calibrated else 0.0
-    pruning = 0.0
+    tokens = max(length, _tokens_at_once(cfg, itemsize, cuda))
+    waiting = passing = choosing = under_way = 0.0
     if cfg.method is not None:
-        pruning = _selection(geometry) + block  # the pruned weights of a block wait for each other
         waiting += _levels(cfg, geometry, itemsize)
+        choosing += _selection(geometry, cuda) + block  # the pruned weights of a block wait for each other
     if calibrated:
-        pruning += (
-            _batch(geometry, length, itemsize, cuda)
-            + _statistics(cfg, geometry)
-            + _curvature(cfg, geometry, length, itemsize)
-        )
-    return Need(blocks, block, outside, waiting, pruning, _scoring(cfg, geometry, window, itemsize, cuda))
+        waiting += _waiting(cfg, geometry, length, itemsize)
+        passing += _batch(geometry, tokens, length, itemsize) + _grams(cfg, geometry)
+        choosing += _factors(cfg, geometry, fast=_is_fast(cfg, itemsize, cuda))
+        under_way = 2 * (AHEAD + 1) * tokens * geometry.hidden * itemsize if cuda else 0
+        passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length))
+    pruning = max(passing, choosing)
+    scoring = _scoring(cfg, geometry, window, itemsize, cuda)
+    return Need(blocks, block, outside, waiting, pruning, scoring, under_way)
+
+
+def _is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
+    """Whether sums are taken in another order than the released codes', several windows at once."""
+    return cuda and itemsize == 2 and cfg.numerics == "fast"
+
+
+def _tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
+    if cfg.numerics == "exact":
+        return 1
+    return SHORT_TOKENS_PER_BATCH if _is_fast(cfg, itemsize, cuda) else TOKENS_PER_BATCH
 
 
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
-    """Two copies of the hidden states, and what a method keeps between its passes over a block."""
+    """The hidden states, twice where an allocator passes over dense blocks, and what a method keeps between passes."""
     tokens = cfg.calibration.windows * length
     kept = getattr(cfg.method, "kept_bytes", lambda *sizes: 0)(tokens, geometry.hidden, geometry.wide, itemsize)
-    return float(2 * tokens * geometry.hidden * itemsize + kept)
+    copies = 1 if cfg.composed["allocator"]["name"] in SIGHTLESS else 2
+    return float(copies * tokens * geometry.hidden * itemsize + kept)
 
 
-def _selection(geometry: Geometry) -> float:
-    return float(SELECTION * geometry.hidden * geometry.wide * (2 if not geometry.gated else 1))
+def _selection(geometry: Geometry, cuda: bool) -> float:
+    a_weight = SELECTION["cuda" if cuda else "cpu"]
+    return float(a_weight * geometry.hidden * geometry.wide * (2 if not geometry.gated else 1))
 
 
-def _batch(geometry: Geometry, length: int, itemsize: int, cuda: bool) -> float:
-    """One batch inside a block, and the hidden states under way to host memory and back."""
-    tokens = max(TOKENS_PER_BATCH, length)
+def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int) -> float:
+    """One batch inside a block."""
     inside = tokens * (8 * geometry.hidden + 3 * geometry.wide) * itemsize
     plain = 3 * tokens * geometry.heads * length * 4 if itemsize == 4 else 0  # scores of plain attention
-    under_way = 2 * (AHEAD + 1) * tokens * geometry.hidden * itemsize if cuda else 0
-    return float(inside + plain + under_way)
+    return float(inside + plain)
 
 
-def _statistics(cfg: RunConfig, geometry: Geometry) -> float:
-    """Gram matrices of all distinct inputs, each with its inverse and factor, and two more while one is factorised."""
-    if getattr(cfg.method, "statistic", gram) in (None, norms):
-        return 0.0
-    return 4.0 * (3 * geometry.gram_elements + 2 * max(geometry.wide, geometry.hidden) ** 2)
+def _grams(cfg: RunConfig, geometry: Geometry) -> float:
+    """Gram matrices of all distinct inputs of a block."""
+    return 0.0 if getattr(cfg.method, "statistic", gram) in (None, norms) else 4.0 * geometry.gram_elements
+
+
+def _factors(cfg: RunConfig, geometry: Geometry, *, fast: bool) -> float:
+    """Gram matrices with their factors, and what stands beside them while the widest is factorised.
+
+    As the released codes do it, each has its inverse too.
+    """
+    largest = 4.0 * max(geometry.wide, geometry.hidden) ** 2
+    grams = _grams(cfg, geometry)
+    return grams and (2 * grams + 3 * largest if fast else 3 * grams + 4 * largest)
 
 
 def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
@@ -200,6 +226,12 @@ def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -
     graph = length * (8 * geometry.hidden + 6 * geometry.wide)
     logits = 4 * length * geometry.vocabulary
     return float((4 * geometry.block_parameters + states + graph) * itemsize + logits * 4)
+
+
+def _judging(cfg: RunConfig, geometry: Geometry, length: int) -> float:
+    """Candidates of a search: logits of all fitness windows, their logarithms and what they are compared with."""
+    windows = getattr(cfg.allocator, "windows", 0) if hasattr(cfg.allocator, "database") else 0
+    return 16.0 * windows * length * geometry.vocabulary
 
 
 def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
@@ -223,7 +255,8 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), window * vocabulary * 4)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
-    return float(logits + _batch(geometry, window, 2 if cuda else itemsize, cuda))  # attention is fused here
+    # attention is fused here
+    return float(logits + _batch(geometry, max(TOKENS_PER_BATCH, window), window, 2 if cuda else itemsize))
 
 
 class Waits(NamedTuple):

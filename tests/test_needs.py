@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from harness.core.errors import UserError
 from harness.core.memory import GIB
 from harness.models.anatomy import anatomy_of
 from harness.needs import LIBRARIES, Need, check_memory, need_of, of_config, of_facts
+from harness.record.provenance import ROOT
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEED = Need(blocks=20 * GIB, block=GIB, outside=GIB, waiting=4 * GIB, pruning=3 * GIB, scoring=2 * GIB)
@@ -57,24 +60,39 @@ def test_where_everything_is_adds_up() -> None:
 
 
 def test_what_is_counted() -> None:
-    """LLaMA-2-7B in 16 bits, by hand: 202 M weights a block, 262 M outside; 128 windows of 2048 twice are 4 GiB."""
+    """LLaMA-2-7B in 16 bits, by hand: 202 M weights a block, 262 M outside; 128 windows of 2048 are 2 GiB."""
     wanda, gpt, dense = needed("method=wanda"), needed("method=sparsegpt"), needed("method=none", calibrated=False)
     assert wanda.blocks == 32 * wanda.block == 32 * 2 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert wanda.outside == 2 * 2 * 32000 * 4096
-    assert wanda.waiting == 4 * GIB and dense.waiting == 0 and dense.pruning == 0
+    assert wanda.waiting == 2 * GIB and dense.waiting == 0 and dense.pruning == 0
+    assert needed("method=wanda", "allocator=owl").waiting == 4 * GIB  # what a dense block gives, beside what it got
+    inside, chosen = 2 * (8 * 4096 + 3 * 11008), 10 * 4096 * 11008 + wanda.block
     grams = 4 * (3 * 4096**2 + 11008**2)
-    assert gpt.pruning - wanda.pruning == 3 * grams + 2 * 4 * 11008**2
+    assert wanda.pruning == 16384 * inside > chosen
+    assert gpt.pruning == max(16384 * inside + grams, 2 * grams + 3 * 4 * 11008**2 + chosen)
+    exact = needed("method=sparsegpt", "numerics=exact")
+    assert exact.pruning == 3 * grams + 4 * 4 * 11008**2 + chosen > 2048 * inside
     tokens = 128 * 2048
     assert needed("method=sparsellm").waiting - wanda.waiting == tokens * (2 * 4096 * 2 + 2 * 11008 * 4)
-    levels = needed("method=wanda", "allocator=msp", "sparsity=1of4").waiting - wanda.waiting
+    levels = needed("method=wanda", "allocator=msp", "sparsity=1of4").waiting - 4 * GIB
     assert levels == 4 * wanda.blocks  # 0, 1, 2 and 3 of 4; 4 of 4 are the model's own
     on_disk = needed("method=wanda", "allocator=msp", "sparsity=1of4", "allocator.database=disk")
-    assert on_disk.waiting == wanda.waiting
-    assert needed("allocator=mrp").waiting - wanda.waiting == wanda.blocks
-    assert needed("allocator=mrp", "scope=0-15").waiting - wanda.waiting == wanda.blocks / 2
+    assert on_disk.waiting == 4 * GIB
+    assert needed("allocator=mrp").waiting - 4 * GIB == wanda.blocks
+    assert needed("allocator=mrp", "scope=0-15").waiting - 4 * GIB == wanda.blocks / 2
     assert needed("method=wanda", "evaluation=[]").scoring == 0 < wanda.scoring
     assert needed("model=llama3-8b").scoring > 1.5 * wanda.scoring  # four times the vocabulary
     assert needed(weights=1e12).outside == 1e12 - wanda.blocks
+
+
+def test_counts_are_near_what_two_blocks_took_on_a_gpu() -> None:
+    """The peaks of `benchmarks/speed/block.py`, within a quarter."""
+    measured = json.loads((ROOT / "results" / "bench" / "block_7b.json").read_text())
+    for method in ("wanda", "sparsegpt"):
+        for mode in ("fast", "exact"):
+            need = needed(f"method={method}", f"numerics={mode}", "evaluation=[]")
+            two = replace(need, blocks=2 * need.block)
+            assert two.resident == pytest.approx(measured[f"{method}, {mode}"]["peak"], rel=0.25)
 
 
 @pytest.mark.parametrize(
