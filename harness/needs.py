@@ -156,7 +156,7 @@ def need_of(
     block = geometry.block_parameters * itemsize
     blocks = geometry.blocks * block
     outside = geometry.outside_parameters * itemsize if weights is None else max(0.0, weights - blocks)
-    tokens = max(length, _tokens_at_once(cfg, itemsize, cuda))
+    tokens = max(length, tokens_at_once(cfg, itemsize, cuda))
     waiting = passing = choosing = under_way = 0.0
     if cfg.method is not None:
         waiting += _levels(cfg, geometry, itemsize)
@@ -177,7 +177,8 @@ def _is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
     return cuda and itemsize == 2 and cfg.numerics == "fast"
 
 
-def _tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
+def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
+    """Tokens of a calibration batch; at least a window's."""
     if cfg.numerics == "exact":
         return 1
     return SHORT_TOKENS_PER_BATCH if _is_fast(cfg, itemsize, cuda) else TOKENS_PER_BATCH

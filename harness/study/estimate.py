@@ -1,6 +1,7 @@
 """What a point will cost, counted from the model's geometry: no checkpoint is needed.
 
-Rates are assumptions, stated here; the memory is counted in `harness/needs.py`.
+The rates are those that `benchmarks/plan.py` and `benchmarks/speed/block.py` measured on an H200, and on two CPU cores;
+the memory is counted in `harness/needs.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,49 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.core.memory import GIB
-from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts
+from harness.evaluation.perplexity import TOKENS_PER_BATCH
+from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts, tokens_at_once
 from harness.prepare import uses_calibration
 
-RATES = {"cpu": 50e9, "cuda": 300e12}
-"""Floating-point operations a second that a forward pass reaches: two CPU cores; a data-centre GPU in 16 bits."""
-FLOAT32_RATES = {"cpu": 50e9, "cuda": 40e12}
-START = {"cpu": 2.0, "cuda": 3.0}
-"""Seconds a point spends on loading and book-keeping."""
-COLUMN = {"cpu": 2e-4, "cuda": 1e-5}
-"""Seconds per column of SparseGPT's loop."""
+
+@dataclass(frozen=True)
+class Speed:
+    """What a kind of device reaches with weights of a width.
+
+    `rate` are the operations a second of a forward's products, `gram` those of X Xᵀ counted whole, `fit` those of
+    SparseLLM's updates; `factor` and `spectrum` the n³ a second of a factor and of eigenvalues. The others are seconds:
+    `launch` of a block and batch that a forward takes however small it is, `column` of a column that SparseGPT walks
+    over, `block` of a block's factors and thresholds however small they are, `read` of a byte of weights from the file
+    to its place.
+    """
+
+    rate: float
+    gram: float
+    fit: float
+    factor: float
+    spectrum: float
+    launch: float
+    column: float
+    block: float
+    read: float
+
+
+SPEEDS = {
+    ("cpu", 4): Speed(50e9, 50e9, 25e9, 10e9, 5e9, 1e-3, 3e-4, 1e-2, 1e-9),
+    ("cpu", 2): Speed(50e9, 50e9, 25e9, 10e9, 5e9, 1e-3, 3e-4, 1e-2, 1e-9),
+    ("cuda", 4): Speed(40e12, 40e12, 20e12, 10e12, 8e10, 4e-4, 1e-5, 2e-2, 4e-10),
+    ("cuda", 2): Speed(590e12, 950e12, 137e12, 25e12, 8e10, 4e-4, 5.5e-6, 1e-2, 4e-10),
+}
+START = 0.5
+"""Seconds of a point that nothing else explains."""
+TOKEN = 3e-6
+"""Seconds of a token of text: reading and cutting it."""
+DRAWN, TRAINING = 5, 300_000
+"""Tokens that are cut for one drawn, where documents have to be longer than a window; those of other training texts."""
+JUDGED = 2
+"""Windows of a search that go through a block at a time, about."""
+LEVELS = 5
+"""Times that a search prunes every matrix, about."""
 FISHER, HESSIAN = 4, 13
 """Forward passes that a window costs in the Fisher trace, and a window and probe in the Hessian's (measured)."""
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
@@ -75,14 +109,23 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
         return None
     geometry = of_facts(facts)
     narrow = 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and device == "cpu") else 2
-    rate = (FLOAT32_RATES if narrow == 4 else RATES)[device]
+    speed = SPEEDS[device, narrow]
+    if cfg.numerics == "exact":
+        speed = replace(speed, gram=SPEEDS[device, 4].gram)
     window = _tokens(cfg, facts)
     in_scope = replace(geometry, blocks=len(cfg.scope.blocks(geometry.blocks)))
-    seconds = START[device] + _pruning(cfg, in_scope, window, rate, device) + _evaluation(cfg, geometry, window, rate)
+    calibrated = uses_calibration(cfg)
     need = need_of(
         cfg, geometry, length=cfg.calibration.length or window, window=cfg.evaluation_window or window,
-        itemsize=narrow, calibrated=uses_calibration(cfg), cuda=device == "cuda",
+        itemsize=narrow, calibrated=calibrated, cuda=device == "cuda",
     )  # fmt: skip
+    seconds = START + speed.read * (need.blocks + need.outside) + _evaluation(cfg, geometry, window, speed)
+    if calibrated:
+        drawn = cfg.calibration.windows * window
+        seconds += TOKEN * (DRAWN * drawn if cfg.calibration.corpus.startswith("c4") else max(drawn, TRAINING))
+    if cfg.method is not None:
+        at_once = tokens_at_once(cfg, narrow, device == "cuda")
+        seconds += _pruning(cfg, in_scope, window, at_once, speed) + _allocating(cfg, in_scope, window, speed)
     return Estimate(seconds, need)
 
 
@@ -90,31 +133,39 @@ def _tokens(cfg: RunConfig, facts: Mapping[str, Any]) -> int:
     return int(facts["context"] if cfg.window == "context" else cfg.window or 2048)
 
 
-def _pruning(cfg: RunConfig, geometry: Geometry, window: int, rate: float, device: str) -> float:
-    if cfg.method is None:
+def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, speed: Speed) -> float:
+    """Seconds of the walk over the blocks: a pass to the last input, what is chosen, and a pass behind it."""
+    name = cfg.composed["method"]["name"]
+    if name == "magnitude":
         return 0.0
     tokens = cfg.calibration.windows * window
-    forward = 2 * tokens * geometry.block_parameters * geometry.blocks
-    name = cfg.composed["method"]["name"]
-    passes = 0 if name == "magnitude" else 2
-    work = passes * forward / rate + _allocating(cfg, geometry, window, rate, device)
-    if name != "magnitude" and name != "wanda":
-        grams = 2 * tokens * (3 * geometry.hidden**2 + geometry.wide**2) * geometry.blocks
-        work += grams / FLOAT32_RATES[device] + sum(geometry.widths) * geometry.blocks * COLUMN[device]
+    batches = tokens / max(window, at_once)
+    products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
+    seconds = products / speed.rate + 2 * batches * speed.launch
+    if name != "wanda":
+        seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
     if name == "sparsellm":
-        work += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, rate, device)
-    return work
+        seconds += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, batches, speed)
+    return geometry.blocks * seconds
 
 
-def _allocating(cfg: RunConfig, geometry: Geometry, window: int, rate: float, device: str) -> float:
+def _choosing(geometry: Geometry, speed: Speed) -> float:
+    """Seconds in which SparseGPT factorises and walks over the columns of a block, once for each distinct input."""
+    widths = (geometry.hidden,) * 3 + (geometry.wide,)
+    return speed.block + sum(width**3 / speed.factor + width * speed.column for width in widths)
+
+
+def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -> float:
     """Seconds of an allocator; a search counts whole, though points that share it pay once."""
     settings = cfg.composed["allocator"]
     body = 2 * window * geometry.block_parameters * geometry.blocks  # a window through the blocks
     whole = body + 2 * window * geometry.hidden * geometry.vocabulary
     calibration = cfg.calibration.windows
     match settings["name"]:
-        case "uniform" | "file" | "alphapruning":
+        case "uniform" | "file":
             windows = 0.0
+        case "alphapruning":
+            return len(geometry.widths) * geometry.blocks * geometry.hidden**3 / speed.spectrum
         case "mrp":  # a pruning and an observation a turn
             windows = 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
         case "isc":
@@ -129,22 +180,20 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, rate: float, de
             windows = settings["generations"] * judged + calibration
         case _:
             windows = calibration
-    levels = 8 if settings["name"] in ("msp", "evopress") else 0
-    return windows * whole / rate + levels * sum(geometry.widths) * geometry.blocks * COLUMN[device]
+    levels = LEVELS if settings["name"] in ("msp", "evopress") else 0
+    launches = windows / JUDGED * geometry.blocks * speed.launch
+    return windows * whole / speed.rate + launches + levels * geometry.blocks * _choosing(geometry, speed)
 
 
-def _epoch(geometry: Geometry, tokens: int, rate: float, device: str) -> float:
-    """Seconds of one epoch of SparseLLM after the first, which is SparseGPT: its updates, then the columns again.
-
-    Its products reach half the rate of a forward pass: TF32 against 16 bits on a GPU, small matrices on a CPU.
-    """
+def _epoch(geometry: Geometry, tokens: int, batches: float, speed: Speed) -> float:
+    """Seconds of a block's epoch of SparseLLM after the first (SparseGPT): its updates, then the columns again."""
     wide, hidden = geometry.wide, geometry.hidden
     products = 2 * tokens * (wide**2 + (7 if geometry.gated else 5) * hidden * wide)  # the Gram matrix of p is wide²
-    columns = (2 if geometry.gated else 1) * hidden + wide
-    return geometry.blocks * (products / (rate / 2) + columns * COLUMN[device])
+    return products / speed.fit + batches * speed.launch + _choosing(geometry, speed)
 
 
-def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, rate: float) -> float:
+def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -> float:
     per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
     tokens = sum(ITEM_TOKENS.get(name, TOKENS.get(name, 256 * window)) for name in cfg.evaluators)
-    return tokens * per_token / rate
+    launches = tokens / max(TOKENS_PER_BATCH, window) * geometry.blocks * speed.launch
+    return tokens * (TOKEN + per_token / speed.rate) + launches

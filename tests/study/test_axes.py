@@ -141,5 +141,6 @@ def test_sparsellm_costs_sparsegpt_and_as_much_again_for_every_further_epoch(dev
 def test_blocks_out_of_scope_cost_nothing() -> None:
     compose.register()
     command = ["model=llama2-7b", "method=sparsegpt", "evaluation=[]"]
-    whole, half = (estimate(compose.compose_run([*command, f"scope={scope}"]), "cuda") for scope in ("all", "0-15"))
-    assert half.seconds - 3 == pytest.approx((whole.seconds - 3) / 2)
+    scopes = ("all", "0-15", "0-7")
+    whole, half, quarter = (estimate(compose.compose_run([*command, f"scope={scope}"]), "cuda") for scope in scopes)
+    assert whole.seconds - half.seconds == pytest.approx(2 * (half.seconds - quarter.seconds))
