@@ -123,10 +123,10 @@ def plot(axis: Any, x: str, cells: pd.DataFrame, style: Style, **more: Any) -> N
         axis.errorbar(cells[x], cells["shown"], cells["spread"], capsize=2, **look)
 
 
-def dense_line(axis: Any, here: pd.DataFrame) -> None:
-    """The dense model as a grey dashed line."""
+def dense_line(axis: Any, here: pd.DataFrame, *, across: bool = True) -> None:
+    """The dense model as a grey dashed line, across or from top to bottom."""
     for value in here[here["method"] == "none"]["shown"]:
-        axis.axhline(value, color="0.5", linestyle="--", linewidth=1, label="dense")
+        (axis.axhline if across else axis.axvline)(value, color="0.5", linestyle="--", linewidth=1, label="dense")
 
 
 def is_wide(values: Iterable[float], ratio: float) -> bool:

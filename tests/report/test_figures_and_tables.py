@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from harness.report.bars import MOST_STANDING, bars
 from harness.report.compare import COLUMNS
 from harness.report.figures import draw
+from harness.report.style import pyplot
 from harness.report.tables import comparison_text, lay_out, number, to_latex, to_markdown
 
 
@@ -46,6 +49,24 @@ def test_a_figure_is_drawn_with_its_numbers(metric: str, figure: str, tmp_path: 
     again.mkdir()
     draw(compared, {"metric": metric, "figure": figure}, "A title", "embedded", again)
     assert (again / "figure.svg").read_bytes() == (tmp_path / "figure.svg").read_bytes()
+
+
+@pytest.mark.parametrize(("count", "lying"), [(MOST_STANDING, False), (MOST_STANDING + 1, True)])
+def test_bars_of_many_groups_lie_so_that_their_names_can_be_read(count: int, lying: bool) -> None:
+    row = cells("acc").iloc[2].to_dict() | {"task": "boolq", "sd": math.nan}
+    rows = [row | {"level": f"{number}of64", "ours": number / 100} for number in range(1, count + 1)]
+    plt = pyplot()
+    figure = bars(plt, pd.DataFrame(rows), "acc")
+    (axis,) = figure.axes
+    names, lengths = axis.get_yticklabels() if lying else axis.get_xticklabels(), axis.patches
+    assert [name.get_text() for name in names] == [f"{number}of64" for number in range(1, count + 1)]
+    assert [patch.get_width() if lying else patch.get_height() for patch in lengths] == pytest.approx(
+        range(1, count + 1)
+    )
+    figure.canvas.draw()
+    boxes = [name.get_window_extent() for name in names]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes)) or not lying
+    plt.close(figure)
 
 
 def test_without_pruned_cells_only_the_numbers_are_written(tmp_path: Path) -> None:
