@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH
+from harness.calibration import stream
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.errors import UserError
@@ -180,8 +180,10 @@ def _is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
 def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
     """Tokens of a calibration batch; at least a window's."""
     if cfg.numerics == "exact":
-        return 1
-    return SHORT_TOKENS_PER_BATCH if _is_fast(cfg, itemsize, cuda) else TOKENS_PER_BATCH
+        return 1  # so every window goes alone, as in the released codes
+    if not cuda:
+        return stream.CPU_TOKENS_PER_BATCH
+    return stream.SHORT_TOKENS_PER_BATCH if itemsize == 2 else stream.TOKENS_PER_BATCH
 
 
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:

@@ -16,7 +16,7 @@ from harness.calibration.probe import ModelProbe
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, StreamedBlock, batched, stream
+from harness.calibration.stream import StreamedBlock, batched, stream
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core.allocation import Allocation, Budget
@@ -34,6 +34,7 @@ from harness.models.anatomy import Anatomy
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention, weights_hash
 from harness.models.surgery import operate
+from harness.needs import tokens_at_once
 from harness.prepare import Prepared, protocol_id
 from harness.record.provenance import provenance
 from harness.record.schema import Record
@@ -131,7 +132,8 @@ def _reduce(
         batches = []
         if ready.inputs.needs_calibration:
             windows = calibration_windows(cfg.calibration, tokenizer, ready.inputs.calibration_length)
-            batches = batched(windows.to(ready.device), _tokens_per_batch(cfg, ready))
+            at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
+            batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
         edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope))
         if edit:
@@ -163,12 +165,6 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation)
-
-
-def _tokens_per_batch(cfg: RunConfig, ready: Prepared) -> int:
-    if cfg.numerics == "exact":
-        return 1  # so every window goes alone, as in the released codes
-    return SHORT_TOKENS_PER_BATCH if _is_short(ready) else TOKENS_PER_BATCH
 
 
 def _is_short(ready: Prepared) -> bool:

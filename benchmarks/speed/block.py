@@ -39,7 +39,7 @@ from benchmarks.speed.common import (
     timed,
     write,
 )  # fmt: skip
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, batched, stream
+from harness.calibration.stream import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched, stream
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT
@@ -136,7 +136,7 @@ def _ours(method: str, *, exact: bool) -> Work:
         anatomy = anatomy_of(model)
         blocks = range(model.config.num_hidden_layers)
         sites = [site for index in blocks for site in anatomy.block_linears(model, index)]
-        tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else TOKENS_PER_BATCH
+        tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else CPU_TOKENS_PER_BATCH
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
         with fused(model, anatomy, wanted=ids.is_cuda and not exact):
             walk = partial(stream, exact=exact)
