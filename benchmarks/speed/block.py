@@ -4,9 +4,9 @@
     python -m benchmarks.speed.block --shape 11m --windows 32 --length 512 --authors <clone>     # two CPU cores
 
 The clone is locuslab/wanda at 8e8fc87, which holds SparseGPT too. All sides prune the same random blocks on the same
-tokens. A block's seconds are those of two blocks less those of one, so that each has both of its passes; memory is the
-peak with two. A ratio is printed only if the squared error that pruning brings to the first block's outputs is that of
-the authors' code to `SAME_ERROR`. Masks are told beside it, block by block, with the noise of the reference: what the
+tokens, in turn. A block's seconds are those of two blocks less those of one, so that each has both of its passes; memory
+is the peak with two. A ratio is printed only if the squared error that pruning brings to the first block's outputs is
+that of the authors' code to `SAME_ERROR`. Masks are told beside it, block by block, with the noise of the reference: what the
 authors' code differs from itself when its windows come in the opposite order, and when every window runs twice in one
 batch, so that products round otherwise. Prints a Markdown table and writes it to `results/bench/block_<shape>.md`, its
 numbers beside it as JSON.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,14 @@ COLUMNS = (
     *("error of block 0", "masks that differ, block 0", "block 1"),
 )
 Work = Callable[[LlamaForCausalLM, Tensor], None]
+
+
+class Task(NamedTuple):
+    """How often a side is timed (0: its weights alone count), and what it does to a model with which windows."""
+
+    repeat: int
+    work: Work
+    ids: Tensor
 
 
 class Side(NamedTuple):
@@ -100,17 +108,14 @@ def main() -> None:
 
 
 def _sides(options: argparse.Namespace, method: str, module: Any, ids: Tensor) -> dict[str, Side]:
-    shape = options.shape
-    sides = {
-        mode: _measure(shape, ids, options.repeat, _ours(method, exact=mode == "exact")) for mode in ("fast", "exact")
-    }
+    modes = ("fast", "exact")
+    tasks = {mode: Task(options.repeat, _ours(method, exact=mode == "exact"), ids) for mode in modes}
     if module is not None:
         theirs = _theirs(module, method)
-        sides["authors"] = _measure(shape, ids, options.authors_repeat, theirs)
-        sides["authors, windows reversed"] = _measure(shape, ids.flip(0), 0, theirs)
-        with in_pairs():
-            sides["authors, windows in pairs"] = _measure(shape, ids, 0, theirs)
-    return sides
+        tasks["authors"] = Task(options.authors_repeat, theirs, ids)
+        tasks["authors, windows reversed"] = Task(0, theirs, ids.flip(0))
+        tasks["authors, windows in pairs"] = Task(0, in_pairs()(theirs), ids)
+    return _measure(options.shape, ids, tasks)
 
 
 @torch.no_grad()
@@ -149,18 +154,25 @@ def _theirs(module: Any, method: str) -> Work:
     return lambda model, ids: run_authors(module, method, model, ids, SPARSITY)
 
 
-def _measure(shape: str, ids: Tensor, repeat: int, work: Work) -> Side:
-    """The first round warms up (kernels are compiled in it) and is told apart."""
-    taken: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(repeat + 1):
-        for blocks, seconds in taken.items() if repeat else [(2, taken[2])]:
-            model = random_model(SHAPES[shape], blocks, ids.device, ids.shape[1])
-            with _plain_products():
-                once, peak, _ = timed(partial(work, model, ids))
-            seconds.append(once)
-    weights = [_weights(model, index) for index in range(2)]
+def _measure(shape: str, ids: Tensor, tasks: Mapping[str, Task]) -> dict[str, Side]:
+    """All sides take turns; their first round warms up (kernels are compiled in it) and is told apart."""
+    taken: dict[str, dict[int, list[float]]] = {name: {1: [], 2: []} for name in tasks}
+    peaks: dict[str, int] = {}
+    weights: dict[str, list[dict[str, Tensor]]] = {}
+    for number in range(max(task.repeat for task in tasks.values()) + 1):
+        for name, task in tasks.items():
+            for blocks in () if number > task.repeat else (1, 2) if task.repeat else (2,):
+                model = random_model(SHAPES[shape], blocks, ids.device, ids.shape[1])
+                with _plain_products():
+                    once, peaks[name], _ = timed(partial(task.work, model, task.ids))
+                taken[name][blocks].append(once)
+                weights[name] = [_weights(model, index) for index in range(blocks)]
+    return {name: _side(times, peaks[name], weights[name]) for name, times in taken.items()}
+
+
+def _side(taken: Mapping[int, list[float]], peak: int, weights: list[dict[str, Tensor]]) -> Side:
     seconds = [two - one for one, two in zip(taken[1][1:], taken[2][1:], strict=False)]
-    first = taken[1][0] - statistics.median(taken[1][1:]) if repeat else 0.0
+    first = taken[1][0] - statistics.median(taken[1][1:]) if seconds else 0.0
     return Side(seconds, first, peak, weights)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers import everything, hessian, inputs, normal, pattern, seen_by
@@ -24,6 +26,17 @@ def test_sums_by_definition(dtype: torch.dtype) -> None:
     assert squares.mean.dtype == state.matrix.dtype == torch.float32 and squares.windows == state.windows == 5
     torch.testing.assert_close(squares.mean.double(), tokens.square().sum(0) / 5, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(state.matrix.double(), 2 / 5 * tokens.T @ tokens, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [6, 128, 130, 300])
+def test_strips_round_as_the_released_code_does(width: int) -> None:
+    """Its running mean, the whole product at a time."""
+    seen, released = [inputs(20, width, seed=i) for i in range(3)], torch.zeros(width, width)
+    for number, tokens in enumerate(seen):
+        released *= number / (number + 1)
+        scaled = math.sqrt(2 / (number + 1)) * tokens.t().float()
+        released += scaled.matmul(scaled.t())
+    assert torch.equal(seen_by(gram, *seen).matrix, released)
 
 
 def test_the_order_of_windows_does_not_matter() -> None:
