@@ -4,12 +4,13 @@
     python -m benchmarks.speed.block --shape 11m --windows 32 --length 512 --authors <clone>     # two CPU cores
 
 The clone is locuslab/wanda at 8e8fc87, which holds SparseGPT too. All sides prune the same random blocks on the same
-tokens, in turn. A block's seconds are those of two blocks less those of one, so that each has both of its passes; memory
-is the peak with two. A ratio is printed only if the squared error that pruning brings to the first block's outputs is
-that of the authors' code to `SAME_ERROR`. Masks are told beside it, block by block, with the noise of the reference: what the
-authors' code differs from itself when its windows come in the opposite order, and when every window runs twice in one
-batch, so that products round otherwise. Prints a Markdown table and writes it to `results/bench/block_<shape>.md`, its
-numbers beside it as JSON.
+tokens, in turn. A block's seconds are those of two blocks less those of one, so that each has both of its passes, or
+with `--whole` its share of a model of the shape; memory is the peak with two (or all). A ratio is printed only if the
+squared error that pruning brings to the first block's outputs is that of the authors' code to `SAME_ERROR`. Masks are
+told beside it, block by block, with the noise of the reference: what the authors' code differs from itself when its
+windows come in the opposite order, and when every window runs twice in one batch, so that products round otherwise.
+Prints a Markdown table and writes it to `results/bench/block_<shape>.md` (`model_<shape>.md`), its numbers beside it as
+JSON.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.speed.common import (
     SHAPES,
+    Shape,
     device,
     gib,
     in_pairs,
@@ -84,6 +86,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--authors", type=Path)
     parser.add_argument("--authors-repeat", type=int, default=3)
+    parser.add_argument("--whole", action="store_true", help="all blocks of the shape, not one")
     options = parser.parse_args()
     module = load_wanda(options.authors) if options.authors else None
     ids = random_tokens(SHAPES[options.shape], options.windows, options.length, device())
@@ -98,8 +101,8 @@ def main() -> None:
             told = {"seconds": side.seconds, "first": side.first, "peak": side.peak, "error": errors[name]}
             numbers[f"{method}, {name}"] = told
         write(
-            f"block_{options.shape}",
-            f"One block of shape {options.shape}",
+            f"{'model' if options.whole else 'block'}_{options.shape}",
+            f"{'A block of a whole model' if options.whole else 'One block'} of shape {options.shape}",
             f"{options.windows} windows of {options.length} tokens, {SPARSITY:.0%}, {options.repeat} repeats "
             f"(authors: {options.authors_repeat}), median (range).",
             lines,
@@ -115,7 +118,7 @@ def _sides(options: argparse.Namespace, method: str, module: Any, ids: Tensor) -
         tasks["authors"] = Task(options.authors_repeat, theirs, ids)
         tasks["authors, windows reversed"] = Task(0, theirs, ids.flip(0))
         tasks["authors, windows in pairs"] = Task(0, in_pairs()(theirs), ids)
-    return _measure(options.shape, ids, tasks)
+    return _measure(SHAPES[options.shape], options.whole, tasks)
 
 
 @torch.no_grad()
@@ -154,25 +157,30 @@ def _theirs(module: Any, method: str) -> Work:
     return lambda model, ids: run_authors(module, method, model, ids, SPARSITY)
 
 
-def _measure(shape: str, ids: Tensor, tasks: Mapping[str, Task]) -> dict[str, Side]:
+def _measure(shape: Shape, whole: bool, tasks: Mapping[str, Task]) -> dict[str, Side]:
     """All sides take turns; their first round warms up (kernels are compiled in it) and is told apart."""
-    taken: dict[str, dict[int, list[float]]] = {name: {1: [], 2: []} for name in tasks}
+    sizes = (shape.blocks,) if whole else (1, 2)
+    taken: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in tasks}
     peaks: dict[str, int] = {}
     weights: dict[str, list[dict[str, Tensor]]] = {}
     for number in range(max(task.repeat for task in tasks.values()) + 1):
         for name, task in tasks.items():
-            for blocks in () if number > task.repeat else (1, 2) if task.repeat else (2,):
-                model = random_model(SHAPES[shape], blocks, ids.device, ids.shape[1])
+            for size in () if number > task.repeat else sizes if task.repeat else sizes[-1:]:
+                model = random_model(shape, size, task.ids.device, task.ids.shape[1])
                 with _plain_products():
                     once, peaks[name], _ = timed(partial(task.work, model, task.ids))
-                taken[name][blocks].append(once)
-                weights[name] = [_weights(model, index) for index in range(blocks)]
+                taken[name][size].append(once)
+                weights[name] = [_weights(model, index) for index in range(min(size, 2))]
     return {name: _side(times, peaks[name], weights[name]) for name, times in taken.items()}
 
 
 def _side(taken: Mapping[int, list[float]], peak: int, weights: list[dict[str, Tensor]]) -> Side:
-    seconds = [two - one for one, two in zip(taken[1][1:], taken[2][1:], strict=False)]
-    first = taken[1][0] - statistics.median(taken[1][1:]) if seconds else 0.0
+    """Of two sizes the difference counts, of one its share."""
+    (blocks, larger), *smaller = sorted(taken.items(), reverse=True)
+    seconds = [once / blocks for once in larger[1:]]
+    if smaller:
+        seconds = [two - one for one, two in zip(smaller[0][1][1:], larger[1:], strict=False)]
+    first = larger[0] - statistics.median(larger[1:]) if seconds else 0.0
     return Side(seconds, first, peak, weights)
 
 
