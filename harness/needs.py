@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from harness.calibration import stream
+from harness.calibration.assembler import LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.errors import UserError
@@ -31,6 +32,8 @@ SELECTION = {"cuda": 10, "cpu": 24}
 """Bytes a weight of the largest matrix while it is pruned: scores, mask, result; on a CPU their order, in 64 bits."""
 SIGHTLESS = ("uniform", "file", "alphapruning")
 """Allocators that look at no input of a linear."""
+LOGIT_PIECES = 7
+"""Tensors as large as a piece of logits while a candidate is judged (one search measured)."""
 TIED = ("opt", "gemma", "gemma2", "gemma3_text")
 """Families whose head is the embedding."""
 
@@ -157,22 +160,23 @@ def need_of(
     blocks = geometry.blocks * block
     outside = geometry.outside_parameters * itemsize if weights is None else max(0.0, weights - blocks)
     tokens = max(length, tokens_at_once(cfg, itemsize, cuda))
-    waiting = passing = choosing = under_way = 0.0
+    waiting = passing = choosing = 0.0
     if cfg.method is not None:
         waiting += _levels(cfg, geometry, itemsize)
         choosing += _selection(geometry, cuda) + block  # the pruned weights of a block wait for each other
     if calibrated:
         waiting += _waiting(cfg, geometry, length, itemsize)
         passing += _batch(geometry, tokens, length, itemsize) + _grams(cfg, geometry)
-        choosing += _factors(cfg, geometry, fast=_is_fast(cfg, itemsize, cuda))
-        under_way = 2 * (AHEAD + 1) * tokens * geometry.hidden * itemsize if cuda else 0
-        passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length))
+        choosing += _factors(cfg, geometry, fast=is_fast(cfg, itemsize, cuda))
+        passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
+    at_once = max(tokens if calibrated else 0, window, TOKENS_PER_BATCH)
+    under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
     return Need(blocks, block, outside, waiting, pruning, scoring, under_way)
 
 
-def _is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
+def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
     """Whether sums are taken in another order than the released codes', several windows at once."""
     return cuda and itemsize == 2 and cfg.numerics == "fast"
 
@@ -187,10 +191,10 @@ def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
 
 
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
-    """The hidden states, twice where an allocator passes over dense blocks, and what a method keeps between passes."""
+    """The hidden states, twice where a walk passes over dense blocks, and what a method keeps between passes."""
     tokens = cfg.calibration.windows * length
     kept = getattr(cfg.method, "kept_bytes", lambda *sizes: 0)(tokens, geometry.hidden, geometry.wide, itemsize)
-    copies = 1 if cfg.composed["allocator"]["name"] in SIGHTLESS else 2
+    copies = 1 if cfg.composed["allocator"]["name"] in SIGHTLESS and cfg.inputs != "dense" else 2
     return float(copies * tokens * geometry.hidden * itemsize + kept)
 
 
@@ -231,10 +235,11 @@ def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -
     return float((4 * geometry.block_parameters + states + graph) * itemsize + logits * 4)
 
 
-def _judging(cfg: RunConfig, geometry: Geometry, length: int) -> float:
-    """Candidates of a search: logits of all fitness windows, their logarithms and what they are compared with."""
-    windows = getattr(cfg.allocator, "windows", 0) if hasattr(cfg.allocator, "database") else 0
-    return 16.0 * windows * length * geometry.vocabulary
+def _judging(cfg: RunConfig, geometry: Geometry, length: int, cuda: bool) -> float:
+    """A search: the dense model's probabilities for all fitness windows, and what is made of a piece of logits."""
+    windows = getattr(cfg.allocator, "fitness_windows", 0) + getattr(cfg.allocator, "held_out", 0)
+    pieces = LOGIT_PIECES * min(FITNESS_LOGITS["cuda" if cuda else "cpu"], 4 * length * geometry.vocabulary * windows)
+    return float(4 * windows * length * geometry.vocabulary + pieces)
 
 
 def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:

@@ -34,7 +34,7 @@ from harness.models.anatomy import Anatomy
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention, weights_hash
 from harness.models.surgery import operate
-from harness.needs import tokens_at_once
+from harness.needs import is_fast, tokens_at_once
 from harness.prepare import Prepared, protocol_id
 from harness.record.provenance import provenance
 from harness.record.schema import Record
@@ -82,7 +82,8 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
-    with fused(model, anatomy, wanted=cfg.numerics == "fast" and _is_short(ready)):
+    fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
+    with fused(model, anatomy, wanted=fast):
         reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
         fuse_attention(model)
         with stages.time("evaluate"):
@@ -152,6 +153,7 @@ def _reduce(
             allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
+            del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method = sharing.method(cfg.method, allocation) if sharing else cfg.method
             walk = partial(sharing.walk if sharing else stream, exact=cfg.numerics == "exact")
@@ -165,10 +167,6 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation)
-
-
-def _is_short(ready: Prepared) -> bool:
-    return ready.device.type == "cuda" and ready.dtype != torch.float32
 
 
 def _probe(

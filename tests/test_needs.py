@@ -76,6 +76,10 @@ def test_what_is_counted() -> None:
     assert needed("method=sparsellm").waiting - wanda.waiting == tokens * (2 * 4096 * 2 + 2 * 11008 * 4)
     levels = needed("method=wanda", "allocator=msp", "sparsity=1of4").waiting - 4 * GIB
     assert levels == 4 * wanda.blocks  # 0, 1, 2 and 3 of 4; 4 of 4 are the model's own
+    assert needed("method=wanda", "inputs=dense").waiting == 4 * GIB
+    for search, windows in (("msp", 4), ("evopress", 16)):
+        judged = needed("model=llama3-8b", f"allocator={search}", "method=magnitude")
+        assert judged.pruning >= 4 * windows * 2048 * 128256  # the dense model's probabilities for every fitness window
     on_disk = needed("method=wanda", "allocator=msp", "sparsity=1of4", "allocator.database=disk")
     assert on_disk.waiting == 4 * GIB
     assert needed("allocator=mrp").waiting - 4 * GIB == wanda.blocks

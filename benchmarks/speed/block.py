@@ -189,8 +189,10 @@ def _plain_products() -> Iterator[None]:
     """Float32 products are not shortened, as the authors' code asks for."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _weights(model: LlamaForCausalLM, index: int) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from harness.models.loading import available
 from harness.models.placement import WeightsOnDevice, placement_of
 
 TRAIL = 0.25
-"""The share of the free memory that hidden states in front of pruned blocks may take."""
+"""The share of the free memory that hidden states in front of pruned blocks may take; a forecast does not count it."""
 
 
 class ModelProbe:
@@ -107,11 +107,11 @@ class ModelProbe:
         """
         where = (self._model, self._anatomy, self._batches, self._scope)
         at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
-        walk, self._trail = self._walk, None if at_once else self._trail_for(again)
-        if self._trail:
-            asked = [{site: allocation[site] for site in block} for block in self.blocks]
-            walk = partial(stream, exact=self._exact, front=self._trail.front(asked))
         with dense_again(self._model, self._anatomy, self._scope):
+            walk, self._trail = self._walk, None if at_once else self._trail_for(again)
+            if self._trail:
+                asked = [{site: allocation[site] for site in block} for block in self.blocks]
+                walk = partial(stream, exact=self._exact, front=self._trail.front(asked))
             for block in walk(*where, edited=True, label="probe"):
                 patterns = {site: allocation[site] for site in block.weights}
                 for site, result in as_block_method(method).prune_block(block, patterns).items():

@@ -34,13 +34,13 @@ class Trail:
         self._steps: list[_Step] = []
 
     def front(self, patterns: Sequence[Mapping[Site, Pattern]]) -> tuple[int, Sequence[Tensor]] | None:
-        """The block at which a walk with these patterns may begin, and the hidden states there; None: at the first.
+        """Where a walk with these patterns may begin, and the hidden states there; None: the model's first.
 
         What lies behind is forgotten: the new walk leaves its own.
         """
         pairs = zip(self._steps, patterns, strict=False)
         same = next((number for number, (step, asked) in enumerate(pairs) if step.patterns != asked), len(self._steps))
-        for number in range(min(same, len(self._steps) - 1), 0, -1):
+        for number in range(min(same, len(self._steps) - 1), -1, -1):
             if (hidden := self._steps[number].hidden) is not None:
                 index = self._steps[number].index
                 del self._steps[number:]

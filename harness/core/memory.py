@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -214,9 +215,8 @@ def page_locked(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     size = -(-max(1, math.prod(shape) * dtype.itemsize) // page) * page
     raw = torch.empty(size + page, dtype=torch.uint8)
     start = -raw.data_ptr() % page  # pages of its own: one cannot be locked twice
-    if torch.cuda.is_available() and int(torch.cuda.cudart().cudaHostRegister(raw.data_ptr() + start, size, 0)):
-        with suppress(RuntimeError):  # the next call would be told of the refusal
-            torch.zeros(1, device="cuda")
+    if torch.cuda.is_available():
+        _forgiven(torch.cuda.cudart().cudaHostRegister(raw.data_ptr() + start, size, 0))
     return raw[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
@@ -225,4 +225,11 @@ def unlock(addresses: Iterable[int]) -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         for address in addresses:
-            torch.cuda.cudart().cudaHostUnregister(address)
+            _forgiven(torch.cuda.cudart().cudaHostUnregister(address))
+
+
+def _forgiven(status: Any) -> None:
+    """A call that the system may refuse: the next one would be told of it."""
+    if int(status):
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")

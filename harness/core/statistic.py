@@ -127,8 +127,9 @@ def _mean(means: Sequence[Tensor], windows: Sequence[int]) -> Tensor:
     return mean
 
 
-STRIP = 128
-"""Columns of a Gram matrix that a CPU adds to at a time: two thirds of the whole product at 704 inputs."""
+STRIP, FULL = 128, 64
+"""Columns of a Gram matrix that a CPU adds to at a time (two thirds of the whole product at 704 inputs), and what its
+width has to be a multiple of."""
 
 
 def _no_gram(width: int, device: torch.device) -> Gram:
@@ -138,12 +139,13 @@ def _no_gram(width: int, device: torch.device) -> Gram:
 def _add_gram(state: Gram, inputs: Tensor) -> Gram:
     """The running mean of SparseGPT's released code, operation by operation: its rounding is part of its masks.
 
-    On a CPU in strips on and below the diagonal, which round as the whole product does; a GPU's libraries go by shape.
+    On a CPU in strips on and below the diagonal, where these round as the whole product does: at widths that fill the
+    library's kernels. A GPU's libraries go by shape.
     """
     windows = state.windows + 1
     matrix = state.sums.mul_(state.windows / windows)
     scaled = math.sqrt(2 / windows) * inputs.float().T
-    if matrix.is_cuda:
+    if matrix.is_cuda or len(scaled) % FULL:
         return Gram(matrix.add_(scaled @ scaled.T), windows)
     for start in range(0, len(scaled), STRIP):
         strip = slice(start, start + STRIP)

@@ -37,13 +37,13 @@ def fused(model: nn.Module, anatomy: Anatomy, *, wanted: bool = True) -> Iterato
     """
     done: list[tuple[Any, str, Any]] = []
     names: list[str] = []
-    if wanted:
-        with torch.no_grad():
-            for name, owner, attribute, kernel in _replacements(model, anatomy):
-                done.append((owner, attribute, vars(owner).get(attribute)))
-                setattr(owner, attribute, kernel)
-                names.append(name)
     try:
+        if wanted:
+            with torch.no_grad():
+                for name, owner, attribute, kernel in _replacements(model, anatomy):
+                    done.append((owner, attribute, vars(owner).get(attribute)))
+                    setattr(owner, attribute, kernel)
+                    names.append(name)
         yield names
     finally:
         for owner, attribute, before in reversed(done):

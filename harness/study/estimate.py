@@ -1,7 +1,8 @@
 """What a point will cost, counted from the model's geometry: no checkpoint is needed.
 
-The rates are those that `benchmarks/plan.py` and `benchmarks/speed/block.py` measured on an H200, and on two CPU cores;
-the memory is counted in `harness/needs.py`.
+The rates in 16 bits on a GPU are those that `benchmarks/plan.py` and `benchmarks/speed/block.py` measured on an H200;
+those of two CPU cores follow `benchmarks/speed/block.py --whole`, those of float32 on a GPU are assumptions. The memory
+is counted in `harness/needs.py`.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Speed:
     read: float
 
 
+CORES = Speed(75e9, 140e9, 35e9, 10e9, 5e9, 1e-3, 4e-5, 1e-2, 1e-9)
 SPEEDS = {
-    ("cpu", 4): Speed(50e9, 50e9, 25e9, 10e9, 5e9, 1e-3, 3e-4, 1e-2, 1e-9),
-    ("cpu", 2): Speed(50e9, 50e9, 25e9, 10e9, 5e9, 1e-3, 3e-4, 1e-2, 1e-9),
+    ("cpu", 4): CORES,
+    ("cpu", 2): CORES,
     ("cuda", 4): Speed(40e12, 40e12, 20e12, 10e12, 8e10, 4e-4, 1e-5, 2e-2, 4e-10),
     ("cuda", 2): Speed(590e12, 950e12, 137e12, 25e12, 8e10, 4e-4, 5.5e-6, 1e-2, 4e-10),
 }

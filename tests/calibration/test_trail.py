@@ -22,6 +22,20 @@ TOKENS = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The blocks that run, in order."""
+    indices: list[int] = []
+    run_piece = Stream.run_piece
+
+    def forward(stream: Stream, index: int, hidden: Tensor) -> Tensor:
+        indices.append(index)
+        return run_piece(stream, index, hidden)
+
+    monkeypatch.setattr(Stream, "run_piece", forward)
+    return indices
+
+
 def probe_of(blocks: int = 4, scope: range | None = None) -> ModelProbe:
     model = tiny("llama", num_hidden_layers=blocks)
     where = scope or range(blocks)
@@ -53,24 +67,37 @@ def test_what_is_left_out_is_the_same_and_the_rest_is_too(scope: range) -> None:
     assert list(seen(probe, *[0.9] * count, again=True)) == list(scope)
 
 
-def test_nothing_is_left_out_without_room() -> None:
-    trail = Trail(limit=0)
-    probe = probe_of()
-    asked = [{site: Unstructured(0.5) for site in block} for block in probe.blocks]
-    for index, patterns in enumerate(asked):
-        trail.add(index, patterns, Parked(CPU, [torch.zeros(1, 2, 3)]))
-    assert trail.front(asked) is None
+@pytest.mark.parametrize(("limit", "begins"), [(0, None), (24, 2), (48, 3), (1000, 5)])
+def test_a_walk_begins_at_the_last_block_for_which_there_was_room(limit: int, begins: int | None) -> None:
+    """Four blocks from the third on, of which the last is to change; hidden states of 24 bytes each."""
+    trail = Trail(limit)
+    patterns: list[dict[str, Pattern]] = [{f"{index}": Unstructured(0.5)} for index in range(2, 6)]
+    for index, mine in enumerate(patterns, 2):
+        trail.add(index, mine, Parked(CPU, [torch.full((1, 2, 3), float(index))]))
+    front = trail.front([*patterns[:3], {"5": Unstructured(0.6)}])
+    assert (front and front[0]) == begins
+    if front:
+        assert float(front[1][0].mean()) == begins
+        again = trail.front(patterns)  # what lay behind is forgotten
+        assert again is None or again[0] < front[0]
 
 
-def test_mrp_runs_fewer_blocks_for_the_same_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[int] = []
-    run_piece = Stream.run_piece
+def test_a_scope_that_begins_late_does_not_run_what_is_in_front_of_it_again(runs: list[int]) -> None:
+    probe = probe_of(scope=range(2, 4))
+    first = seen(probe, 0.5, 0.5, again=False)
+    assert set(runs) == {0, 1, 2, 3} and list(first) == [2, 3]
+    runs.clear()
+    assert list(seen(probe, 0.6, 0.5, again=True)) == [2, 3] and set(runs) == {2, 3}
 
-    def forward(stream: Stream, index: int, hidden: Tensor) -> Tensor:
-        runs.append(index)
-        return run_piece(stream, index, hidden)
 
-    monkeypatch.setattr(Stream, "run_piece", forward)
+def test_a_walk_that_was_left_in_the_middle_misleads_none() -> None:
+    probe, fresh = probe_of(), probe_of()
+    next(iter(probe.pruned(probe.method, levels(probe, 0.5, 0.5, 0.5, 0.5))))
+    found, wanted = seen(probe, 0.5, 0.6, 0.5, 0.5, again=True), seen(fresh, 0.5, 0.6, 0.5, 0.5, again=False)
+    assert all(torch.equal(a, b) for index in found for a, b in zip(found[index], wanted[index], strict=True))
+
+
+def test_mrp_runs_fewer_blocks_for_the_same_allocation(runs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     found = Mrp().allocate(probe_of(), Budget(0.6))
     few = len(runs)
     runs.clear()

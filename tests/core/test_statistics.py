@@ -28,10 +28,11 @@ def test_sums_by_definition(dtype: torch.dtype) -> None:
     torch.testing.assert_close(state.matrix.double(), 2 / 5 * tokens.T @ tokens, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("width", [6, 128, 130, 300])
-def test_strips_round_as_the_released_code_does(width: int) -> None:
+@pytest.mark.parametrize("length", [16, 20, 512])
+@pytest.mark.parametrize("width", [6, 130, 192, 200, 264, 704])
+def test_strips_round_as_the_released_code_does(width: int, length: int) -> None:
     """Its running mean, the whole product at a time; of which the lower triangle is factorised."""
-    seen, released = [inputs(20, width, seed=i) for i in range(3)], torch.zeros(width, width)
+    seen, released = [inputs(length, width, seed=i) for i in range(3)], torch.zeros(width, width)
     for number, tokens in enumerate(seen):
         released *= number / (number + 1)
         scaled = math.sqrt(2 / (number + 1)) * tokens.t().float()
