@@ -32,8 +32,8 @@ SELECTION = {"cuda": 10, "cpu": 24}
 """Bytes a weight of the largest matrix while it is pruned: scores, mask, result; on a CPU their order, in 64 bits."""
 SIGHTLESS = ("uniform", "file", "alphapruning")
 """Allocators that look at no input of a linear."""
-LOGIT_PIECES = 7
-"""Tensors as large as a piece of logits while a candidate is judged (one search measured)."""
+LOGIT_PIECES = 5
+"""Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
 TIED = ("opt", "gemma", "gemma2", "gemma3_text")
 """Families whose head is the embedding."""
 
