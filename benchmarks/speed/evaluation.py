@@ -8,7 +8,7 @@ with the model's own (`exact`). The clone is locuslab/wanda at 8e8fc87, whose `e
 Sides take turns with an 8192³ product in the model's dtype; the first round warms up and is told apart. The rate
 counts the products of blocks and head (two operations a weight and token); attention's are told beside it and not
 counted. No rate is printed unless the sides agree on the loss. Prints a Markdown table and writes it to
-`results/bench/evaluation_<shape>.md`.
+`results/bench/evaluation_<shape>.md`, its numbers beside it as JSON.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def report(
         f"the product reaches {reached / 1e12:.1f} TFLOP/s ({min(rates) / 1e12:.1f}–{max(rates) / 1e12:.1f}). Counted "
         f"are {products / 1e12:.1f} TFLOP of products, not {attention / 1e12:.1f} of attention.",
         lines,
+        {"seconds": {name: taken[1:] for name, taken in seconds.items()}, "peaks": peaks, "product": rates},
     )
 
 
