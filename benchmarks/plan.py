@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +23,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from benchmarks.speed.common import device, gib, write
+from benchmarks.speed.common import copy_tokenizer, device, gib, write
 from harness import compose
-from harness.data.corpora import EMBEDDED, assets
 from harness.prepare import prepare
 from harness.record.provenance import ROOT
 from harness.run import run
@@ -123,10 +121,7 @@ def save_random(geometry: Mapping[str, Any], folder: Path) -> None:
     with device():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     model.save_pretrained(folder)
-    proxies = assets()
-    tokenizer = proxies / "models" / "proxy-llama-11m" if proxies else EMBEDDED / "embedded-llama"
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer / file, folder)
+    copy_tokenizer(folder)
 
 
 def report(points: Sequence[Mapping[str, Any]], kind: str, where: str | None = None) -> None:

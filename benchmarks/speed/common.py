@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.calibration.stream import first
+from harness.data.corpora import EMBEDDED, assets
 from harness.record.provenance import ROOT, provenance
 from harness.record.schema import hardware_name
 
@@ -65,6 +67,30 @@ def random_model(shape: Shape, blocks: int, where: torch.device, window: int = 4
                     parameter.normal_(0, shape.hidden**-0.5)
             model.model.embed_tokens.weight.mul_(torch.exp(torch.randn(shape.hidden)) * shape.hidden**0.5)
     return model.requires_grad_(False).eval()
+
+
+def shaped(shape: str, folder: Path) -> list[str]:
+    """A random checkpoint of a shape with all its blocks, and the overrides that choose it."""
+    model = random_model(SHAPES[shape], SHAPES[shape].blocks, device())
+    tokens = json.loads((tokenizer_folder() / "config.json").read_text())
+    model.config.bos_token_id, model.config.eos_token_id = tokens["bos_token_id"], tokens["eos_token_id"]
+    model.save_pretrained(folder / shape)
+    copy_tokenizer(folder / shape)
+    del model
+    torch.cuda.empty_cache()
+    return ["model=hf", f"model.path={folder / shape}"]
+
+
+def tokenizer_folder() -> Path:
+    """A model whose tokenizer fits real text: a proxy where the assets are, else an embedded one."""
+    local = assets()
+    return local / "models" / "proxy-llama-11m" if local else EMBEDDED / "embedded-llama"
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """Put a tokenizer beside a model that has none."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_folder() / name, folder)
 
 
 def random_tokens(shape: Shape, windows: int, length: int, where: torch.device, seed: int = 1) -> Tensor:

@@ -26,7 +26,6 @@ import argparse
 import importlib
 import json
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,10 +39,9 @@ from typing import Any
 import torch
 
 from benchmarks.speed import pointwise
-from benchmarks.speed.common import SHAPES, device, random_model, write, write_raw
+from benchmarks.speed.common import SHAPES, shaped, write, write_raw
 from benchmarks.speed.points import SPARSITIES, Given, Point, Side, points
 from harness import compose
-from harness.data.corpora import EMBEDDED, assets
 from harness.execute import execute
 from harness.prepare import prepare
 from harness.record.provenance import ROOT
@@ -96,21 +94,6 @@ def main() -> None:
         told_beside_authors(options, common, together, single, chosen)
     else:
         told(options, together, single, gate(together, single))
-
-
-def shaped(shape: str, folder: Path) -> list[str]:
-    """A random checkpoint of a shape, with a tokenizer of real text where the assets are, else the embedded one."""
-    model = random_model(SHAPES[shape], SHAPES[shape].blocks, device())
-    local = assets()
-    source = local / "models" / "proxy-llama-11m" if local else EMBEDDED / "embedded-llama"
-    tokens = json.loads((source / "config.json").read_text())
-    model.config.bos_token_id, model.config.eos_token_id = tokens["bos_token_id"], tokens["eos_token_id"]
-    model.save_pretrained(folder / shape)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, folder / shape)
-    del model
-    torch.cuda.empty_cache()
-    return ["model=hf", f"model.path={folder / shape}"]
 
 
 def timed(chosen: Sequence[Point], overrides: Sequence[str], folder: Path) -> Side:
