@@ -253,7 +253,7 @@ def prune(
         if told is not None and facts:
             told[str(block.index)] = dict(facts)
         if finished and not earlier:
-            finished.add(block.index, Block(pruned, facts))
+            finished.add(block.index, Block({site: done[site] for site in pruned}, facts))
     if finished and finished.loaded:
         remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done

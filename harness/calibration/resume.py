@@ -1,9 +1,9 @@
 """Finished blocks of a run that is being pruned, kept so that the same run, killed and started again, goes on there.
 
 One safetensors file a block, named by the sha256 of its content, below the cache: the weights, the masks where they are
-not simply the weights' nonzeros, and what was said. A block's result depends on all blocks in front of it, so that only
-those from the first one on without a gap are taken up; the stream runs through them and arrives bit for bit where it
-was.
+asked for and not simply the weights' nonzeros, and what was said. A block's result depends on all blocks in front of
+it, so that only those from the first one on without a gap are taken up; the stream runs through them and arrives bit
+for bit where it was.
 """
 
 from __future__ import annotations
@@ -116,11 +116,13 @@ class FinishedBlocks:
         return found
 
     def add(self, index: int, block: Block) -> None:
-        """A block that is pruned and written into the model; it is kept when enough work has been done."""
+        """A block that is pruned and written into the model; it is kept when enough work has been done.
+
+        Until then it waits as it is given: its weights need not be there, nor masks that nobody asks for.
+        """
         if self._folder is None:
             return
-        without_weights = {site: result._replace(weight=torch.empty(0)) for site, result in block.pruned.items()}
-        self._waiting[index] = Block(without_weights, block.told)
+        self._waiting[index] = block
         now = time.perf_counter()
         work = now - self._since
         every = self._keeping.every or 0.0
@@ -151,8 +153,9 @@ class FinishedBlocks:
     def _packed(self, index: int, block: Block) -> bytes:
         weights = self._weights(index)
         tensors = {f"weight/{site}": weights[site] for site in block.pruned}
-        nonzeros = {site: (weights[site] != 0).to(one.kept.device) for site, one in block.pruned.items()}
-        masks = {site: one.kept for site, one in block.pruned.items() if not torch.equal(one.kept, nonzeros[site])}
+        asked = {site: one.kept for site, one in block.pruned.items() if one.kept.numel()}
+        nonzeros = {site: (weights[site] != 0).to(kept.device) for site, kept in asked.items()}
+        masks = {site: kept for site, kept in asked.items() if not torch.equal(kept, nonzeros[site])}
         tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
         facts = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
         about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}

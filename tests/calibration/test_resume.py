@@ -96,7 +96,9 @@ def same_weights(one: Path, other: Path) -> None:
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
 
 
-def pruned_model(method: str, finished: Callable[..., FinishedBlocks] | None, stop: int | None = None) -> Any:
+def pruned_model(
+    method: str, finished: Callable[..., FinishedBlocks] | None, stop: int | None = None, **more: Any
+) -> Any:
     """The tiny model, pruned; as killed before block `stop` if one is named."""
     model = tiny("llama", num_hidden_layers=4)
     anatomy = anatomy_of(model)
@@ -119,7 +121,7 @@ def pruned_model(method: str, finished: Callable[..., FinishedBlocks] | None, st
 
         kept.add = dying  # type: ignore[method-assign]
     try:
-        done = prune(model, anatomy, [windows(3)], scope, METHODS[method], allocation, told, finished=kept)
+        done = prune(model, anatomy, [windows(3)], scope, METHODS[method], allocation, told, finished=kept, **more)
     except Killed:
         return None
     return weights, done, told
@@ -225,6 +227,20 @@ def test_blocks_are_kept_only_after_some_work(tmp_path: Path) -> None:
     pruned_model("wanda", keeping(tmp_path, every=3600), stop=3)
     pruned_model("wanda", keeping(tmp_path, every=None), stop=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_waits_to_be_written_takes_no_memory(tmp_path: Path) -> None:
+    """The masks of a 7B model are 6 GiB, and most runs never write a block."""
+    made: list[FinishedBlocks] = []
+
+    def finished(weights: Any) -> FinishedBlocks:
+        made.append(keeping(tmp_path, every=3600)(weights))
+        return made[0]
+
+    pruned_model("wanda", finished, masks=False)
+    waiting = [one for block in made[0]._waiting.values() for one in block.pruned.values()]
+    assert len(waiting) == 4 * 7
+    assert all(one.weight.numel() == one.kept.numel() == 0 for one in waiting)
 
 
 def test_writing_takes_a_share_of_the_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
