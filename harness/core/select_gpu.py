@@ -17,6 +17,8 @@ BITS, DIGITS, BINS = 8, 4, 256
 """A threshold is found digit by digit from the highest; a histogram of 2048 values takes five times as long."""
 CHUNK = 4096
 """Scores of one program of a histogram."""
+RANKS = ("rank", "dropped")
+"""Arguments that sparsity decides: no kernel is compiled for multiples of 16 alone, which the next would wait for."""
 
 
 @triton.jit
@@ -39,7 +41,7 @@ def _digits(counts, rank, FOUND: tl.constexpr, BITS: tl.constexpr, BINS: tl.cons
     return prefix
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RANKS)
 def _count(  # type: ignore[no-untyped-def]
     score, counts, n, rank,
     DIGIT: tl.constexpr, CHUNK: tl.constexpr, DIGITS: tl.constexpr, BITS: tl.constexpr, BINS: tl.constexpr,
@@ -59,7 +61,7 @@ def _count(  # type: ignore[no-untyped-def]
     tl.atomic_add(counts + DIGIT * BINS + bins, found, mask=found > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RANKS)
 def _put_together(  # type: ignore[no-untyped-def]
     counts, threshold, rank, DIGITS: tl.constexpr, BITS: tl.constexpr, BINS: tl.constexpr
 ):  # fmt: skip
@@ -82,7 +84,7 @@ def smallest(groups: Tensor, rank: int) -> Tensor:
     return threshold.to(groups.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RANKS)
 def _keep_row(score, kept, n, dropped, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * n
     column = tl.arange(0, WIDTH)
