@@ -6,8 +6,8 @@
 
 Every point runs alone (`share=false`), its seconds are those of all its stages, its memory is the highest peak of one.
 A short point of every model runs first, which does not count: kernels are compiled in it. Points of other models that
-were measured before stay. Prints a Markdown table and writes it to `results/bench/plan.md`, the measurements
-beside it as JSON.
+were measured before stay, and a run that is stopped keeps what it measured. Prints a Markdown table and writes it to
+`results/bench/plan.md`, the measurements beside it as JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from benchmarks.speed.common import copy_tokenizer, device, gib, write
+from benchmarks.speed.common import copy_tokenizer, device, gib, write, write_raw
 from harness import compose
 from harness.prepare import prepare
 from harness.record.provenance import ROOT
@@ -75,6 +75,7 @@ def main() -> None:
         for point in measured(name, options.overrides):
             points.append(point)
             print(json.dumps(point), flush=True)
+            write_raw("plan", {"device": device().type, "points": points})
         report(points, device().type)
 
 

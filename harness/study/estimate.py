@@ -44,12 +44,12 @@ CORES = Speed(75e9, 140e9, 35e9, 10e9, 5e9, 1e-3, 4e-5, 1e-2, 1e-9)
 SPEEDS = {
     ("cpu", 4): CORES,
     ("cpu", 2): CORES,
-    ("cuda", 4): Speed(40e12, 40e12, 20e12, 10e12, 8e10, 4e-4, 1e-5, 2e-2, 4e-10),
-    ("cuda", 2): Speed(590e12, 950e12, 137e12, 25e12, 8e10, 4e-4, 5.5e-6, 1e-2, 4e-10),
+    ("cuda", 4): Speed(40e12, 40e12, 20e12, 10e12, 7e11, 5e-4, 1e-5, 2e-2, 2.4e-10),
+    ("cuda", 2): Speed(590e12, 950e12, 137e12, 40e12, 7e11, 5e-4, 3.5e-6, 1e-2, 2.4e-10),
 }
 START = 0.5
 """Seconds of a point that nothing else explains."""
-TOKEN = 3e-6
+TOKEN = 3.7e-6
 """Seconds of a token of text: reading and cutting it."""
 DRAWN, TRAINING = 5, 300_000
 """Tokens that are cut for one drawn, where documents have to be longer than a window; those of other training texts."""
@@ -59,6 +59,8 @@ LEVELS = 5
 """Times that a search prunes every matrix, about."""
 FISHER, HESSIAN = 4, 13
 """Forward passes that a window costs in the Fisher trace, and a window and probe in the Hessian's (measured)."""
+UPDATES = 3
+"""Times the launches of a forward that SparseLLM's updates of a window take."""
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
 ITEM_TOKENS = {
     "boolq": 3270 * 2 * 180,
@@ -147,7 +149,7 @@ def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, spee
     if name != "wanda":
         seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
     if name == "sparsellm":
-        seconds += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, batches, speed)
+        seconds += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, cfg.calibration.windows, speed)
     return geometry.blocks * seconds
 
 
@@ -167,7 +169,7 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
         case "uniform" | "file":
             windows = 0.0
         case "alphapruning":
-            return len(geometry.widths) * geometry.blocks * geometry.hidden**3 / speed.spectrum
+            return len(geometry.widths) * geometry.blocks * (speed.block + geometry.hidden**3 / speed.spectrum)
         case "mrp":  # a pruning and an observation a turn
             windows = 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
         case "isc":
@@ -187,11 +189,11 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
     return windows * whole / speed.rate + launches + levels * geometry.blocks * _choosing(geometry, speed)
 
 
-def _epoch(geometry: Geometry, tokens: int, batches: float, speed: Speed) -> float:
+def _epoch(geometry: Geometry, tokens: int, windows: int, speed: Speed) -> float:
     """Seconds of a block's epoch of SparseLLM after the first (SparseGPT): its updates, then the columns again."""
     wide, hidden = geometry.wide, geometry.hidden
     products = 2 * tokens * (wide**2 + (7 if geometry.gated else 5) * hidden * wide)  # the Gram matrix of p is wide²
-    return products / speed.fit + batches * speed.launch + _choosing(geometry, speed)
+    return products / speed.fit + UPDATES * windows * speed.launch + _choosing(geometry, speed)
 
 
 def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -> float:
