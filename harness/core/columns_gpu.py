@@ -38,9 +38,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     for i in range(columns):
         line = next_line  # the one after it is on its way while this one is used
         after = i + 1
-        next_line = tl.load(
-            factor + after * stride + column, mask=(column > after) & (column < columns) & (after < columns), other=0.0
-        )
+        next_line = tl.load(factor + after * stride + column, mask=(column > after) & (column < columns), other=0.0)
         if OF > 0:  # noqa: SIM102
             if i % OF == 0:
                 score = tl.div_rn(weight * weight, divided_by[None, :])
