@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.calibration.bank import Bank, check_size
+from harness.calibration.bank import Bank, check_size, find_room
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream, standing_in, stream
 from harness.core.allocation import Allocation
@@ -206,6 +206,7 @@ def build_assembler(
     objective: Objective,
     limit: float | None,
     folder: Path | None,
+    gib: float | None,
 ) -> LevelAssembler:
     """Prune every matrix to every level, and stand ready to judge candidates on `windows` (N, L).
 
@@ -213,15 +214,18 @@ def build_assembler(
         inputs: what the blocks in front are pruned to while a block is; None leaves them dense.
         limit: GiB that the database may take.
         folder: where its files go; None keeps it in memory.
+        gib: what that folder may take.
 
     Raises:
-        UserError: the database does not fit its limit.
+        UserError: the database does not fit its limit or the folder's.
     """
     started = time.perf_counter()
     linears = {site: linear for index in scope for site, linear in anatomy.block_linears(model, index).items()}
     sizes = {site: linear.weight.numel() for site, linear in linears.items()}
     item = next(model.parameters()).element_size()
     needed = check_size(sizes, ladders, item, limit)
+    if folder is not None:
+        find_room(folder, gib, needed)
     bank = Bank(windows.device, folder)
     with dense_again(model, anatomy, scope, touched=inputs is not None):
         for block in stream(model, anatomy, batches, scope, edited=inputs is not None, label="levels"):

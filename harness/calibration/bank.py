@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.calibration.cache import is_working_folder, make_room
 from harness.core.errors import Failure, UserError
 from harness.core.files import LOCK, in_use, taken
 from harness.core.memory import GIB, Parked
@@ -95,7 +96,7 @@ class Bank:
 
 def _remove_orphans(folder: Path) -> None:
     """Databases that no process holds any more; an empty folder may be one that is being made."""
-    for left in folder.glob("levels_*"):
+    for left in filter(is_working_folder, folder.glob("levels_*")):
         with suppress(OSError):
             if any(left.iterdir()) and not in_use(left / LOCK):
                 shutil.rmtree(left, ignore_errors=True)
@@ -125,3 +126,16 @@ def check_size(
             "fewer levels (a larger allocator.step, a smaller allocator.reach, allocator.levels) or a higher limit."
         )
     return needed
+
+
+def find_room(folder: Path, gib: float | None, needed: int) -> None:
+    """Make room in a cache for a database of so many bytes.
+
+    Raises:
+        UserError: the cache may not take so much, or others hold what is in the way.
+    """
+    if not make_room(folder, gib, needed):
+        raise UserError(
+            f"the level database needs {needed / GIB:.3g} GiB in {folder}, cache_gib={gib:g} allows less; take fewer "
+            "levels (allocator.step, allocator.reach, allocator.levels), allocator.database=memory or a higher limit."
+        )

@@ -20,6 +20,9 @@ from harness.core.files import LOCK, held, in_use, write_atomically
 from harness.core.memory import GIB
 from harness.core.remarks import remark
 
+BEGINNING = b'{"belongs":'
+"""Of the file of a value."""
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -70,7 +73,7 @@ class CachedValue:
         if not isinstance(content, dict) or content.get("sha256") != _checksum(content):
             remark(f"{path} does not match its checksum; it is computed again")
             return None
-        if content["belongs"] != self.belongs:
+        if content.get("belongs") != self.belongs or "value" not in content:
             remark(f"{path} belongs to another model or other settings; it is computed again")
             return None
         with suppress(OSError):
@@ -131,9 +134,26 @@ def make_room(folder: Path, gib: float | None, needed: int, keep: Path | None = 
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Values, and the folders of finished blocks and of levels; what is hidden or has another name is nobody's."""
-    known = [*folder.glob("*_*.json"), *folder.glob("blocks_*"), *folder.glob("levels_*")]
-    return [path for path in known if not path.name.startswith(".") and not path.is_symlink()]
+    """Values, and the folders of finished blocks and of levels; anything else is somebody else's and stays."""
+    return [path for path in folder.glob("*_*") if _is_value(path) or is_working_folder(path)]
+
+
+def _is_value(path: Path) -> bool:
+    """Whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
+    if path.is_symlink() or not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name):
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(len(BEGINNING)) == BEGINNING
+    return False
+
+
+def is_working_folder(path: Path) -> bool:
+    """Whether it is a folder of finished blocks or of levels, by its name and by what lies in it."""
+    if path.is_symlink() or not re.fullmatch(r"blocks_[0-9a-f]+|levels_\w{8}", path.name) or not path.is_dir():
+        return False
+    with suppress(OSError):
+        return all(one.name.startswith(".") or one.suffix == ".safetensors" for one in path.iterdir())
+    return False
 
 
 def _lock_of(entry: Path) -> Path:

@@ -171,12 +171,12 @@ class ModelProbe:
     ) -> LevelAssembler:
         """Candidates over these ladders, judged on `windows` further windows of the calibration text."""
         drawn = self._draw(windows) if self._draw else torch.cat(list(self._batches))[:windows]
-        folder = None
-        if database.place == "disk":
-            folder = self._cache.folder or Path(tempfile.gettempdir())
+        cache = self._cache
+        folder = cache.folder or Path(tempfile.gettempdir())
         return build_assembler(
             self._model, self._anatomy, self._batches, self._scope, method, ladders,
-            inputs=inputs, windows=drawn, objective=objective, limit=database.limit, folder=folder,
+            inputs=inputs, windows=drawn, objective=objective, limit=database.limit,
+            folder=folder if database.place == "disk" else None, gib=cache.gib if cache.folder else None,
         )  # fmt: skip
 
     def cached(self, purpose: str, settings: Mapping[str, Any]) -> CachedValue:

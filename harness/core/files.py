@@ -67,15 +67,13 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_once(folder)
-    stage = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, folder))
-    try:
-        with held(stage / LOCK):
-            yield stage
-            for path in sorted(stage.iterdir()):
-                if path.name != LOCK:
-                    path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with ExitStack() as stack:
+        stage = _locked_stage(folder, stack)
+        stack.callback(shutil.rmtree, stage, ignore_errors=True)
+        yield stage
+        for path in sorted(stage.iterdir()):
+            if path.name != LOCK:
+                path.replace(folder / path.name)
     _sync(folder)
 
 
@@ -122,9 +120,7 @@ def remove_abandoned(folder: Path) -> None:
         now = os.fstat(probe.fileno()).st_mtime
     for path in left:
         with suppress(OSError):
-            if not _is_abandoned(path, now):
-                continue
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            _remove_if_abandoned(path, now)
 
 
 @lru_cache(maxsize=256)
@@ -133,18 +129,31 @@ def _remove_abandoned_once(folder: Path) -> None:
         remove_abandoned(folder)
 
 
-def _is_abandoned(path: Path, now: float) -> bool:
+def _remove_if_abandoned(path: Path, now: float) -> None:
+    """Remove it while its lock is held, so that whoever has just made it sees that it is gone and makes another."""
     status = path.lstat()
     old = now - status.st_mtime > DAY
-    if path.is_symlink():
-        return old
     lock = path / LOCK if path.is_dir() else path
-    try:
-        with lock.open("rb+") as file:
-            free = _lock(file)
-    except FileNotFoundError:  # made this moment, or its maker was killed in it
-        return old
-    return old if free is None else free and (old or path.name.startswith(_PREFIX))
+    if path.is_symlink() or not lock.exists():  # made this moment, or its maker was killed in it
+        if old:
+            _remove(path)
+        return
+    with lock.open("rb+") as file:
+        free = _lock(file)
+        if old if free is None else free and (old or path.name.startswith(_PREFIX)):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _locked_stage(folder: Path, stack: ExitStack) -> Path:
+    while True:
+        stage = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, folder))
+        stack.enter_context(held(stage / LOCK))
+        if stage.is_dir():
+            return stage  # else another process took it for abandoned before it was locked
 
 
 def _locked_temporary(folder: Path) -> tuple[IO[bytes], Path]:

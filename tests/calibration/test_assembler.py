@@ -24,7 +24,7 @@ def assembled(model: nn.Module, scope: range = range(2), **changes: Any) -> Leve
     anatomy = anatomy_of(model)
     sites = [site for index in scope for site in anatomy.block_linears(model, index)]
     settings: dict[str, Any] = {
-        "inputs": None, "windows": windows(3, seed=5), "objective": "nll", "limit": None, "folder": None,
+        "inputs": None, "windows": windows(3, seed=5), "objective": "nll", "limit": None, "folder": None, "gib": None,
     } | changes  # fmt: skip
     method = settings.pop("method", METHODS["wanda"])
     ladder = settings.pop("ladder", RUNGS)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import tiny, windows
 
 from harness.calibration import probe as probing
+from harness.calibration.bank import Bank
 from harness.calibration.cache import Cache, make_room
 from harness.calibration.probe import ModelProbe
 from harness.models.anatomy import anatomy_of
@@ -181,6 +183,20 @@ def test_what_somebody_uses_does_not_go(tmp_path: Path) -> None:
         assert not make_room(tmp_path, 0.0, 1)
     assert paths[0].exists() and (tmp_path / "notes.txt").exists()
     assert make_room(tmp_path, 1.0, 1) and make_room(tmp_path, None, 2**60)
+
+
+def test_only_what_the_cache_wrote_is_ever_removed(tmp_path: Path) -> None:
+    """A record's file is named as a value's is, and anybody may name a folder as a database's."""
+    (tmp_path / "tiny_wanda_0.5_0123456789abcdef.json").write_text('{"version": 1}' + " " * 1000)
+    (tmp_path / "msp_0123456789abcdef.json").write_text("[]")
+    for name in ("levels_12345678", "blocks_0123456789abcdef"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine" * 1000)
+    (paths,) = written(tmp_path, 1)
+    before = sorted(path for path in tmp_path.rglob("*") if path != paths)
+    assert make_room(tmp_path, 0.0, 0)
+    Bank(torch.device("cpu"), tmp_path).close()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_value_that_does_not_fit_is_kept_in_memory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -218,9 +218,9 @@ def test_no_more_is_kept_than_the_cache_may_take(tmp_path: Path) -> None:
     # what an abandoned run left goes when another one needs the room
     gc.collect()  # the first run's hold on its blocks
     with remarks() as said:
-        other = keeping(tmp_path, folder=tmp_path / "blocks_g", gib=2.5 * size / 2**30)
+        other = keeping(tmp_path, folder=tmp_path / "blocks_e", gib=2.5 * size / 2**30)
         pruned_model("wanda", other, stop=2)
-    assert not said and [path.name for path in tmp_path.iterdir()] == ["blocks_g"]
+    assert not said and [path.name for path in tmp_path.iterdir()] == ["blocks_e"]
 
 
 def test_blocks_are_kept_only_after_some_work(tmp_path: Path) -> None:

@@ -165,6 +165,15 @@ def test_a_level_database_that_finds_no_room(disk: Disk, typed: Callable, option
     assert not list((disk.folder / "cache").glob("levels_*"))
 
 
+def test_a_level_database_keeps_to_the_cache_s_limit(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    run = [*options, *EVOPRESS, "allocator.database=disk", f"cache={tmp_path / 'cache'}"]
+    refused = typed(*run, "cache_gib=0.0001")
+    assert refused.status == 2
+    said = refused.err.splitlines()[-1]
+    assert said.startswith("error: the level database needs ") and "cache_gib=0.0001 allows less" in said
+    assert typed(*run, "cache_gib=1").status == 0
+
+
 def bank(folder: Path) -> tuple[Bank, torch.Tensor]:
     made = Bank(torch.device("cpu"), folder)
     level = torch.arange(64.0).reshape(8, 8)
