@@ -35,7 +35,7 @@ PIPELINE = 3
 
 CACHED_BY = (
     *("pipeline", "weights", "architecture", "tokenizer", "dtype", "device", "scope", "planner"),
-    *("calibration", "calibration_data"),
+    *("calibration", "calibration_data", "numerics"),
 )
 """The parts of an identity that traces and searches share with other runs."""
 
@@ -79,7 +79,7 @@ def look_up(cfg: RunConfig) -> Inputs:
         UserError: a file is missing or not the one known, a window is longer than the context, …
     """
     checkpoint = find_checkpoint(cfg.model)
-    cfg.scope.blocks(int(checkpoint.config.get("num_hidden_layers", 1)))
+    cfg.scope.blocks(int(checkpoint.config.get("num_hidden_layers") or 1))
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,12 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 HUB_COPIES = ["original/*", "consolidated*"]
 """The same weights in another layout, which transformers does not read."""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SIZES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "ffn_dim", "vocab_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+"""Entries of `config.json` that are counted with, where they are given."""
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 """Entries of `config.json` that do not decide what is computed; the dtype of a run is an option of its own."""
@@ -90,24 +97,29 @@ def find_checkpoint(choice: ModelChoice) -> Checkpoint:
             f"the checkpoint {choice.path} needs code from its own repository; "
             "add model.trust_remote_code=true if you trust it."
         )
-    weights = _weight_files(folder)
+    weights = _weight_files(folder, config)
     if not weights and any(next(folder.glob(pattern), None) for pattern in PICKLES):
         raise UserError(f"{choice.path} holds pickle weights only, which are refused; convert them to safetensors.")
     if not weights:
-        raise UserError(f"{choice.path} holds no weights (*.safetensors).")
+        raise UserError(f"{choice.path} holds no weights ({SINGLE} or {INDEX}).")
     return Checkpoint(folder, config, weights, revision)
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that transformers loads: those of the index, or the single file, not copies in other layouts."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = tuple(sorted({folder / str(name) for name in _read_json(index).get("weight_map", {}).values()}))
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise UserError(f"{folder} lacks {missing[0]}, which its {index.name} names.")
-        return files
-    single = folder / "model.safetensors"
-    return (single,) if single.is_file() else tuple(sorted(folder.glob("*.safetensors")))
+def _weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The files that transformers loads, in its order of preference: the single file, or those of the index."""
+    if named := config.get("transformers_weights"):
+        raise UserError(f"{folder / 'config.json'} names its weights itself ({named}); call them {SINGLE} or {INDEX}.")
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    if not (folder / INDEX).is_file():
+        return ()
+    places = _read_json(folder / INDEX).get("weight_map")
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise UserError(f"{folder / INDEX} does not map weights to files beside it.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(f"{folder} lacks {missing[0]}, which its {INDEX} names.")
+    return tuple(folder / name for name in names)
 
 
 def _from_hub(choice: ModelChoice) -> tuple[Path, str | None]:
@@ -130,14 +142,22 @@ def _from_hub(choice: ModelChoice) -> tuple[Path, str | None]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise UserError(f"the model folder {folder} has no config.json.")
-    return _read_json(folder / "config.json")
+    config = _read_json(path)
+    for name in SIZES:
+        size = config.get(name)
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise UserError(f"{path} has no whole number above 0 for {name}.")
+    return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
@@ -164,8 +184,14 @@ def weights_hash(checkpoint: Checkpoint) -> str:
 
 
 def architecture(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `config.json` says of the computation: equal weights under another norm's epsilon are another model."""
-    return {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    """What `config.json` says of the computation: equal weights under another norm's epsilon are another model.
+
+    A checkpoint with code of its own has the hashes of that code too.
+    """
+    said = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    if "auto_map" not in said:
+        return said
+    return {**said, "code": {path.name: file_hash(path) for path in sorted(checkpoint.folder.glob("*.py"))}}
 
 
 def tokenizer_hashes(checkpoint: Checkpoint) -> dict[str, str]:

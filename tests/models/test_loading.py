@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from harness.models.anatomy import anatomy_of
 from harness.models.loading import (
     Checkpoint,
     ModelChoice,
+    architecture,
     file_hash,
     find_checkpoint,
     load_model,
@@ -143,7 +145,9 @@ def test_a_configuration_that_is_no_object(folder: Path) -> None:
 
 def test_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    assert sentence(lambda: find_checkpoint(choice(folder))) == f"{folder} holds no weights (*.safetensors)."
+    assert sentence(lambda: find_checkpoint(choice(folder))) == (
+        f"{folder} holds no weights (model.safetensors or model.safetensors.index.json)."
+    )
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "model.ckpt"])
@@ -202,6 +206,50 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     assert len(shards) > 2
     shards[1].unlink()
     assert f"lacks {shards[1].name}, which its model.safetensors.index.json names" in sentence(lambda: load(tmp_path))
+
+
+def test_what_is_hashed_is_what_is_loaded(folder: Path) -> None:
+    """Transformers prefers the single file to the index, and a file that the configuration names to both."""
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": dict.fromkeys(load_file(folder / "other.safetensors"), "other.safetensors")})
+    )
+    assert [path.name for path in find_checkpoint(choice(folder)).weights] == ["model.safetensors"]
+    (folder / "model.safetensors").unlink()
+    assert [path.name for path in find_checkpoint(choice(folder)).weights] == ["other.safetensors"]
+    edit_config(folder, transformers_weights="other.safetensors")
+    assert "names its weights itself (other.safetensors)" in sentence(lambda: find_checkpoint(choice(folder)))
+
+
+@pytest.mark.parametrize("places", [None, [], {}, {"a": "../../etc/passwd"}, {"a": "/etc/passwd"}, {"a": ["x"]}])
+def test_an_index_that_maps_to_no_files_of_the_folder(folder: Path, places: Any) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    said = sentence(lambda: find_checkpoint(choice(folder)))
+    assert "does not map weights to files beside it" in said or "lacks ['x']" in said
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "max_position_embeddings", "head_dim"])
+@pytest.mark.parametrize("size", ["many", 0, -1, 2.5, True, [1]])
+def test_a_size_that_is_no_number(folder: Path, name: str, size: Any) -> None:
+    edit_config(folder, **{name: size})
+    said = sentence(lambda: find_checkpoint(choice(folder)))
+    assert said == f"{folder / 'config.json'} has no whole number above 0 for {name}."
+
+
+def test_a_configuration_nested_without_end(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 200_000)
+    assert "config.json is nested too deeply" in sentence(lambda: find_checkpoint(choice(folder)))
+
+
+def test_code_of_a_checkpoint_is_part_of_what_it_is(folder: Path) -> None:
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling.Own"})
+    own = choice(folder, trust_remote_code=True)
+    (folder / "modeling.py").write_text("scale = 1")
+    before = architecture(find_checkpoint(own))
+    (folder / "modeling.py").write_text("scale = 5.0")
+    assert architecture(find_checkpoint(own)) != before
 
 
 def test_not_a_language_model(folder: Path) -> None:
