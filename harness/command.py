@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from harness import compose, session
@@ -56,7 +56,9 @@ def _dispatch(arguments: list[str]) -> int:
     check_points(composed, here=in_process or cluster in compose.THIS_MACHINE)
     if cluster == "gpus" and options.multirun:
         return _over_gpus(composed)
-    return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun, in_process=in_process)
+    if not in_process:
+        return _launched(cluster, overrides, composed)
+    return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun)
 
 
 def _parsed(arguments: list[str]) -> Namespace:
@@ -82,18 +84,15 @@ def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
         raise UserError(f"at the point {' '.join(point)}: {error}") from error
 
 
-def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, in_process: bool) -> int:
-    """Let Hydra launch what was checked. Returns 1 if a point has failed, else 0."""
+def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool) -> int:
+    """Let Hydra run here what was checked, not what `conf/` says by then. Returns 1 if a point has failed, else 0."""
     mistakes: list[UserError] = []
     statuses: list[str] = []
     later: list[RunConfig] = []
-    watch = Watch() if in_process and in_sweep else None
-    before = {} if in_process else attempts(points)
+    watch = Watch() if in_sweep else None
 
-    def job(config: DictConfig) -> str | None:
-        values = compose.plain(config)
-        compose.register(compose.plugins_in([f"plugins={values['plugins']}"]))  # a worker process knows no component
-        cfg = compose.typed(values)
+    def job(_: DictConfig) -> str | None:
+        cfg = points[HydraConfig.get().job.num if in_sweep else 0]
         try:
             path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep, watch=watch)
         except Busy:
@@ -101,29 +100,29 @@ def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool, i
             return None
         except UserError as error:
             mistakes.append(error)
-            if not in_process:  # what this process remembers is lost with it; its log is not
-                print(f"error: {error}", file=sys.stderr)
             return None
         statuses.append(record.status)
         print(f"record: {path}", flush=True)
         return str(path) if record.status != "failed" else None
 
-    if in_process:
-        broken = compose.through_hydra(arguments, job)
-    else:
-        from harness.study.launch import sweeping
-
-        with sweeping(_value_of(arguments, "cluster") or "local", arguments, points[0].records) as folder:
-            broken = compose.through_hydra([*arguments, *folder], job)
+    broken = compose.through_hydra(arguments, job)
     if mistakes:
         raise mistakes[0]
     for _, path, record, _ in execute_each({number: (cfg, prepare(cfg)) for number, cfg in enumerate(later)}):
         statuses.append(record.status)
         print(f"record: {path}", flush=True)
-    if in_process:
-        return 1 if broken or "failed" in statuses else 0
+    return 1 if broken or "failed" in statuses else 0
+
+
+def _launched(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> int:
+    """A sweep through a launcher; returns 1 if a point has failed or was lost."""
+    from harness.study.launch import launch_sweep
+
+    configs = [cfg for _, cfg in points]
+    before = attempts(configs)
+    launch_sweep(cluster, overrides, points)
     files = Files()
-    return 0 if all(has_finished(cfg, before, files) for cfg in points) else 1
+    return 0 if all(has_finished(cfg, before, files) for cfg in configs) else 1
 
 
 def _over_gpus(points: Sequence[tuple[str, RunConfig]]) -> int:

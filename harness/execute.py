@@ -20,7 +20,7 @@ from harness.core.errors import Failure, Refusal, UserError
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.claim import LOOK, Busy, Watch, claimed
-from harness.record.question import answer_of
+from harness.record.question import answer_of, answered, question
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
 from harness.run import run, without_numbers
@@ -134,9 +134,18 @@ def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) 
             found = finished(cfg, ready)  # of a process that was at it until now
             if not found:
                 return *_run(cfg, ready, in_sweep), True
+    found = _as_asked(cfg, ready, *found)
     resume.forget(cfg.cache, ready.fingerprint)
     track(cfg.tracker, found[1], cfg.records)
     return *found, False
+
+
+def _as_asked(cfg: RunConfig, ready: Prepared, path: Path, record: Record) -> tuple[Path, Record]:
+    """The record, or a copy under the question asked: its study looks for that, and the model had another name."""
+    if question(ready.config) in answered(record):
+        return path, record
+    record = dataclasses.replace(record, config=ready.config)
+    return schema.write(record, cfg.records), record
 
 
 def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 MARK = "pruning.json"
-"""In a saved folder: the fingerprint of the run whose model lies there."""
+"""In a folder that runs save to: the fingerprint of the run whose model lies there whole, or null."""
 
 
 def save_model(
@@ -35,16 +35,20 @@ def save_model(
             tokenizer.save_pretrained(stage)
             _count_again(stage, sites)
             new = {path.name for path in stage.iterdir()}
-            mark.unlink(missing_ok=True)  # from here on the folder holds neither model whole
+            _write_mark(mark, None)  # from here on the folder holds neither model whole
         for path in folder.glob("*.safetensors*"):
             if path.name not in new:  # of a model in more files
                 path.unlink()
-        write_atomically(mark, json.dumps({"fingerprint": fingerprint}) + "\n")
+        _write_mark(mark, fingerprint)
     except AssertionError:
         raise
     except Exception as error:  # each library has its own for a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"save={folder} cannot be written: {reason}.") from error
+
+
+def _write_mark(mark: Path, fingerprint: str | None) -> None:
+    write_atomically(mark, json.dumps({"fingerprint": fingerprint}) + "\n")
 
 
 def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
@@ -77,11 +81,13 @@ def check_targets(targets: Sequence[tuple[Path, Path]]) -> None:
         targets: (folder to save to, folder of the dense model) of every point that saves.
 
     Raises:
-        UserError: a point would overwrite its own source, or two points each other.
+        UserError: a point would overwrite its own source or what no run saved, or two points each other.
     """
     for target, source in targets:
         if target.resolve() == source.resolve():
             raise UserError(f"save={target} is the folder of the dense model; choose another.")
+        if not (target / MARK).exists() and any(not path.name.startswith(".") for path in target.glob("*")):
+            raise UserError(f"save={target} holds files that no run saved there; choose an empty folder.")
     if len({target.resolve() for target, _ in targets}) < len(targets):
         raise UserError(
             "several points would save to one folder; give each its own, for example save='out/${method.name}'."

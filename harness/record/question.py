@@ -80,7 +80,8 @@ def question(config: Mapping[str, Any]) -> Question:
     """What a configuration asks for."""
     asked = {key: value for key, value in config.items() if key not in NOT_ASKED and key not in LEFT_OPEN}
     model = config["model"]
-    asked["model"] = [model["name"], model["path"], model["window"]]
+    revision = model.get("revision")
+    asked["model"] = [model["name"], model["path"], model["window"], *([revision] if revision else [])]
     asked["evaluation"] = {
         name: {key: value for key, value in settings.items() if value is not None}
         for name, settings in (config.get("evaluation") or {}).items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from harness import compose
 from harness.allocators.file import read_allocation
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
+from harness.core.files import staged
 from harness.execute import check_points, execute_each, finished, is_unsaved
+from harness.models.loading import find_checkpoint, weights_hash
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.claim import submitted
@@ -130,8 +131,11 @@ def _ended(study: Study, numbers: Iterable[int]) -> set[Answer]:
 
 
 def _wanted(cfg: RunConfig, item: Progress) -> bool:
-    """Whether a point has to run, as far as its files say: it is not done, is forced, or its model is to be saved."""
-    return item.to_run or cfg.force or (item.record is not None and is_unsaved(cfg, item.record))
+    """Whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by now."""
+    if item.to_run or cfg.force or item.record is None:
+        return item.to_run or cfg.force
+    known = item.record.provenance.get("weights_sha256")
+    return is_unsaved(cfg, item.record) or known not in (None, weights_hash(find_checkpoint(cfg.model)))
 
 
 def _announce(study: Study, cells: int, todo: int) -> None:
@@ -230,18 +234,26 @@ def compare(study: Study) -> int:
 
 
 def publish(study: Study) -> int:
-    """Copy records (without this machine's paths), table and figure of a study to `results/published`."""
+    """Copy records (without this machine's paths), table and figure of a study to `results/published`.
+
+    Raises:
+        UserError: fewer records are there than are published, of a study that was narrowed, or of another folder.
+    """
     items = progress_of(study)
     folder = ROOT / "results" / "published" / study.name / study.scale
-    shutil.rmtree(folder / "records", ignore_errors=True)
-    (folder / "records").mkdir(parents=True, exist_ok=True)
-    for item in items:
-        if item.path:
-            record = schema.read(item.path)  # with its sites
+    paths = [item.path for item in items if item.path]
+    before = set((folder / "records").glob("*.json"))
+    if len(paths) < max(1, len(before)):
+        raise UserError(f"{study.records} holds {len(paths)} records of {study.name}, {len(before)} are published.")
+    with staged(folder / "records") as stage:
+        for path in paths:
+            record = schema.read(path)  # with its sites
             config = {**record.config, "records": "results/records", "cache": "results/records/.cache", "save": None}
-            schema.write(dataclasses.replace(record, config=config), folder / "records")
+            before.discard(folder / "records" / schema.write(dataclasses.replace(record, config=config), stage).name)
+    for path in before:
+        path.unlink()
     _write(study, items, folder)
-    print(f"published: {folder.relative_to(ROOT)} ({sum(1 for item in items if item.path)} records)")
+    print(f"published: {folder.relative_to(ROOT)} ({len(paths)} records)")
     return 0
 
 

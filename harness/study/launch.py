@@ -43,35 +43,39 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
     if study.cluster == "gpus":
         run_points([(str(study.points[number]), cfg) for number, cfg in configs.items()])
         return
-    settings, launcher = compose.cluster_of(study.cluster, study.launcher)
+    settings, _ = compose.cluster_of(study.cluster, study.launcher)
     groups = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
+    points = [[(str(study.points[number]), configs[number]) for number in group] for group in groups]
+    _launch(study.name, study.cluster, study.launcher, study.records, points)
+
+
+def launch_sweep(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> None:
+    """The points of a sweep (`-m`) with their labels, one job each, as `launch` does those of a study."""
+    launcher = [text for text in overrides if is_of_launcher(text)]
+    _launch("sweep", cluster, launcher, points[0][1].records, [[point] for point in points])
+
+
+def _launch(
+    name: str, cluster: str, overrides: Sequence[str], records: Path, points: Sequence[Sequence[tuple[str, RunConfig]]]
+) -> None:
+    """Freeze the points of every job, let Hydra's launcher run the jobs, say what became of them."""
+    _, launcher = compose.cluster_of(cluster, overrides)
     with around(launcher):
-        folder = private_folder(study.records) / study.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        folder = private_folder(records) / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         folder.mkdir(parents=True)
-        jobs.freeze(folder, [[(str(study.points[number]), configs[number]) for number in group] for group in groups])
-        _freeze_launcher(folder, study)
-        print(f"{len(groups)} jobs, frozen in {folder}", flush=True)
-        arguments = ["-m", *study.launcher, f"job={','.join(map(str, range(len(groups))))}"]
+        jobs.freeze(folder, points)
+        _freeze_launcher(folder, name, cluster)
+        print(f"{len(points)} jobs, frozen in {folder}", flush=True)
+        place = f"hydra.sweep.dir='{folder}'"  # what a launcher pickles stays there, whatever overrides say
+        arguments = ["-m", *overrides, place, f"job={','.join(map(str, range(len(points))))}"]
         compose.through_hydra(arguments, run_frozen_job, folder / "conf", "launch")
-    for number in range(len(groups)):
+    for number in range(len(points)):
         _tell(number, jobs.ended(folder, number))
 
 
 def run_frozen_job(config: DictConfig) -> list[str]:
     """One job, in whatever process the launcher has for it; returns the paths of its records."""
     return jobs.run_job(Path(config.folder), int(config.job))
-
-
-@contextmanager
-def sweeping(cluster: str, overrides: Sequence[str], records: Path) -> Iterator[list[str]]:
-    """What a sweep (`-m`) needs around it that a launcher runs; gives the override for the launcher's folder.
-
-    Raises:
-        UserError: as `launch`.
-    """
-    _, launcher = compose.cluster_of(cluster, [text for text in overrides if is_of_launcher(text)])
-    with around(launcher):
-        yield [f"hydra.sweep.dir='{private_folder(records)}'"]
 
 
 def private_folder(records: Path) -> Path:
@@ -147,17 +151,17 @@ def _count(settings: Mapping[str, Any]) -> int | None:
     return count
 
 
-def _freeze_launcher(folder: Path, study: Study) -> None:
+def _freeze_launcher(folder: Path, name: str, cluster: str) -> None:
     """A configuration of the launcher alone: launchers compose it anew in every job, from this copy."""
     shutil.copytree(compose.CONF / "cluster", folder / "conf" / "cluster")
     quiet = [{f"override hydra/{name}_logging": "disabled"} for name in ("job", "hydra")]
     content = {
-        "defaults": ["_self_", {"cluster": study.cluster}, *quiet],
+        "defaults": ["_self_", {"cluster": cluster}, *quiet],
         "folder": str(folder),
         "job": None,
         "hydra": {
             "output_subdir": None,
-            "job": {"name": f"harness-{study.name}"},
+            "job": {"name": f"harness-{name}"},
             "run": {"dir": "."},
             "sweep": {"dir": str(folder), "subdir": "${hydra.job.num}"},
         },

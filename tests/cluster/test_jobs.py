@@ -270,6 +270,27 @@ def test_names_in_a_configuration_stay_in_the_folder(study: grid.Study, tmp_path
         commands.study_of(["study=../test_table1", "cluster=serial"])
 
 
+@pytest.mark.parametrize("cluster", ["local", "serial"])
+def test_a_sweep_runs_what_was_checked(
+    cluster: str, typed: Callable, options: list[str], conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edits of `conf/` while its first point runs reach no later one."""
+
+    def editing(*arguments: Any, **named: Any) -> Any:
+        text = (conf / "config.yaml").read_text()
+        assert "\nsparsity: 0.5 " in text or "\nsparsity: 0.9 " in text
+        (conf / "config.yaml").write_text(text.replace("\nsparsity: 0.5 ", "\nsparsity: 0.9 "))
+        return run(*arguments, **named)
+
+    run = execute.execute
+    monkeypatch.setattr("harness.command.execute", editing)
+    monkeypatch.setattr("harness.study.jobs.execute", editing)
+    done = typed("-m", *options, "method=magnitude,wanda", f"cluster={cluster}")
+    assert (done.status, done.out.count("record: ")) == (0, 2)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")]
+    assert [record["config"]["sparsity"] for record in records] == [0.5, 0.5]
+
+
 def test_a_launcher_that_is_not_there_is_one_sentence(
     typed: Callable, options: list[str], conf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

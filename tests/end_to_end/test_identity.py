@@ -65,6 +65,15 @@ def test_nothing_to_evaluate_is_allowed(typed: Callable, options: list[str]) -> 
     assert done.record["sparsity"]["achieved"] == 0.5
 
 
+def test_a_record_is_found_by_the_name_that_its_study_asks_for(typed: Callable, options: list[str]) -> None:
+    first = typed(*options)
+    other = typed(*options, "model.name=mine")
+    assert "found ok record" in other.err and other.out != first.out
+    assert other.record["config"]["model"]["name"] == "mine"
+    assert other.record | {"config": first.record["config"]} == first.record
+    assert typed(*options).out == first.out and typed(*options, "model.name=mine").out == other.out
+
+
 def test_a_failure_does_not_replace_a_finished_record(
     typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,6 +216,10 @@ def test_publishing_copies_records_and_makes_the_table(
     assert sorted(record["status"] for record in records) == ["ok"] * 5 + ["skipped"] * 2
     assert all(record["sites"] for record in records if record["status"] == "ok")
     assert (folder / "table.md").is_file()
+    before = sorted((folder / "records").iterdir())
+    refused = typed("publish", small, *options[:-1], "evaluation_limit=1", f"records={tmp_path / 'none'}")
+    assert refused.status == 2 and "holds 0 records of test_table1, 7 are published" in refused.err
+    assert sorted((folder / "records").iterdir()) == before
 
 
 def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:
@@ -241,6 +245,10 @@ def test_a_launched_study_ends_with_its_table(typed: Callable, tmp_path: Path, m
     assert "0 cells done, 2 to run" in ran.out
     assert "| embedded-llama | magnitude | uniform" in ran.out
     assert "2 cells done, 0 to run" in typed(*part).out
+    with monkeypatch.context() as patch:  # other weights at the same path
+        patch.setattr(commands, "weights_hash", lambda _: "other")
+        patch.setattr(commands.launch, "launch", lambda study, numbers: None)
+        assert "0 cells done, 2 to run" in typed(*part).out
     monkeypatch.setattr(commands.launch, "launch", lambda study, numbers: None)
     assert "0 cells done, 2 to run" in typed(*part, "force=true").out
     told = typed(*part[:-1], "cluster=joblb")
