@@ -17,6 +17,7 @@ from harness import session
 from harness.calibration import resume
 from harness.config import RunConfig
 from harness.core.errors import Failure, Refusal, UserError
+from harness.core.halving import is_out_of_memory
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.claim import LOOK, Busy, Watch, claimed
@@ -30,8 +31,8 @@ K = TypeVar("K")
 Done = TypeVar("Done")
 INTERRUPTED = "interrupted"
 OUT_OF_MEMORY = (
-    "the GPU's memory ran out where no batch can be smaller; take fewer or shorter calibration windows, a smaller "
-    "dtype, or a GPU with more memory."
+    "memory ran out where no batch can be smaller; take fewer or shorter calibration windows, a smaller dtype, or a "
+    "device with more memory."
 )
 
 
@@ -188,12 +189,12 @@ def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> R
         print(f"{record.status}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         record = without_numbers(cfg, ready, "failed", INTERRUPTED)
-    except (Failure, torch.OutOfMemoryError) as error:
-        record = without_numbers(cfg, ready, "failed", str(error) if isinstance(error, Failure) else OUT_OF_MEMORY)
-        print(f"failed: {record.reason}", file=sys.stderr)
     except Exception as error:
-        traceback.print_exc()
-        record = without_numbers(cfg, ready, "failed", f"{type(error).__name__}: {error}")
+        expected = OUT_OF_MEMORY if is_out_of_memory(error) else str(error) if isinstance(error, Failure) else ""
+        if not expected:
+            traceback.print_exc()
+        record = without_numbers(cfg, ready, "failed", expected or f"{type(error).__name__}: {error}")
+        print(f"failed: {record.reason}", file=sys.stderr)
     finally:
         gc.collect()
         if torch.cuda.is_available():

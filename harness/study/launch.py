@@ -109,9 +109,11 @@ def around(launcher: Mapping[str, Any]) -> AbstractContextManager[None]:
     """What a launcher with these settings needs around it.
 
     Raises:
-        UserError: SLURM's commands are not here.
+        UserError: SLURM's commands are not here, or joblib is to start no process.
     """
     kind = launcher["_target_"].rpartition(".")[2]
+    if kind == "JoblibLauncher" and launcher["n_jobs"] == 0:
+        raise UserError("hydra.launcher.n_jobs=0 starts no process; it has to be 1 or more, or -1 for all cores.")
     if kind == "SlurmLauncher":
         if shutil.which("sbatch") is None or shutil.which("squeue") is None:
             raise UserError("SLURM's commands sbatch and squeue are not on this machine; start from a login node.")

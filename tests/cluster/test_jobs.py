@@ -299,6 +299,8 @@ def test_a_launcher_that_is_not_there_is_one_sentence(
         refused = typed(*arguments, *options, "cluster=none")
         assert (refused.status, refused.err.count("\n")) == (2, 1)
         assert "the launcher nosuch is not installed: pip install" in refused.err
+    refused = typed("-m", *options, "cluster=joblib", "hydra.launcher.n_jobs=0")
+    assert (refused.status, refused.err.count("\n")) == (2, 1) and "n_jobs=0 starts no process" in refused.err
     monkeypatch.setattr(launch.shutil, "which", lambda command: None)
     with pytest.raises(UserError, match="not on this machine"):
         launch.around({"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"})

@@ -64,6 +64,17 @@ def test_what_does_not_fit_alone_is_one_sentence() -> None:
         mean_nll(model, windows(7), CPU)
 
 
+def test_host_memory_runs_out_as_a_gpus_does() -> None:
+    """Torch has no exception of its own for it."""
+
+    def work(size: int) -> int:
+        return torch.empty(10**15 if size > 2 else size).numel()
+
+    with remarks() as said:
+        assert halving(work, 8, "evaluation") == 2
+    assert len(said) == 2
+
+
 def test_no_other_error_is_taken_for_memory() -> None:
     def broken(size: int) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
