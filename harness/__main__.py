@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,10 @@ SHARED_MACHINE = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "20000"}
 process, no spinning a third slower on an idle machine."""
 
 
+OTHER_CONFIGURATION = re.compile(r"(--config-\w*|-c[npd]|--e[a-z-]*)(=.*)?", re.DOTALL)
+"""Hydra's flags, abbreviated too, that read a configuration from elsewhere, which nothing here would check."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Dispatch a command line; every user's mistake ends here as one sentence."""
     for name, value in {**QUIET, **SHARED_MACHINE}.items():
@@ -36,6 +41,11 @@ def main(arguments: Sequence[str]) -> int:
         gc.enable()
 
     try:
+        if other := next(filter(OTHER_CONFIGURATION.fullmatch, arguments), None):
+            raise UserError(
+                f"{other}: the configuration is the harness's own, in conf/; change it by overrides such as seed=1, "
+                "and look at it by --cfg=job."
+            )
         return command.dispatch(list(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

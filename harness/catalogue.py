@@ -118,12 +118,18 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def build(kind: str, settings: Mapping[str, Any]) -> Any:
+def build(kind: str, settings: Any, where: str | None = None) -> Any:
     """An instance of the component `settings['name']` with the other entries as its fields.
 
+    Args:
+        where: the option that holds the settings, if it is not called as the kind is.
+
     Raises:
-        UserError: unknown component or setting, a value of the wrong type, or one the component refuses.
+        UserError: no settings, unknown component or setting, a value of the wrong type, or one the component refuses.
     """
+    where = where or kind
+    if not isinstance(settings, Mapping) or "name" not in settings:
+        raise UserError(f"{where}={settings} has to be settings with a name, which is one of {', '.join(names(kind))}.")
     cls = lookup(kind, settings["name"])
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -135,9 +141,12 @@ def build(kind: str, settings: Mapping[str, Any]) -> Any:
             raise unknown(f"setting of {kind} '{settings['name']}'", key, fields)
         if nested := fields[key].metadata.get("component"):
             named = {"name": value} if isinstance(value, str) else value
-            values[key] = None if value is None else build(nested, named)
+            values[key] = None if value is None else build(nested, named, f"{where}.{key}")
         else:
-            values[key] = _coerce(f"{kind}.{key}", value, hints[key])
+            values[key] = _coerce(f"{where}.{key}", value, hints[key])
+    for key, field in fields.items():
+        if key not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}={settings} lacks {key}: give it by {where}.{key}=<value>.")
     return cls(**values)
 
 

@@ -6,7 +6,6 @@ are stored here as the choices of the groups `method`, `allocator`, `planner` an
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import hydra
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,14 +28,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import catalogue
-from harness.config import RunConfig, Scope, Tracker
+from harness.config import RunConfig, Scope
 from harness.core.allocation import Budget
 from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
-from harness.data.corpora import EMBEDDED, assets
-from harness.data.windows import Calibration
-from harness.models.loading import ASSETS, ModelChoice
-from harness.values import amount, boolean, folder, integer, offload, one_of, positive
+from harness.values import (
+    amount,
+    boolean,
+    calibration,
+    evaluators,
+    folder,
+    integer,
+    model_choice,
+    offload,
+    one_of,
+    positive,
+    tracker,
+    window,
+)
 
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
@@ -44,6 +54,9 @@ THIS_MACHINE = ("local", "joblib", "gpus")
 """The clusters whose points run on this machine."""
 OmegaConf.register_new_resolver("gpus_here", lambda: int(torch.cuda.is_available()), replace=True)
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
+DELETION = re.compile(r"~(?!hydra\b|cluster\.|evaluation\.[^.=]+(?:=|$))([^=@]*)")
+"""What takes an option away, or a setting of a group; one text or task of `evaluation` may go."""
+INSTEAD = {"method": "method=none leaves a model dense", "evaluation": "evaluation=[] evaluates nothing"}
 
 
 def register(plugins: Sequence[str] = ()) -> None:
@@ -113,12 +126,21 @@ def compose_plain(overrides: Sequence[str], *, resolved: bool = True) -> dict[st
     Raises:
         UserError: anything that Hydra refuses in the overrides.
     """
+    for text in overrides:
+        if match := DELETION.match(text):
+            instead = INSTEAD.get(match[1], f"write {match[1]}=<value>")
+            raise UserError(f"~{match[1]}: a run cannot be without {match[1]}; {instead}.")
     with _hydra():
         try:
-            config = compose("config", overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            config = compose("config", overrides=_meant(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise _explained(error, overrides) from error
     return plain(config, resolve=resolved)
+
+
+def _meant(texts: Sequence[str]) -> list[str]:
+    """Every `evaluation={}` as `evaluation=[]`: none at all, where Hydra would merge nothing into the default ones."""
+    return [re.sub(r"^\+{0,2}(evaluation=(?:.*[,(])?\s*)\{\s*\}", r"\1[]", text) for text in texts]
 
 
 def choice_settings(group: str, choice: str, fixed: Sequence[str]) -> Any:
@@ -170,7 +192,18 @@ def through_hydra(
 
     Args:
         folder: where the configuration of this name lies, if not in `conf/`.
+
+    Raises:
+        UserError: Hydra is asked to show what cannot be (`--cfg`, `--info`, `--help`).
     """
+    arguments = _meant(arguments)
+    asked = get_args_parser().parse_args(arguments)
+    if asked.resolve and not (asked.cfg or asked.help):
+        raise UserError("--resolve needs --cfg or --help beside it.")
+    if asked.hydra_help:
+        arguments = ["--hydra-help"]  # Hydra would apply overrides to a configuration that has none of our options
+    elif asked.cfg or asked.info or asked.help:
+        _check_shown(asked.overrides, resolved=asked.resolve)
     sys.argv = ["harness", *arguments]
     decorated = hydra.main(version_base="1.3", config_path=str(folder or CONF), config_name=name)(job)
     try:
@@ -181,6 +214,14 @@ def through_hydra(
         traceback.print_exc()
         return 1
     return 0
+
+
+def _check_shown(overrides: Sequence[str], *, resolved: bool) -> None:
+    if study := next((text for text in overrides if re.fullmatch(r"study=(?!null$).+", text)), None):
+        raise UserError(
+            f"{study}: the flags of Hydra show one run, not a study; python -m harness plan {study} lists its points."
+        )
+    compose_plain(overrides, resolved=resolved)
 
 
 def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
@@ -227,16 +268,16 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
     allocator = made(_allocator, "allocator")
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
     return RunConfig(
-        model=made(_model_choice, "model"),
-        window=_window(composed["model"]),
+        model=made(model_choice, "model"),
+        window=window(composed["model"]),
         method=made(_method, "method"),
         allocator=allocator,
         planner=made(_planner, "planner"),
         recovery=made(_recovery, "recovery"),
         pattern=pattern,
         scope=made(_scope, "scope"),
-        calibration=made(_calibration, "calibration", "seed"),
-        evaluators=made(_evaluators, "evaluation") if "evaluation" in composed else {},
+        calibration=made(calibration, "calibration", "seed"),
+        evaluators=made(evaluators, "evaluation") if "evaluation" in composed else {},
         evaluation_window=positive(composed, "evaluation_window", 2),
         evaluation_limit=positive(composed, "evaluation_limit", 1),
         seed=integer(composed, "seed"),
@@ -244,7 +285,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         dtype=one_of(composed, "dtype", ("auto", "float32", "bfloat16", "float16")),
         numerics=one_of(composed, "numerics", ("fast", "exact")),
         offload=offload(composed),
-        tracker=made(_tracker, "tracker", "study"),
+        tracker=made(tracker, "tracker", "study"),
         records=made(_records, "records"),
         cache=made(_cache, "cache"),
         cache_gib=amount(composed, "cache_gib"),
@@ -278,59 +319,6 @@ def _scope(text: Any) -> Scope:
     return Scope(str(text))
 
 
-def _model_choice(model: Mapping[str, Any]) -> ModelChoice:
-    if not re.fullmatch(
-        r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,95}", str(model["name"])
-    ):  # save='out/${model.name}'
-        raise UserError(
-            f"model.name={str(model['name'])[:96]!r} becomes part of file names: one line of at most 96 characters, "
-            "without a slash and no dot in front."
-        )
-    path = str(model["path"] or "")
-    if path.startswith("embedded:"):
-        path = str(EMBEDDED / path.removeprefix("embedded:"))
-    if path.startswith(ASSETS) and (folder := assets()):
-        path = str(folder / path.removeprefix(ASSETS))  # without the folder it stays as it is, for a plan needs none
-    return ModelChoice(model["name"], path, model.get("revision"), boolean(model, "trust_remote_code"))
-
-
-def _window(model: Mapping[str, Any]) -> int | str | None:
-    value = model["window"]
-    if value not in (None, "context") and (not isinstance(value, int) or value < 2):
-        raise UserError(f"model.window={value} has to be a number of tokens, or context for all the model takes.")
-    return value
-
-
-def _calibration(chosen: Mapping[str, Any], seed: int) -> Calibration:
-    settings = dict(chosen)
-    settings.pop("name")
-    settings["seed"] = seed if settings.get("seed") is None else settings["seed"]
-    _known_settings("calibration", settings, Calibration)
-    for key in ("windows", "length", "seed"):
-        if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
-            raise UserError(f"calibration.{key}={settings[key]} has to be a whole number.")
-    return Calibration(**{**settings, "corpus": str(settings["corpus"]), "split": str(settings["split"])})
-
-
-def _known_settings(group: str, settings: Mapping[str, Any], kind: type) -> None:
-    """Refuse what was added (`++group.key=`) to a group whose settings are the fields of `kind`."""
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in settings:
-        if key not in known:
-            raise unknown(f"setting of {group}:", key, known)
-
-
-def _evaluators(chosen: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
-    return {name: catalogue.build("evaluator", settings) for name, settings in (chosen or {}).items()}
-
-
-def _tracker(chosen: Mapping[str, Any], study: str | None) -> Tracker:
-    settings = dict(chosen)
-    settings["group"] = settings.get("group") or study
-    _known_settings("tracker", settings, Tracker)
-    return Tracker(**settings)
-
-
 _records, _cache = partial(folder, "records"), partial(folder, "cache")
 
 
@@ -351,21 +339,35 @@ def choices(group: str) -> list[str]:
 
 def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
     """Hydra's exception as one sentence with the nearest names."""
-    text = str(error)
+    text = f"{error}\n{error.__cause__ or ''}"
     if match := re.search(r"Could not (?:find|load) 'hydra/launcher/([^']+)'", text):
         return UserError(f"the launcher {match[1]} is not installed: pip install -e '.[cluster]'.")
     if match := re.search(r"Could not (?:find|load) '([\w-]+)/([^']+)'", text):
         return unknown(match[1], match[2], choices(match[1]))
-    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
-        key = match[1].split("@")[0]
-        parent, _, leaf = key.rpartition(".")
-        return unknown(f"setting of {parent}:" if parent else "option", leaf, _settings_of(parent, overrides))
-    if "Config group override must be" in text:  # Hydra does not say which
-        groups = (*COMPONENT_GROUPS, *FILE_GROUPS)
-        wrong = [text for text in overrides if re.fullmatch(rf"({'|'.join(groups)})=(null|[\d.]+)?", text)]
-        return UserError(f"{', '.join(wrong)}: a choice has to be a name; method=none leaves a model dense.")
+    if study := next((text for text in overrides if re.fullmatch(r"study=(null)?", text)), None):
+        return UserError(f"{study} names no study: leave it out for a single run, or take study=sparsellm_table2.")
+    for pattern in (r"full_key: (\S+)", r"Could not (?:override|append|delete)[^']*'([^']+)'"):
+        if match := re.search(pattern, text):
+            parent, _, leaf = match[1].split("@")[0].rpartition(".")
+            if leaf not in (known := _settings_of(parent, overrides)):
+                return unknown(f"setting of {parent}:" if parent else "option", leaf, known)
+    if wrong := _no_names(overrides):
+        group = wrong[0].partition("=")[0].lstrip("+")
+        instead = INSTEAD.get(group) or f"known: {', '.join(choices(group))}"
+        return UserError(f"{', '.join(wrong)}: a choice has to be a name; {instead}.")
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return UserError(f"these overrides cannot be read: {first.rstrip('.')}.")
+
+
+def _no_names(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose by something else than a name or a list of names, which Hydra does not tell apart."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return []
+    chosen = [item for item in parsed if item.key_or_group in (*COMPONENT_GROUPS, *FILE_GROUPS)]
+    named = [(item, value if isinstance(value := item.value(), list) else [value]) for item in chosen]
+    return [item.input_line or "" for item, names in named if not all(isinstance(name, str | dict) for name in names)]
 
 
 def _settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
@@ -375,12 +377,18 @@ def _settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
     group, _, item = parent.partition(".")
     if group == "evaluation" and item in choices(group):
         return [key for key in compose_plain([f"evaluation=[{item}]"])[group][item] if key != "name"]
-    chosen = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{group}=")), _default_choice(group))
+    if group == "evaluation" and not item:
+        return choices(group)
+    names = [text.split("=", 1)[1] for text in overrides if re.match(rf"{group}=[^{{]", text)]
+    chosen = names[-1] if names else _default_choice(group)
+    settings: Any = {}
     if group in COMPONENT_GROUPS:
-        known = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}
-        return [key for key in known if key != "name"]
-    file = CONF / group / f"{chosen}.yaml"
-    return [str(key) for key in OmegaConf.load(file) if key != "name"] if file.is_file() else []
+        settings = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}
+    elif (file := CONF / group / f"{chosen}.yaml").is_file():
+        settings = OmegaConf.load(file)
+    for name in item.split(".") if item else ():
+        settings = settings.get(name) if isinstance(settings.get(name), Mapping | DictConfig) else {}
+    return [str(key) for key in settings if key != "name"]
 
 
 def _default_choice(group: str) -> str:

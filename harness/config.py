@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, unknown
 from harness.core.pattern import Pattern
 from harness.data.windows import Calibration
 from harness.models.loading import ModelChoice
 
 Inputs = Literal["pruned", "dense"]
 """What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""
+TRACKERS = ("csv", "wandb", "wandb-offline")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Tracker:
     name: str
     project: str = "pruning-harness"
     group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in TRACKERS:
+            raise unknown("tracker", self.name, TRACKERS)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,38 @@ SIMPLE = {
     "++tracker.foo=1": "unknown setting of tracker: 'foo'",
     "allocator.levels=[1,2]": "needs a pattern",
     "evaluation.embedded-a.foo=1": "known: corpus, documents, split, windows",
+    "~seed": "~seed: a run cannot be without seed; write seed=<value>",
+    "~plugins": "cannot be without plugins",
+    "~method": "~method: a run cannot be without method; method=none leaves a model dense",
+    "~model": "~model: a run cannot be without model",
+    "~model.window": "cannot be without model.window",
+    "~evaluation": "evaluation=[] evaluates nothing",
+    "~evaluation.embedded-a.name": "cannot be without evaluation.embedded-a.name",
+    "evaluation.embedded-a=3": "evaluation.embedded-a=3 has to be settings with a name, which is one of perplexity,",
+    "evaluation.embedded-a=null": "evaluation.embedded-a=None has to be settings with a name",
+    "+evaluation.x=3": "evaluation.x=3 has to be settings with a name",
+    "+evaluation.x={name:perplexity}": "lacks corpus: give it by evaluation.x.corpus=<value>",
+    "evaluation=[[embedded-a]]": "evaluation=[[embedded-a]]: a choice has to be a name; evaluation=[] evaluates",
+    "evaluation={nope:{windows:3}}": "unknown setting of evaluation: 'nope'",
+    "evaluation.embedded-a.windows=x": "evaluation.embedded-a.windows=x has to be of type int",
+    "tracker.name=foo": "unknown tracker 'foo'; known: csv, wandb, wandb-offline",
+    "++tracker.project=[1]": "tracker.project=[1] has to be a text",
+    "model.revision=[1]": "model.revision=[1] has to be a text",
+    "model.revision=3": "a number within quotes",
+    "+model.foo=1": "unknown setting of model: 'foo'; known: geometry, name, path",
+    "model={foo:1}": "unknown setting of model: 'foo'; known: geometry, path",
+    "model.geometry=3": "model.geometry=3 has to be settings",
+    "study=null": "study=null names no study: leave it out for a single run",
+    "+study=owl_table3": "study= has to be a name, without + in front",
+    "calibration=true": "calibration=true: a choice has to be a name; known: c4",
+    "cache_gib=1e400": "cache_gib=inf has to be a number",
+    "--config-name=nope": "--config-name=nope: the configuration is the harness's own",
+    "--config-path=/etc": "the configuration is the harness's own",
+    "--config-dir=/nope": "the configuration is the harness's own",
+    "--config-n=nope": "the configuration is the harness's own",
+    "-cn=nope": "the configuration is the harness's own",
+    "--experimental-rerun=x": "the configuration is the harness's own",
+    "--resolve": "--resolve needs --cfg",
 }
 
 
@@ -98,6 +130,24 @@ def test_flags_of_hydra(typed: Callable, options: list[str], tmp_path: Path) -> 
     assert typed(*options[:3], "-m", *options[3:], "method=none").status == 0  # anywhere among the overrides
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--cfg=job study=owl_table3", "python -m harness plan study=owl_table3"),
+        ("--help study=owl_table3", "one run, not a study"),
+        ("--info=config methodd=wanda", "did you mean method"),
+        ("--cfg=job --resolve seed=${none}", "cannot be resolved"),
+        ("plan study=owl_table3 --config-name=nope", "the configuration is the harness's own"),
+        ("plan study=owl_table3 ~model", "cannot be without model"),
+        ("plan study=owl_table3 tracker.name=foo", "unknown tracker 'foo'"),
+        ("method=sparsellm method.inner=3", "method.inner=3 has to be settings with a name"),
+        ("allocator=msp allocator.pruner={foo:1}", "unknown setting of allocator.pruner: 'foo'; known: blocksize"),
+    ],
+)
+def test_several_arguments(arguments: str, expected: str, typed: Callable, tmp_path: Path) -> None:
+    said(typed(*arguments.split(), f"records={tmp_path}"), expected, tmp_path)
+
+
 def test_unwritable_records(typed: Callable, options: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     rest = [text for text in options if not text.startswith("records")]
@@ -126,6 +176,7 @@ def test_checkpoints_that_cannot_be_used(typed: Callable, options: list[str], ti
     save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
     said(typed(*with_model(sick)), "not finite", tmp_path / "records")
     torn = copy("torn")
+    (torn / "model.safetensors").rename(torn / "part-1.safetensors")
     (torn / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part-2.safetensors"}}))
     said(typed(*with_model(torn)), "lacks part-2.safetensors", tmp_path / "records")
     corrupt = copy("corrupt")
@@ -150,6 +201,10 @@ def test_plugins_that_cannot_be_used(
 
 def test_saves_that_would_spoil_something(typed: Callable, options: list[str], tiny: Path, tmp_path: Path) -> None:
     said(typed(*options, f"save={tiny}"), "is the folder of the dense model", tmp_path / "records")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "model.safetensors").write_text("mine")
+    said(typed(*options, f"save={tmp_path / 'notes'}"), "holds files that no run saved there", tmp_path / "records")
+    assert (tmp_path / "notes" / "model.safetensors").read_text() == "mine"
     both = typed("-m", *options, "seed=0,1", f"save={tmp_path / 'out'}")
     said(both, "several points would save to one folder", tmp_path / "records")
 

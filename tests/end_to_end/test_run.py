@@ -164,3 +164,12 @@ def test_hydra_prints_the_configuration(typed: Callable) -> None:
     shown = typed("--cfg", "job", "sparsity=0.6")
     assert shown.status == 0
     assert "sparsity: 0.6" in shown.out
+    assert typed("--help").status == typed("--info", "config").status == typed("--hydra-help", "seed=1").status == 0
+    assert "embedded-b" not in typed("--cfg", "job", "evaluation={}").out
+
+
+@pytest.mark.parametrize("nothing", ["evaluation=[]", "evaluation={}", "+evaluation={ }", "~evaluation.embedded-a"])
+def test_nothing_is_evaluated(nothing: str, typed: Callable, options: list[str]) -> None:
+    ran = typed(*options, nothing)
+    assert ran.status == 0, ran.err
+    assert ran.record["measures"] == []

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.config import Tracker
+from harness.compose import choices
+from harness.config import TRACKERS, Tracker
 from harness.core.errors import UserError
 from harness.record import trackers
 from harness.record.schema import Record
@@ -56,6 +57,12 @@ def test_name_id_and_fingerprint_are_the_runs(wandb_log: list[Any], tmp_path: Pa
     assert settings["config"]["fingerprint"] == "f" * 16
     assert (settings["mode"], settings["resume"], settings["group"]) == ("online", "allow", "a_study")
     assert summary["ptb/perplexity"] == 9.5 == values_of(record())["ptb/perplexity"]
+
+
+def test_an_unknown_tracker_is_refused() -> None:
+    assert {Tracker(name).name for name in choices("tracker")} == set(TRACKERS)
+    with pytest.raises(UserError, match="unknown tracker 'foo'; known: csv, wandb, wandb-offline"):
+        Tracker("foo")
 
 
 def test_offline_does_not_ask_to_resume(wandb_log: list[Any], tmp_path: Path) -> None:
