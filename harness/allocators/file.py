@@ -19,6 +19,8 @@ from harness.core.proposals import sizes
 
 TOLERANCE = 1e-3
 """How far the mean of a file may be from the sparsity that the run asks for."""
+MOST_WEIGHTS = 2**62
+"""No matrix has more."""
 
 
 @component("allocator", "file")
@@ -109,13 +111,33 @@ def read_allocation(path: str | Path) -> Saved:
         content = json.loads(Path(path).expanduser().read_text())
         if not isinstance(content, Mapping) or not isinstance(content.get("config", {}), Mapping):
             raise ValueError("it is no object of sites")
-        return _of_record(content) if "fingerprint" in content else _of_sites(content)
+        saved = _of_record(content) if "fingerprint" in content else _of_sites(content)
+        _check(saved)
+        return saved
     except OSError as error:
         raise UserError(f"the allocation {path} cannot be read: {error.strerror}.") from error
     except KeyError as error:
         raise UserError(f"{path} is no allocation: it lacks {error}.") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no allocation: {error}.") from error
+
+
+def _check(saved: Saved) -> None:
+    """Whoever wrote a file, what it says can be weighed and shown.
+
+    Raises:
+        ValueError, TypeError: it is no allocation.
+    """
+    for site, pattern in saved.patterns.items():
+        if not 0 <= pattern.sparsity <= 1:
+            raise ValueError(f"{pattern.sparsity} is no fraction of zeros of {site}")
+    for site, size in saved.sizes.items():
+        if not 0 < size <= MOST_WEIGHTS:
+            raise ValueError(f"{size} is no number of weights of {site}")
+    for text in (saved.model, saved.weights_sha256):
+        if not isinstance(text, str | None):
+            raise TypeError("its model or its hash is no text")
+    json.dumps([saved.model, list(saved.patterns)], ensure_ascii=False).encode()  # there is text that no file can hold
 
 
 def _of_record(content: Mapping[str, Any]) -> Saved:

@@ -34,7 +34,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness.core.errors import UserError
-from harness.record.question import Answer
+from harness.record.question import LEFT_OPEN, Answer
 
 FOLDER = ".running"
 BEAT = 15.0
@@ -43,6 +43,8 @@ SILENT = 90.0
 LOOK = 1.0
 """Seconds between two looks at a claim that is waited for."""
 PROC = Path("/proc")
+MOST_PROCESSES = 2**31 - 1
+"""No process has a greater number."""
 _HEAD = b'{"beat": "'
 _held: set[str] = set()
 """The claims that this process holds, by their tokens."""
@@ -233,11 +235,13 @@ class _Held:
 
 
 def read(path: Path) -> Claim | None:
-    """The claim in a file, if there is one.
+    """The claim in a file, if there is one; that of a damaged file has no owner, as one that is being written.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError(0, f"{path.name} is no file")
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -245,17 +249,37 @@ def read(path: Path) -> Claim | None:
     try:
         content = json.loads(text)
         answers = tuple(Answer(what, tuple(map(tuple, accepted))) for what, accepted in content["answers"])
-        owner = content["owner"]
-        {key: owner[key] for key in ("host", "pid", "since", "token", "place", "start")}
-        return Claim(path, text, owner, answers)
-    except (ValueError, KeyError, TypeError):
+        _check(content["owner"], answers)
+        return Claim(path, text, content["owner"], answers)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Claim(path, text)
 
 
+def _check(owner: Any, answers: tuple[Answer, ...]) -> None:
+    """Whoever wrote a claim, nothing in it may break a report, or the look for its process.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: it is no claim.
+    """
+    {key: owner[key] for key in ("host", "since", "place", "start")}
+    if type(owner["pid"]) is not int or not 0 < owner["pid"] <= MOST_PROCESSES:
+        raise ValueError("pid")
+    if not isinstance(owner["token"], str):
+        raise TypeError("token")
+    if any(len(answer.accepted) != len(LEFT_OPEN) for answer in answers):
+        raise ValueError("answers")
+    hash(answers)
+    json.dumps(owner, ensure_ascii=False).encode()  # there is text that cannot be printed
+
+
 def read_all(folder: Path) -> Iterator[Claim]:
-    """The claims on points of a folder of records; those without an owner (yet) are passed over."""
+    """The claims on points of a folder of records; what has no owner (yet), or cannot be read, is passed over."""
     for path in sorted((folder / FOLDER).glob("*.json")):
-        if re.fullmatch(r"[0-9a-f]{16}", path.stem) and (claim := read(path)) and claim.owner:
+        try:
+            claim = read(path) if re.fullmatch(r"[0-9a-f]{16}", path.stem) else None
+        except OSError:
+            continue
+        if claim and claim.owner:
             yield claim
 
 
@@ -297,7 +321,7 @@ def _lives(owner: Mapping[str, Any]) -> bool:
 def _started(pid: int) -> str | None:
     """Clock ticks from the start of the machine to that of a process; None if there is none (any more)."""
     try:
-        state, *numbers = (PROC / str(int(pid)) / "stat").read_text().rpartition(")")[2].split()
+        state, *numbers = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return "hidden" if _exists(pid) else None
     except OSError:
@@ -308,7 +332,7 @@ def _started(pid: int) -> str | None:
 def _exists(pid: int) -> bool:
     """Whether there is such a process, though `/proc` does not show it (another user's may be hidden)."""
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -19,7 +20,8 @@ Status = Literal["ok", "skipped", "failed"]
 FINISHED = ("ok", "skipped")
 DENSE_INPUTS = ",inputs=dense"
 """In the protocol of what was measured of a model whose blocks were all calibrated on the dense one's activations."""
-MEASURED = {"task", "metric", "value", "stderr", "protocol", "samples"}
+NAMES, NUMBERS = ("task", "metric", "protocol"), ("value", "stderr", "samples")
+"""Of a measure: what is text, and what is a number or unknown."""
 LONGEST = 96
 """Characters of a slug: file systems take 255 bytes, W&B 128 with the fingerprint and the attempt."""
 _SITES, _AFTER_SITES = b'\n "sites": {\n', b'\n },\n "measures": ['
@@ -107,7 +109,7 @@ def read(path: Path, *, sites: bool = True) -> Record:
         content["notes"] = tuple(content.get("notes", ()))
         record = Record(**content)
         _check(record)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not a record ({type(error).__name__}: {error}); remove it.") from error
     if record.schema != SCHEMA:
         raise UserError(f"{path} has schema {record.schema}; this version reads {SCHEMA}.")
@@ -117,8 +119,10 @@ def read(path: Path, *, sites: bool = True) -> Record:
 def _check(record: Record) -> None:
     """Whoever wrote a file, nothing in it may break a table, or lead out of a folder when it becomes a name.
 
+    What components told (`blocks`, `allocation`) is theirs, and is not looked into.
+
     Raises:
-        ValueError, KeyError, TypeError: it is no record.
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is no record.
     """
     if record.status not in get_args(Status):
         raise ValueError(f"status {record.status!r}")
@@ -127,9 +131,31 @@ def _check(record: Record) -> None:
     for name in ("config", "sparsity", "sites", "stages", "provenance", "edit", "blocks", "allocation"):
         if not isinstance(getattr(record, name), dict):
             raise TypeError(f"{name} is no object")
-    if not all(isinstance(measure, dict) and measure.keys() >= MEASURED for measure in record.measures):
-        raise ValueError("a measure lacks one of its entries")
+    if not isinstance(record.reason, str) or type(record.attempt) is not int:
+        raise TypeError("reason is no text, or attempt no number")
+    for measure in record.measures:
+        _check_measure(measure)
+    for stage in record.stages.values():
+        _check_number("seconds", stage["seconds"])
+    if record.stages:
+        hardware_name(record.provenance["hardware"])
+    shown = [record.reason, record.config, record.measures, record.provenance.get("hardware")]
+    json.dumps(shown, ensure_ascii=False).encode()  # there is text that no file can hold
     record.name  # noqa: B018 (names the parts of the configuration that it needs)
+
+
+def _check_measure(measure: Mapping[str, Any]) -> None:
+    for name in NAMES:
+        if not isinstance(measure[name], str):
+            raise TypeError(f"{name} of a measure is no text")
+    for name in NUMBERS:
+        if measure[name] is not None:
+            _check_number(name, measure[name])
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is no finite number")
 
 
 def _without_sites(text: bytes) -> bytes:
@@ -142,15 +168,20 @@ def _without_sites(text: bytes) -> bytes:
 
 
 def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
-    """The record of a fingerprint, a finished one before a failed one; an unreadable file counts as none."""
+    """The record of a fingerprint, a finished one before a failed one.
+
+    A file that cannot be read, or whose record is of another fingerprint, counts as none.
+    """
     ending = f"_{fingerprint}.json"
     names = [name for name in os.listdir(folder) if name.endswith(ending)] if folder.is_dir() else []
     found = []
     for name in sorted(names):
         try:
-            found.append((folder / name, read(folder / name)))
+            record = read(folder / name)
         except UserError:
             continue
+        if record.fingerprint == fingerprint:
+            found.append((folder / name, record))
     return max(found, key=lambda item: item[1].status in FINISHED, default=None)
 
 

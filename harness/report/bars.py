@@ -60,6 +60,8 @@ def _groups(pruned: pd.DataFrame) -> tuple[list[str], list[tuple[Any, ...]]]:
 
 def _panel(axis: Any, pruned: pd.DataFrame, looks: Mapping[tuple[Any, ...], Style], *, lying: bool) -> None:
     keys, groups = _groups(pruned)
+    if not groups:  # only the dense model has a value here
+        return
     if lying:
         levels = list(dict.fromkeys(group[0] for group in groups))
         groups.sort(key=lambda group: levels.index(group[0]))

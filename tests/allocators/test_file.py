@@ -119,6 +119,16 @@ def test_a_saved_allocation_is_what_was_read(put: Any) -> None:
         ({"a": None}, "is no allocation: "),
         ({"a": "1of4", "b": 0.5}, "fractions alone or of patterns of one M"),
         ({"a": "1of4", "b": "2of8"}, "fractions alone or of patterns of one M"),
+        *(({"sites": {"a": {"asked": 0.5, "parameters": n}}}, "number of weights of a") for n in (0, -1, 10**400)),
+        ('{"sites": {"a": {"asked": 0.5, "parameters": 1e999}}}', "is no allocation: cannot convert float infinity"),
+        ({"a": 10**400}, "is no allocation: int too large"),
+        ({"model": 3, "sites": {"a": 0.5}}, "its model or its hash is no text"),
+        ({"\ud800": 0.5}, "is no allocation: "),
+        *(
+            (record(form, sites={"a": {"asked": asked, "parameters": 3}}), "is no allocation: ")
+            for form in (FREE, MIXED)
+            for asked in (1e999, float("nan"), -7)
+        ),
         (record(FREE, sites={}, status="failed"), "the record of a run that was failed"),
         (record(FREE, config={"method": {"name": "none"}}), "the record of a dense model"),
     ],

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,14 @@ from harness.record.claim import Busy, Claim, Watch, claimed, read, read_all, su
 from harness.record.question import Answer
 
 POINT = "0123456789abcdef"
-ANSWER = Answer("what", (("cpu", "auto"), (None, 32)))
+ACCEPTED = (("cpu", "auto"), ("float32",), (None, 32), (None, 32), (0,))
+ANSWER = Answer("what", ACCEPTED)
 HOLDER = """
 import sys
 from pathlib import Path
 from harness.record.claim import claimed
 from harness.record.question import Answer
-with claimed(Path(sys.argv[1]), sys.argv[2], Answer("what", (("cpu", "auto"), (None, 32)))):
+with claimed(Path(sys.argv[1]), sys.argv[2], Answer("what", ((None,),) * 5)):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -37,7 +39,7 @@ from harness.record.question import Answer
 claim.LOOK = 0.01
 folder = Path(sys.argv[1])
 for number in range(5):
-    with claim.claimed(folder, sys.argv[2], Answer("what", ())):
+    with claim.claimed(folder, sys.argv[2], Answer("what", ((None,),) * 5)):
         alone = os.open(folder / "alone", os.O_CREAT | os.O_EXCL)  # fails if two are here
         time.sleep(0.01)
         os.close(alone)
@@ -221,8 +223,39 @@ def test_files_that_are_no_claims_are_passed_over(tmp_path: Path) -> None:
     assert [found.path.stem for found in read_all(tmp_path)] == [POINT]
 
 
+@pytest.mark.parametrize(
+    ("owner", "answers"),
+    [
+        *(({"pid": pid}, []) for pid in ("abc", 10**30, -1, 0, True, None, [1])),
+        ({"token": ["t"]}, []),
+        ({"host": "\ud800"}, []),
+        *(({}, answers) for answers in ([[["what"], []]], [["what", [[[]]] * 5]], [["what", [[None]]]], [3], 3)),
+    ],
+)
+def test_a_damaged_claim_is_passed_over_and_stays(owner: dict[str, Any], answers: Any, tmp_path: Path) -> None:
+    path = foreign(tmp_path).path
+    here = {"place": claim._place(), "pid": os.getpid()}
+    content = json.loads(path.read_bytes())
+    path.write_text(json.dumps(content | {"owner": content["owner"] | here | owner, "answers": answers}))
+    assert not list(read_all(tmp_path))
+    assert str(read(path)) == "by an unknown process"
+
+
+def test_what_is_no_file_is_no_claim_and_is_said_where_a_run_needs_its_place(tmp_path: Path) -> None:
+    path = foreign(tmp_path).path
+    path.write_text("[" * 200_000)
+    assert not list(read_all(tmp_path))
+    for make in (Path.mkdir, os.mkfifo):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make(path)
+        assert not list(read_all(tmp_path))
+        with pytest.raises(UserError, match=f"cannot be written to .*: {path.name} is no file"):
+            claimed(tmp_path, POINT, ANSWER, Watch()).__enter__()
+        assert path.exists()
+
+
 def test_a_submission_stays_if_its_points_have_not_all_ended(tmp_path: Path) -> None:
-    points = [Answer(name, ()) for name in "ab"]
+    points = [Answer(name, ACCEPTED) for name in "ab"]
     ended: set[Answer] = set()
     with submitted(tmp_path, points, lambda: ended):
         assert only(tmp_path).is_submission

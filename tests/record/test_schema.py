@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from harness.record import schema
 from harness.record.identity import fingerprint
 from harness.record.schema import Record
 from tests.record.test_trackers import CONFIG
+
+MEASURE = {"task": "t", "metric": "acc", "value": 0.5, "stderr": None, "protocol": "p#1", "samples": 2}
 
 
 def make(**changes: object) -> Record:
@@ -56,6 +59,46 @@ def test_files_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "newer.json").write_text(json.dumps(newer))
     with pytest.raises(UserError, match="schema 2"):
         schema.read(tmp_path / "newer.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"measures": [MEASURE | {name: value}]} for name in ("task", "metric", "protocol") for value in (["x"], 3)),
+        *(
+            {"measures": [MEASURE | {name: value}]}
+            for name in ("value", "stderr", "samples")
+            for value in ("abc", [1], 10**400, float("nan"))
+        ),
+        {"measures": [{"task": "t"}]},
+        {"measures": [MEASURE | {"protocol": "\ud800"}]},
+        {"reason": {"a": 1}},
+        {"reason": "\ud800"},
+        {"attempt": "x"},
+        {"attempt": None},
+        {"stages": {"prune": 1}},
+        {"stages": {"prune": {"seconds": "x"}}},
+        {"stages": {"prune": {"seconds": 1.0}}},  # on no hardware
+        {"stages": {"prune": {"seconds": 1.0}}, "provenance": {"hardware": 3}},
+    ],
+    ids=lambda changes: str(changes)[:80],
+)
+def test_a_record_with_a_value_of_a_wrong_type_is_none(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = schema.write(make(measures=(MEASURE,)), tmp_path)
+    assert schema.find(tmp_path, "0" * 16)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=f"{path.name} is not a record "):
+        schema.read(path)
+    assert not list(schema.read_all(tmp_path)) and schema.find(tmp_path, "0" * 16) is None
+    assert path.is_file()
+
+
+def test_a_record_of_another_fingerprint_is_not_found(tmp_path: Path) -> None:
+    path = schema.write(make(), tmp_path)
+    copied = tmp_path / path.name.replace("0" * 16, "1" * 16)
+    copied.write_bytes(path.read_bytes())
+    assert schema.find(tmp_path, "1" * 16) is None
+    assert schema.find(tmp_path, "0" * 16) == (path, make())
 
 
 def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_without_pruned_cells_only_the_numbers_are_written(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["figure.csv"]
 
 
+def test_a_task_that_only_the_dense_model_has_a_value_of_is_an_empty_panel(tmp_path: Path) -> None:
+    compared = cells("acc")
+    compared.loc[(compared["task"] == "rte") & (compared["method"] != "none"), "ours"] = math.nan
+    draw(compared, {"metric": "acc", "figure": "bars"}, "A title", "embedded", tmp_path)
+    assert (tmp_path / "figure.png").is_file()
+
+
 def test_a_table_shows_means_spreads_verdicts_and_what_is_absent() -> None:
     compared = cells("acc")
     table = lay_out(compared, compared, {"rows": ["model", "sparsity", "method"], "metric": "acc"})

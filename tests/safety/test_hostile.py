@@ -78,6 +78,44 @@ def test_what_is_no_record_breaks_no_study(typed: Callable, tmp_path: Path) -> N
     assert set(before) <= {path.name for path in (tmp_path / "records").iterdir()}
 
 
+def test_a_damaged_record_and_claims_break_no_report_and_the_point_is_run_again(
+    typed: Callable, tmp_path: Path
+) -> None:
+    run = [*STUDY, f"records={tmp_path / 'records'}"]
+    assert typed(*run).status == 0
+    (path,) = (tmp_path / "records").glob("*.json")
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps(good | {"status": "failed", "attempt": "x", "measures": [{"task": ["x"]}]}))
+    claims = tmp_path / "records" / ".running"
+    (claims / f"{0:016x}.json").mkdir(parents=True)
+    (claims / f"{1:016x}.json").write_text("[" * 200_000)
+    for command in ("plan", "status", "tables", "compare"):
+        done = typed(command, *run)
+        assert "error" not in done.err and "Traceback" not in done.err, command
+    assert typed("retry", *run).status == 0
+    assert json.loads(path.read_text())["measures"] == good["measures"]
+    assert len(list(claims.iterdir())) >= 2
+
+
+@pytest.mark.parametrize("entry", ['"parameters": 0, "asked": 0.5', '"parameters": 1e999, "asked": 0.5'])
+def test_an_allocation_that_cannot_be_weighed_is_one_sentence(typed: Callable, entry: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f'{{"sites": {{"a": {{{entry}}}}}}}')
+    refused = typed("allocation", str(tmp_path / "a.json"), str(tmp_path / "out"))
+    assert refused.status == 2 and "a.json is no allocation: " in refused.err and refused.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copied_record_answers_for_no_other_configuration(
+    typed: Callable, options: list[str], tmp_path: Path
+) -> None:
+    one, other = (typed(*options, f"sparsity={sparsity}") for sparsity in (0.5, 0.6))
+    kept, replaced = (Path(done.out.strip().removeprefix("record: ")) for done in (one, other))
+    replaced.write_bytes(kept.read_bytes())
+    again = typed(*options, "sparsity=0.6")
+    assert again.status == 0 and "found" not in again.err
+    assert again.record["sparsity"] == other.record["sparsity"] != json.loads(kept.read_text())["sparsity"]
+
+
 def test_a_folder_in_the_place_of_a_record_is_said(typed: Callable, options: list[str], tmp_path: Path) -> None:
     first = typed(*options)
     path = Path(first.out.strip().removeprefix("record: "))

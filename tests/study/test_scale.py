@@ -161,7 +161,7 @@ def test_every_record_is_read_once_and_found_by_its_question(
 def test_a_record_without_its_sites_is_the_record_all_the_same(tmp_path: Path) -> None:
     sly = {'\n },\n "measures": [': {"pattern": '\n "sites": {\n'}}
     for sites in ({}, {"a.q": {"asked": 0.5, "parameters": 3}, "a.k": {}}, sly):
-        measures = (dict.fromkeys(sorted(schema.MEASURED), "x"),)
+        measures = (dict.fromkeys(schema.NAMES, "x") | dict.fromkeys(schema.NUMBERS, 3),)
         record = make(sites=sites, measures=measures, notes=("\n },", '"sites": {'), allocation={"sites": {}})
         path = schema.write(record, tmp_path)
         assert schema.read(path) == record
