@@ -128,7 +128,7 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
         UserError: no settings, unknown component or setting, a value of the wrong type, or one the component refuses.
     """
     where = where or kind
-    if not isinstance(settings, Mapping) or "name" not in settings:
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
         raise UserError(f"{where}={settings} has to be settings with a name, which is one of {', '.join(names(kind))}.")
     cls = lookup(kind, settings["name"])
     fields = {field.name: field for field in dataclasses.fields(cls)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ def _dispatch(arguments: list[str]) -> int:
     options = _parsed(arguments)
     overrides = list(options.overrides)
     arguments = [text for text in arguments if text not in overrides] + overrides  # Hydra wants its flags together
+    if chosen := next((text for text in overrides if re.match(r"[+~]*hydra/(launcher|sweeper)\b", text)), None):
+        raise UserError(f"{chosen}: how points are run is chosen by cluster={', '.join(compose.choices('cluster'))}.")
     compose.register(compose.plugins_in(overrides))
     if options.help or options.hydra_help or options.cfg or options.info:
         return compose.through_hydra(arguments, lambda config: None)

@@ -56,7 +56,12 @@ OmegaConf.register_new_resolver("gpus_here", lambda: int(torch.cuda.is_available
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 DELETION = re.compile(r"~(?!hydra\b|cluster\.|evaluation\.[^.=]+(?:=|$))([^=@]*)")
 """What takes an option away, or a setting of a group; one text or task of `evaluation` may go."""
-INSTEAD = {"method": "method=none leaves a model dense", "evaluation": "evaluation=[] evaluates nothing"}
+INSTEAD = {
+    "method": "method=none leaves a model dense",
+    "evaluation": "evaluation=[] evaluates nothing",
+    "study": "leave study= out for a single run",
+    "cluster": "cluster=local runs points here, one after the other",
+}
 
 
 def register(plugins: Sequence[str] = ()) -> None:
@@ -129,7 +134,7 @@ def compose_plain(overrides: Sequence[str], *, resolved: bool = True) -> dict[st
     for text in overrides:
         if match := DELETION.match(text):
             instead = INSTEAD.get(match[1], f"write {match[1]}=<value>")
-            raise UserError(f"~{match[1]}: a run cannot be without {match[1]}; {instead}.")
+            raise UserError(f"~{match[1]} takes away what a command needs; {instead}.")
     with _hydra():
         try:
             config = compose("config", overrides=_meant(overrides))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -136,21 +138,31 @@ def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) 
             if not found:
                 return *_run(cfg, ready, in_sweep), True
     found = _as_asked(cfg, ready, *found)
+    with suppress(OSError):
+        os.utime(found[0])  # of records that answer one question, of other weights say, the last one counts
     resume.forget(cfg.cache, ready.fingerprint)
     track(cfg.tracker, found[1], cfg.records)
     return *found, False
 
 
 def _as_asked(cfg: RunConfig, ready: Prepared, path: Path, record: Record) -> tuple[Path, Record]:
-    """The record, or a copy under the question asked: its study looks for that, and the model had another name."""
-    if question(ready.config) in answered(record):
+    """The record, or a copy under the question asked: its study looks for that, and the model had another name.
+
+    Where both have one file name (another path to the same model), the record stays as it is.
+    """
+    asked = dataclasses.replace(record, config=ready.config)
+    if question(ready.config) in answered(record) or asked.path(cfg.records) == path:
         return path, record
-    record = dataclasses.replace(record, config=ready.config)
-    return schema.write(record, cfg.records), record
+    return schema.write(asked, cfg.records), asked
+
+
+def _find(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
+    asked = question(ready.config)
+    return schema.find(cfg.records, ready.fingerprint, lambda record: asked in answered(record))
 
 
 def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]:
-    before = schema.find(cfg.records, ready.fingerprint)
+    before = _find(cfg, ready)
     record = _attempt(cfg, ready, in_sweep, attempt=before[1].attempt + 1 if before else 1)
     if before and before[1].status in schema.FINISHED and record.status == "failed":
         path = before[0]
@@ -168,7 +180,7 @@ def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]
 
 def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
     """The record that makes running this point needless, if there is one."""
-    found = None if cfg.force else schema.find(cfg.records, ready.fingerprint)
+    found = None if cfg.force else _find(cfg, ready)
     if found is None or found[1].status not in schema.FINISHED:
         return None
     return None if is_unsaved(cfg, found[1]) else found

@@ -248,11 +248,16 @@ def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
     dense = blocks if cfg.composed["allocator"]["name"] == "mrp" else 0
     if not hasattr(cfg.allocator, "database"):
         return float(dense)
+    dense += blocks if cfg.allocator.inputs == "pruned" else 0
+    return float(dense + (database_bytes(cfg, geometry, itemsize) if cfg.allocator.database == "memory" else 0))
+
+
+def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
+    """The levels of a searching allocator, which has some."""
     search = cfg.allocator
-    dense += blocks if search.inputs == "pruned" else 0
     ladder = Ladder(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
     count = sum(rung.sparsity > 0 for rung in ladder.rungs(Budget.of_pattern(cfg.pattern)).values())
-    return float(dense + (count * blocks if search.database == "memory" else 0))
+    return float(count * len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize)
 
 
 def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cuda: bool) -> float:

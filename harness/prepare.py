@@ -12,6 +12,7 @@ import torch
 from harness import catalogue
 from harness.config import RunConfig
 from harness.core.errors import UserError
+from harness.core.memory import GIB
 from harness.core.statistic import norms
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
@@ -26,7 +27,7 @@ from harness.models.loading import (
     tokenizer_hashes,
     weights_hash,
 )
-from harness.needs import Need, Waits, check_memory, need_of, of_config
+from harness.needs import Need, Waits, check_memory, database_bytes, need_of, of_config
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
 
@@ -109,6 +110,7 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     need = _need(cfg, inputs, dtype, device)
+    _check_database(cfg, inputs, dtype)
     waits = check_memory(need, cfg.offload, device)
     if waits.blocks and cfg.inputs == "dense":
         raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
@@ -199,6 +201,23 @@ def _need(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.devi
         itemsize=dtype.itemsize, weights=inputs.checkpoint.size * dtype.itemsize / stored,
         calibrated=inputs.needs_calibration, cuda=device.type == "cuda",
     )  # fmt: skip
+
+
+def _check_database(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype) -> None:
+    """Refuse a level database that the cache may not hold before the model is loaded.
+
+    Raises:
+        UserError: it may not.
+    """
+    if cfg.method is None or cfg.cache_gib is None or getattr(cfg.allocator, "database", None) != "disk":
+        return
+    needed = database_bytes(cfg, of_config(inputs.checkpoint.config), dtype.itemsize) / GIB
+    if needed > cfg.cache_gib:
+        raise UserError(
+            f"the level database needs {needed:.3g} GiB in {cfg.cache}, cache_gib={cfg.cache_gib:g} allows less; take "
+            "fewer levels (allocator.step, allocator.reach, allocator.levels), allocator.database=memory or a higher "
+            "limit."
+        )
 
 
 def _text_facts(corpus: str, split: str) -> dict[str, Any]:

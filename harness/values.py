@@ -138,8 +138,9 @@ def model_choice(model: Mapping[str, Any]) -> ModelChoice:
         UserError: an unknown setting, or a value that cannot be.
     """
     model = known_settings("model", model, MODEL_SETTINGS)
-    if not re.fullmatch(
-        r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,95}", str(model["name"])
+    name = text_or_none("model", model, "name")
+    if name is None or not re.fullmatch(
+        r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,95}", name
     ):  # save='out/${model.name}'
         raise UserError(
             f"model.name={str(model['name'])[:96]!r} becomes part of file names: one line of at most 96 characters, "

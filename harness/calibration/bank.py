@@ -132,10 +132,10 @@ def find_room(folder: Path, gib: float | None, needed: int) -> None:
     """Make room in a cache for a database of so many bytes.
 
     Raises:
-        UserError: the cache may not take so much, or others hold what is in the way.
+        UserError: others hold what is in the way.
     """
     if not make_room(folder, gib, needed):
         raise UserError(
-            f"the level database needs {needed / GIB:.3g} GiB in {folder}, cache_gib={gib:g} allows less; take fewer "
-            "levels (allocator.step, allocator.reach, allocator.levels), allocator.database=memory or a higher limit."
+            f"the level database needs {needed / GIB:.3g} GiB in {folder}, where other runs hold so much that "
+            f"cache_gib={gib:g} allows less; wait for them, or take a higher limit."
         )

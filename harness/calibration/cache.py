@@ -110,7 +110,8 @@ class CachedValue:
 def make_room(folder: Path, gib: float | None, needed: int, keep: Path | None = None) -> bool:
     """Remove entries of a cache, those used least recently first, until `needed` more bytes fit into `gib`.
 
-    An entry that a process holds stays. Times decide the order only: a clock that jumps costs an entry, not a value.
+    Nothing is removed where that cannot make them fit. An entry that a process holds stays. Times decide the order
+    only: a clock that jumps costs an entry, not a value.
 
     Args:
         keep: the entry that the bytes are for; its own file will be replaced.
@@ -121,11 +122,17 @@ def make_room(folder: Path, gib: float | None, needed: int, keep: Path | None = 
     if gib is None:
         return True
     entries = sorted(filter(None, map(_look_at, _entries(folder))), key=lambda entry: entry[0])
-    left = sum(size for _, size, path in entries if path != keep) + needed
-    for _, size, path in entries:
+    entries = [entry for entry in entries if entry[2] != keep]
+    left = sum(size for _, size, _ in entries) + needed
+    if left <= gib * GIB:
+        return True
+    removable = [entry for entry in entries if not in_use(_lock_of(entry[2]))]
+    if left - sum(size for _, size, _ in removable) > gib * GIB:
+        return False
+    for _, size, path in removable:
         if left <= gib * GIB:
             break
-        if path == keep or in_use(_lock_of(path)):
+        if in_use(_lock_of(path)):  # by now
             continue
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -140,7 +147,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _is_value(path: Path) -> bool:
     """Whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
-    if path.is_symlink() or not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name):
+    if path.is_symlink() or not path.is_file() or not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name):
         return False
     with suppress(OSError), path.open("rb") as file:
         return file.read(len(BEGINNING)) == BEGINNING

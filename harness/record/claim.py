@@ -19,6 +19,7 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -240,9 +241,9 @@ def read(path: Path) -> Claim | None:
     Raises:
         OSError: it cannot be read, or is no file.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise OSError(0, f"{path.name} is no file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise OSError(0, f"{path.name} is no file")
         text = path.read_bytes()
     except FileNotFoundError:
         return None

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -167,8 +167,10 @@ def _without_sites(text: bytes) -> bytes:
     return text if start < 0 or end < start else text[: start + len(_SITES)] + text[end:]
 
 
-def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
-    """The record of a fingerprint, a finished one before a failed one.
+def find(
+    folder: Path, fingerprint: str, prefers: Callable[[Record], bool] = lambda record: False
+) -> tuple[Path, Record] | None:
+    """The record of a fingerprint, a finished one before a failed one, then one that is preferred.
 
     A file that cannot be read, or whose record is of another fingerprint, counts as none.
     """
@@ -182,7 +184,7 @@ def find(folder: Path, fingerprint: str) -> tuple[Path, Record] | None:
             continue
         if record.fingerprint == fingerprint:
             found.append((folder / name, record))
-    return max(found, key=lambda item: item[1].status in FINISHED, default=None)
+    return max(found, key=lambda item: (item[1].status in FINISHED, prefers(item[1])), default=None)
 
 
 def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:

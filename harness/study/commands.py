@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,9 +31,6 @@ from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
-
-if TYPE_CHECKING:  # pandas takes as long to import as a plan of thousands of points
-    from harness.report.outputs import Outputs
 
 
 def dispatch(command: str, overrides: Sequence[str]) -> int:
@@ -134,8 +130,16 @@ def _wanted(cfg: RunConfig, item: Progress) -> bool:
     """Whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by now."""
     if item.to_run or cfg.force or item.record is None:
         return item.to_run or cfg.force
-    known = item.record.provenance.get("weights_sha256")
-    return is_unsaved(cfg, item.record) or known not in (None, weights_hash(find_checkpoint(cfg.model)))
+    return is_unsaved(cfg, item.record) or _has_other_weights(cfg, item)
+
+
+def _has_other_weights(cfg: RunConfig, item: Progress) -> bool:
+    """Whether the weights at a record's path are others by now; they are hashed only where they are younger."""
+    assert item.record is not None and item.path is not None
+    checkpoint = find_checkpoint(cfg.model)
+    if max(path.stat().st_mtime for path in checkpoint.weights) <= item.path.stat().st_mtime:
+        return False
+    return item.record.provenance.get("weights_sha256") not in (None, weights_hash(checkpoint))
 
 
 def _announce(study: Study, cells: int, todo: int) -> None:

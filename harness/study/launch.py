@@ -156,7 +156,7 @@ def _count(settings: Mapping[str, Any]) -> int | None:
 def _freeze_launcher(folder: Path, name: str, cluster: str) -> None:
     """A configuration of the launcher alone: launchers compose it anew in every job, from this copy."""
     shutil.copytree(compose.CONF / "cluster", folder / "conf" / "cluster")
-    quiet = [{f"override hydra/{name}_logging": "disabled"} for name in ("job", "hydra")]
+    quiet = [{f"override hydra/{part}_logging": "disabled"} for part in ("job", "hydra")]
     content = {
         "defaults": ["_self_", {"cluster": cluster}, *quiet],
         "folder": str(folder),

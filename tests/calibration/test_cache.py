@@ -199,6 +199,13 @@ def test_only_what_the_cache_wrote_is_ever_removed(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_nothing_is_removed_where_that_would_not_help(tmp_path: Path) -> None:
+    paths = written(tmp_path, 3)
+    os.mkfifo(tmp_path / "msp_0123456789abcdef.json")  # which nobody may wait for
+    assert not make_room(tmp_path, 2000 / 2**30, 3000)
+    assert all(path.exists() for path in paths)
+
+
 def test_a_value_that_does_not_fit_is_kept_in_memory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     cache = Cache(tmp_path, MODEL, gib=0.0)
     cache.entry("msp", {}).write([1])

@@ -74,6 +74,23 @@ def test_a_record_is_found_by_the_name_that_its_study_asks_for(typed: Callable, 
     assert typed(*options).out == first.out and typed(*options, "model.name=mine").out == other.out
 
 
+def test_a_record_of_a_copy_of_the_model_stays_as_it_is(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    """Both have one fingerprint and one file name, and the study that made it looks for its own path."""
+    first = typed(*options)
+    shutil.copytree(Path(first.record["config"]["model"]["path"]), tmp_path / "copy")
+    rest = [text for text in options if not text.startswith("model.path")]
+    other = typed(*rest, f"model.path={tmp_path / 'copy'}")
+    assert (other.out, other.record) == (first.out, first.record)
+
+
+def test_a_forced_record_is_the_one_found_under_its_name(typed: Callable, options: list[str]) -> None:
+    mine = [*options, "model.name=zebra"]
+    typed(*options)
+    typed(*mine)
+    forced = typed(*mine, "force=true").record
+    assert forced["attempt"] == 2 and typed(*mine).record == forced
+
+
 def test_a_failure_does_not_replace_a_finished_record(
     typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

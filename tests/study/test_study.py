@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -245,7 +246,9 @@ def test_a_launched_study_ends_with_its_table(typed: Callable, tmp_path: Path, m
     assert "0 cells done, 2 to run" in ran.out
     assert "| embedded-llama | magnitude | uniform" in ran.out
     assert "2 cells done, 0 to run" in typed(*part).out
-    with monkeypatch.context() as patch:  # other weights at the same path
+    for path in (tmp_path / "records").glob("*.json"):  # other weights at the same path, younger than the records
+        os.utime(path, (0, 0))
+    with monkeypatch.context() as patch:
         patch.setattr(commands, "weights_hash", lambda _: "other")
         patch.setattr(commands.launch, "launch", lambda study, numbers: None)
         assert "0 cells done, 2 to run" in typed(*part).out
