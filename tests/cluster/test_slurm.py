@@ -107,6 +107,20 @@ def test_lost_jobs_are_said_and_their_points_run_when_asked_again(tmp_path: Path
     pd.testing.assert_frame_equal(_table(cluster), _table(here), check_exact=True)
 
 
+@pytest.mark.slurm
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_a_sweep_is_a_frozen_job_a_point(options: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", "-m", *options, "sparsity=0.5,0.6", *SLURM]
+    with one_node() as slurm:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **slurm.environment}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "2 jobs, frozen in" in done.stdout and "Traceback" not in done.stderr
+    records = {str(path) for path in (tmp_path / "records").glob("*.json")}
+    assert len(records) == 2
+    assert {line[8:] for line in done.stdout.splitlines() if line.startswith("record: ")} == records
+
+
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose programs stand in for SLURM's."""
