@@ -147,7 +147,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _is_value(path: Path) -> bool:
     """Whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
-    if path.is_symlink() or not path.is_file() or not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name):
+    if not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name) or path.is_symlink() or not path.is_file():
         return False
     with suppress(OSError), path.open("rb") as file:
         return file.read(len(BEGINNING)) == BEGINNING
@@ -156,7 +156,7 @@ def _is_value(path: Path) -> bool:
 
 def is_working_folder(path: Path) -> bool:
     """Whether it is a folder of finished blocks or of levels, by its name and by what lies in it."""
-    if path.is_symlink() or not re.fullmatch(r"blocks_[0-9a-f]+|levels_\w{8}", path.name) or not path.is_dir():
+    if not re.fullmatch(r"blocks_[0-9a-f]+|levels_\w{8}", path.name) or path.is_symlink() or not path.is_dir():
         return False
     with suppress(OSError):
         return all(one.name.startswith(".") or one.suffix == ".safetensors" for one in path.iterdir())

@@ -43,23 +43,28 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
     if study.cluster == "gpus":
         run_points([(str(study.points[number]), cfg) for number, cfg in configs.items()])
         return
-    settings, _ = compose.cluster_of(study.cluster, study.launcher)
+    settings, launcher = compose.cluster_of(study.cluster, study.launcher)
     groups = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
     points = [[(str(study.points[number]), configs[number]) for number in group] for group in groups]
-    _launch(study.name, study.cluster, study.launcher, study.records, points)
+    _launch(study.name, study.cluster, study.launcher, launcher, study.records, points)
 
 
 def launch_sweep(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> None:
     """The points of a sweep (`-m`) with their labels, one job each, as `launch` does those of a study."""
-    launcher = [text for text in overrides if is_of_launcher(text)]
-    _launch("sweep", cluster, launcher, points[0][1].records, [[point] for point in points])
+    chosen = [text for text in overrides if is_of_launcher(text)]
+    _, launcher = compose.cluster_of(cluster, chosen)
+    _launch("sweep", cluster, chosen, launcher, points[0][1].records, [[point] for point in points])
 
 
 def _launch(
-    name: str, cluster: str, overrides: Sequence[str], records: Path, points: Sequence[Sequence[tuple[str, RunConfig]]]
-) -> None:
-    """Freeze the points of every job, let Hydra's launcher run the jobs, say what became of them."""
-    _, launcher = compose.cluster_of(cluster, overrides)
+    name: str, cluster: str, overrides: Sequence[str], launcher: Mapping[str, Any], records: Path,
+    points: Sequence[Sequence[tuple[str, RunConfig]]],
+) -> None:  # fmt: skip
+    """Freeze the points of every job, let Hydra's launcher run the jobs, say what became of them.
+
+    Args:
+        overrides: those of the launcher; `launcher` are its settings with them.
+    """
     with around(launcher):
         folder = private_folder(records) / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         folder.mkdir(parents=True)
