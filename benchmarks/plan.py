@@ -2,12 +2,13 @@
 
     python -m benchmarks.plan     # a GPU: random checkpoints of these geometries, WikiText-2 (HARNESS_ASSETS)
     python -m benchmarks.plan --models proxy-llama-11m     # a model that is there
+    python -m benchmarks.plan --models llama3-8b --first 3     # some points of a model that no rate was fitted to
     python -m benchmarks.plan --again     # the measurements in results/bench/plan.json, by today's estimate
 
 Every point runs alone (`share=false`), its seconds are those of all its stages, its memory is the highest peak of one.
 A short point of every model runs first, which does not count: kernels are compiled in it. Points of other models that
-were measured before stay, and a run that is stopped keeps what it measured. Prints a Markdown table and writes it to
-`results/bench/plan.md`, the measurements beside it as JSON.
+were measured before stay, those of a run beside this one too, and a run that is stopped keeps what it measured. Prints
+a Markdown table and writes it to `results/bench/plan.md`, the measurements beside it as JSON.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> None:
     """Measure, or read what was measured; then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--first", type=int, help="so many points of every model, not all")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("overrides", nargs="*", help="of every point, behind its own")
     options = parser.parse_intermixed_args()
@@ -68,19 +70,23 @@ def main() -> None:
         kept = json.loads(KEPT.read_text())
         report(kept["points"], kept["device"], kept["where"])
         return
-    names = options.models.split(",")
-    kept = json.loads(KEPT.read_text())["points"] if KEPT.exists() else []
-    points = [point for point in kept if point["overrides"][0].removeprefix("model=") not in names]
-    for name in names:
-        for point in measured(name, options.overrides):
+    for name in options.models.split(","):
+        points = []
+        for point in measured(name, options.overrides, options.first):
             points.append(point)
             print(json.dumps(point), flush=True)
-            write_raw("plan", {"device": device().type, "points": points})
-        report(points, device().type)
+            write_raw("plan", {"device": device().type, "points": [*kept_beside(name), *points]})
+        report([*kept_beside(name), *points], device().type)
 
 
-def measured(name: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The points of one model: the overrides of each, the seconds of its stages, its peak in bytes."""
+def kept_beside(name: str) -> list[dict[str, Any]]:
+    """The points of other models that the file holds now."""
+    kept = json.loads(KEPT.read_text())["points"] if KEPT.exists() else []
+    return [point for point in kept if point["overrides"][0] != f"model={name}"]
+
+
+def measured(name: str, overrides: Sequence[str], first: int | None) -> Iterator[dict[str, Any]]:
+    """The points of one model or its first ones: the overrides of each, seconds of its stages, peaks in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         geometry = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["geometry"]
         where = []
@@ -89,7 +95,7 @@ def measured(name: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
             where = [f"model.path={folder}"]
         small = geometry["blocks"] * geometry["hidden"] * geometry["intermediate"] < SMALL / 4
         texts = [*PLAIN, *(MORE if small else ())]
-        for number, text in enumerate([SHORT, *texts]):
+        for number, text in enumerate([SHORT, *texts[:first]]):
             asked = [f"model={name}", *TEXT, *text.split(), *overrides]
             cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
             torch.cuda.empty_cache()
