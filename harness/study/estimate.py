@@ -26,7 +26,7 @@ class Speed:
     SparseLLM's updates; `factor` and `spectrum` the n³ a second of a factor and of eigenvalues. The others are seconds:
     `launch` of a block and batch that a forward takes however small it is, `column` of a column that SparseGPT walks
     over, `block` of a block's factors and thresholds however small they are, `read` of a byte of weights from the file
-    to its place.
+    to its place. `ahead` says that the device computes while the host launches what follows.
     """
 
     rate: float
@@ -38,14 +38,20 @@ class Speed:
     column: float
     block: float
     read: float
+    ahead: bool
+
+    def forward(self, operations: float, launches: float) -> float:
+        """Seconds of products of so many operations, in so many blocks times batches."""
+        seconds, waiting = operations / self.rate, launches * self.launch
+        return max(seconds, waiting) if self.ahead else seconds + waiting
 
 
-CORES = Speed(75e9, 140e9, 35e9, 10e9, 5e9, 1e-3, 4e-5, 1e-2, 1e-9)
+CORES = Speed(75e9, 140e9, 35e9, 10e9, 5e9, 1e-3, 4e-5, 1e-2, 1e-9, ahead=False)
 SPEEDS = {
     ("cpu", 4): CORES,
     ("cpu", 2): CORES,
-    ("cuda", 4): Speed(40e12, 40e12, 20e12, 10e12, 7e11, 5e-4, 1e-5, 2e-2, 2.4e-10),
-    ("cuda", 2): Speed(590e12, 950e12, 137e12, 40e12, 7e11, 5e-4, 3.5e-6, 1e-2, 2.4e-10),
+    ("cuda", 4): Speed(40e12, 40e12, 20e12, 10e12, 7e11, 5e-4, 1e-5, 2e-2, 2.4e-10, ahead=True),
+    ("cuda", 2): Speed(590e12, 950e12, 137e12, 40e12, 7e11, 5e-4, 3.5e-6, 1e-2, 2.4e-10, ahead=True),
 }
 START = 0.5
 """Seconds of a point that nothing else explains."""
@@ -145,7 +151,7 @@ def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, spee
     tokens = cfg.calibration.windows * window
     batches = tokens / max(window, at_once)
     products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
-    seconds = products / speed.rate + 2 * batches * speed.launch
+    seconds = speed.forward(products, 2 * batches)
     if name != "wanda":
         seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
     if name == "sparsellm":
@@ -185,8 +191,8 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
         case _:
             windows = calibration
     levels = LEVELS if settings["name"] in ("msp", "evopress") else 0
-    launches = windows / JUDGED * geometry.blocks * speed.launch
-    return windows * whole / speed.rate + launches + levels * geometry.blocks * _choosing(geometry, speed)
+    forwards = speed.forward(windows * whole, windows / JUDGED * geometry.blocks)
+    return forwards + levels * geometry.blocks * _choosing(geometry, speed)
 
 
 def _epoch(geometry: Geometry, tokens: int, windows: int, speed: Speed) -> float:
@@ -199,5 +205,5 @@ def _epoch(geometry: Geometry, tokens: int, windows: int, speed: Speed) -> float
 def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -> float:
     per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
     tokens = sum(ITEM_TOKENS.get(name, TOKENS.get(name, 256 * window)) for name in cfg.evaluators)
-    launches = tokens / max(TOKENS_PER_BATCH, window) * geometry.blocks * speed.launch
-    return tokens * (TOKEN + per_token / speed.rate) + launches
+    batches = tokens / max(TOKENS_PER_BATCH, window)
+    return tokens * TOKEN + speed.forward(tokens * per_token, batches * geometry.blocks)

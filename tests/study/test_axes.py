@@ -15,7 +15,7 @@ from harness import compose
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.study import grid
-from harness.study.estimate import estimate
+from harness.study.estimate import SPEEDS, estimate
 
 STUDY: dict[str, Any] = {
     "title": "A study of a test",
@@ -144,3 +144,10 @@ def test_blocks_out_of_scope_cost_nothing() -> None:
     scopes = ("all", "0-15", "0-7")
     whole, half, quarter = (estimate(compose.compose_run([*command, f"scope={scope}"]), "cuda") for scope in scopes)
     assert whole.seconds - half.seconds == pytest.approx(2 * (half.seconds - quarter.seconds))
+
+
+def test_launches_hide_behind_products_on_a_gpu_and_add_to_them_on_a_cpu() -> None:
+    gpu, cpu = SPEEDS["cuda", 2], SPEEDS["cpu", 4]
+    assert gpu.forward(gpu.rate, 1) == gpu.forward(gpu.rate, 0) == 1
+    assert gpu.forward(1, 2 / gpu.launch) == pytest.approx(2)
+    assert cpu.forward(cpu.rate, 2 / cpu.launch) == pytest.approx(3)
