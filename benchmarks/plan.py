@@ -2,13 +2,13 @@
 
     python -m benchmarks.plan     # a GPU: random checkpoints of these geometries, WikiText-2 (HARNESS_ASSETS)
     python -m benchmarks.plan --models proxy-llama-11m     # a model that is there
-    python -m benchmarks.plan --models llama3-8b --first 3     # some points of a model that no rate was fitted to
+    python -m benchmarks.plan --models opt-6.7b --points method=none,method=wanda     # some points
     python -m benchmarks.plan --again     # the measurements in results/bench/plan.json, by today's estimate
 
 Every point runs alone (`share=false`), its seconds are those of all its stages, its memory is the highest peak of one.
-A short point of every model runs first, which does not count: kernels are compiled in it. Points of other models that
-were measured before stay, those of a run beside this one too, and a run that is stopped keeps what it measured. Prints
-a Markdown table and writes it to `results/bench/plan.md`, the measurements beside it as JSON.
+A short point of every model runs first, which does not count: kernels are compiled in it. Points that were measured
+before stay until they are measured again, those of a run beside this one too, and a run that is stopped keeps what it
+measured. Prints a Markdown table and writes it to `results/bench/plan.md`, the measurements beside it as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from benchmarks.speed.common import copy_tokenizer, device, gib, write, write_raw
+from benchmarks.speed.common import copy_tokenizer, device, gib, measured_on, write, write_raw
 from harness import compose
 from harness.prepare import prepare
 from harness.record.provenance import ROOT
@@ -61,32 +61,29 @@ def main() -> None:
     """Measure, or read what was measured; then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--first", type=int, help="so many points of every model, not all")
+    parser.add_argument("--points", help="some of a model's points, not all")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("overrides", nargs="*", help="of every point, behind its own")
     options = parser.parse_intermixed_args()
     compose.register()
-    if options.again:
-        kept = json.loads(KEPT.read_text())
-        report(kept["points"], kept["device"], kept["where"])
-        return
-    for name in options.models.split(","):
-        points = []
-        for point in measured(name, options.overrides, options.first):
-            points.append(point)
-            print(json.dumps(point), flush=True)
-            write_raw("plan", {"device": device().type, "points": [*kept_beside(name), *points]})
-        report([*kept_beside(name), *points], device().type)
+    if not options.again:
+        only = options.points and options.points.split(",")
+        for name in options.models.split(","):
+            for point in measured(name, options.overrides, only):
+                print(json.dumps(point), flush=True)
+                write_raw("plan", {"device": device().type, "points": [*kept_beside(point), point]})
+    kept = json.loads(KEPT.read_text())
+    report(kept["points"], kept["device"])
 
 
-def kept_beside(name: str) -> list[dict[str, Any]]:
-    """The points of other models that the file holds now."""
+def kept_beside(point: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The other points that the file holds now."""
     kept = json.loads(KEPT.read_text())["points"] if KEPT.exists() else []
-    return [point for point in kept if point["overrides"][0] != f"model={name}"]
+    return [other for other in kept if other["overrides"] != point["overrides"]]
 
 
-def measured(name: str, overrides: Sequence[str], first: int | None) -> Iterator[dict[str, Any]]:
-    """The points of one model or its first ones: the overrides of each, seconds of its stages, peaks in bytes."""
+def measured(name: str, overrides: Sequence[str], only: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """The points of one model, or some: the overrides of each, seconds of its stages, peaks in bytes, and where."""
     with tempfile.TemporaryDirectory() as folder:
         geometry = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["geometry"]
         where = []
@@ -95,7 +92,7 @@ def measured(name: str, overrides: Sequence[str], first: int | None) -> Iterator
             where = [f"model.path={folder}"]
         small = geometry["blocks"] * geometry["hidden"] * geometry["intermediate"] < SMALL / 4
         texts = [*PLAIN, *(MORE if small else ())]
-        for number, text in enumerate([SHORT, *texts[:first]]):
+        for number, text in enumerate([SHORT, *(text for text in texts if not only or text in only)]):
             asked = [f"model={name}", *TEXT, *text.split(), *overrides]
             cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
             torch.cuda.empty_cache()
@@ -106,6 +103,7 @@ def measured(name: str, overrides: Sequence[str], first: int | None) -> Iterator
                     "stages": {key: stage["seconds"] for key, stage in stages.items()},
                     "peak": max(stage["peak_bytes"] for stage in stages.values()),
                     "peaks": {key: stage["peak_bytes"] for key, stage in stages.items()},
+                    "where": measured_on(),
                 }
 
 
@@ -131,11 +129,11 @@ def save_random(geometry: Mapping[str, Any], folder: Path) -> None:
     copy_tokenizer(folder)
 
 
-def report(points: Sequence[Mapping[str, Any]], kind: str, where: str | None = None) -> None:
+def report(points: Sequence[Mapping[str, Any]], kind: str) -> None:
     """Forecast for a kind of device beside measurement, and how many forecasts are near enough."""
     lines = [
-        "| model | point | seconds | foreseen | × | GiB | foreseen | × |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | point | seconds | foreseen | × | GiB | foreseen | × | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     near = [0, 0]
     for point in points:
@@ -147,10 +145,16 @@ def report(points: Sequence[Mapping[str, Any]], kind: str, where: str | None = N
         near = [near[0] + is_near(times), near[1] + is_near(sizes)]
         lines.append(
             f"| {model.removeprefix('model=')} | {text} | {seconds:.1f} | {guess.seconds:.1f} | {times:.2f} "
-            f"| {gib(point['peak'])} | {gib(int(guess.peak_bytes))} | {sizes:.2f} |"
+            f"| {gib(point['peak'])} | {gib(int(guess.peak_bytes))} | {sizes:.2f} | {commit(point)[:7]} |"
         )
+    machines = {point["where"].removesuffix(f", commit {commit(point)}"): None for point in points}
     about = f"within {FAR:.0%}: {near[0]} of {len(points)} times, {near[1]} of {len(points)} peaks."
-    write("plan", "Points as `make plan` foresees them", about, lines, {"device": kind, "points": list(points)}, where)
+    write("plan", "Points as `make plan` foresees them", about, lines, where="; ".join(machines))
+
+
+def commit(point: Mapping[str, Any]) -> str:
+    """The code that a point was measured with."""
+    return str(point["where"].rpartition(" ")[2])
 
 
 def is_near(ratio: float) -> bool:

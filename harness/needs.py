@@ -21,7 +21,7 @@ from harness.core.errors import UserError
 from harness.core.memory import AHEAD, GIB
 from harness.core.search import Ladder
 from harness.core.statistic import gram, norms
-from harness.evaluation.perplexity import LOGIT_BYTES, TOKENS_PER_BATCH
+from harness.evaluation import perplexity
 from harness.models.loading import available, free_memory, lent_on
 
 LIBRARIES = 1.0 * GIB
@@ -171,7 +171,7 @@ def need_of(
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
-    at_once = max(tokens if calibrated else 0, window, TOKENS_PER_BATCH)
+    at_once = max(tokens if calibrated else 0, window, perplexity.tokens_at_once(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
     return Need(blocks, block, outside, waiting, pruning, scoring, under_way)
 
@@ -261,15 +261,16 @@ def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
 
 
 def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cuda: bool) -> float:
-    """Logits of a batch, in the model's dtype and twice in float32, and the batch inside a block."""
+    """A batch inside a block, or behind all with the logits of a part, in the model's dtype and twice in float32."""
     if not cfg.evaluators:
         return 0.0
     vocabulary = geometry.vocabulary
-    logits = 3 * max(min(LOGIT_BYTES, TOKENS_PER_BATCH * vocabulary * 4), window * vocabulary * 4)
+    at_once = max(window, perplexity.tokens_at_once(itemsize, cuda))
+    logits = 3 * max(min(perplexity.LOGIT_BYTES, at_once * vocabulary * 4), window * vocabulary * 4)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
-    # attention is fused here
-    return float(logits + _batch(geometry, max(TOKENS_PER_BATCH, window), window, 2 if cuda else itemsize))
+    inside = _batch(geometry, at_once, window, 2 if cuda else itemsize)  # attention is fused here
+    return float(max(logits, inside) + at_once * geometry.hidden * itemsize)
 
 
 class Waits(NamedTuple):

@@ -85,7 +85,9 @@ def test_what_is_counted() -> None:
     assert needed("allocator=mrp").waiting - 4 * GIB == wanda.blocks
     assert needed("allocator=mrp", "scope=0-15").waiting - 4 * GIB == wanda.blocks / 2
     assert needed("method=wanda", "evaluation=[]").scoring == 0 < wanda.scoring
-    assert needed("model=llama3-8b").scoring > 1.5 * wanda.scoring  # four times the vocabulary
+    behind = 16384 * 2 * 4096  # hidden states of a batch; logits are there after what is inside a block
+    assert wanda.scoring == 16384 * inside + behind
+    assert needed("model=llama3-8b").scoring == 3 * 4 * 2048 * 128256 + behind  # those of a single window
     assert needed(weights=1e12).outside == 1e12 - wanda.blocks
 
 

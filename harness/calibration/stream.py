@@ -58,6 +58,40 @@ def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[No
                 module.forward = forward
 
 
+@torch.no_grad()
+def last_output(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> Any:
+    """What the last block gives for tokens (B, L), by the model's own forward: the head does not run."""
+    caught: list[Any] = []
+
+    def stop(_: nn.Module, __: Any, output: Any) -> None:
+        caught.append(output)
+        raise _Stop
+
+    handle = blocks[-1].register_forward_hook(stop)
+    try:
+        with suppress(_Stop):
+            model(batch, use_cache=False)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def logits_behind(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, *, tuples: bool) -> Tensor:
+    """The model's own head on hidden states (B, L, D): the blocks pass them through, nothing else runs.
+
+    Args:
+        tuples: whether the blocks give a tuple that opens with the hidden states.
+    """
+
+    def passing(*_: Any, **__: Any) -> Any:
+        return (hidden,) if tuples else hidden
+
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    with standing_in(dict.fromkeys(blocks, passing)):
+        logits: Tensor = model(tokens, use_cache=False).logits
+        return logits
+
+
 class Stream:
     """The hidden states (B, L, D) of all batches in front of the current block, and how to run that block."""
 
@@ -119,14 +153,8 @@ class Stream:
         return first(self.blocks[index](hidden, **arguments[index]))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's own head on what the last block gave (B, L, D): the blocks pass it through, nothing else runs."""
-
-        def passing(*_: Any, **__: Any) -> Any:
-            return (hidden,) if self._gives_tuples else hidden
-
-        tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        with standing_in(dict.fromkeys(self.blocks, passing)):
-            return self.model(tokens, use_cache=False).logits
+        """The model's own head on what the last block gave (B, L, D)."""
+        return logits_behind(self.model, self.blocks, hidden, tuples=self._gives_tuples)
 
     @torch.no_grad()
     def embed(self, batch: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Shapes: B windows, L tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 
 from harness.calibration.progress import progress
 from harness.calibration.shares import each
-from harness.calibration.stream import Stream, Walk
+from harness.calibration.stream import (
+    SHORT_TOKENS_PER_BATCH,
+    TOKENS_PER_BATCH,
+    Stream,
+    Walk,
+    first,
+    last_output,
+    logits_behind,
+)
 from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.core.halving import halving
@@ -28,10 +37,13 @@ from harness.models.placement import placement_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENS_PER_BATCH = 4096
-"""Enough to fill a GPU; on a CPU twice as many were a third slower, for the memory they touch."""
-LOGIT_BYTES = 1 << 30
-"""Logits of one batch, in float32, take at most so much memory."""
+LOGIT_BYTES = 1 << 29
+"""Logits that are there at once, in float32, take at most so much memory, but for those of a single window."""
+
+
+def tokens_at_once(itemsize: int, cuda: bool) -> int:
+    """Tokens of a batch, at least a window's: as many as fill a GPU. On a CPU twice as many were a third slower."""
+    return SHORT_TOKENS_PER_BATCH if cuda and itemsize == 2 else TOKENS_PER_BATCH
 
 
 @component("evaluator", "perplexity")
@@ -101,8 +113,8 @@ def mean_nll(model: PreTrainedModel, windows: Tensor, device: torch.device, labe
     Raises:
         Failure: not even one window fits into memory.
     """
-    per_window = windows.shape[1] * model.config.get_text_config().vocab_size * 4
-    batch = max(1, min(LOGIT_BYTES // per_window, TOKENS_PER_BATCH // windows.shape[1], len(windows)))
+    tokens = tokens_at_once(model.dtype.itemsize, device.type == "cuda")
+    batch = max(1, min(tokens // windows.shape[1], len(windows)))
     return halving(lambda size: _mean_nll(model, windows, size, device, label), batch, "evaluation")
 
 
@@ -124,9 +136,12 @@ def _losses(model: PreTrainedModel, batches: Sequence[Tensor], device: torch.dev
     anatomy = anatomy_of(model)
     placement = placement_of(model, anatomy)
     if not placement.offloaded and not placement.others:
+        blocks = anatomy.block_list(model)
         for tokens in progress(batches, label):
             tokens = tokens.to(device)
-            yield _loss(model(tokens, use_cache=False).logits, tokens)
+            output = last_output(model, blocks, tokens)
+            head = partial(logits_behind, model, blocks, tuples=isinstance(output, tuple))
+            yield _loss(model.config, head, first(output), tokens)
         return
     walk = Walk(model, anatomy, batches)
     for index in progress(range(len(walk.streams[0].blocks)), label):
@@ -140,12 +155,19 @@ def _losses(model: PreTrainedModel, batches: Sequence[Tensor], device: torch.dev
 def _losses_behind(stream: Stream) -> list[Tensor]:
     """Of the batches of one device, whose hidden states are behind the last block."""
     pairs = zip(stream.hidden, stream.batches, strict=True)
-    return [_loss(stream.logits(hidden), tokens) for hidden, tokens in pairs]
+    return [_loss(stream.model.config, stream.logits, hidden, tokens) for hidden, tokens in pairs]
 
 
-def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Σ over windows (B, L) of the mean negative log-likelihood of their targets, in float64."""
-    losses = nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-    )
-    return losses.view(len(tokens), -1).mean(dim=1).double().sum()
+def _loss(config: Any, head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Σ over windows (B, L) of the mean negative log-likelihood of their targets, in float64.
+
+    The head takes hidden states (B, L, D) a few windows at a time.
+    """
+    vocabulary = config.get_text_config().vocab_size
+    at_once = max(1, LOGIT_BYTES // (tokens.shape[1] * vocabulary * 4))
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    for states, targets in zip(hidden.split(at_once), tokens[:, 1:].split(at_once), strict=True):
+        logits = head(states)[:, :-1].float().flatten(0, 1)
+        losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
+        total += losses.view(len(targets), -1).mean(dim=1).double().sum()
+    return total

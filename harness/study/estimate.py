@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.core.memory import GIB
-from harness.evaluation.perplexity import TOKENS_PER_BATCH
+from harness.evaluation import perplexity
 from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts, tokens_at_once
 from harness.prepare import uses_calibration
 
@@ -125,16 +125,18 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     window = _tokens(cfg, facts)
     in_scope = replace(geometry, blocks=len(cfg.scope.blocks(geometry.blocks)))
     calibrated = uses_calibration(cfg)
+    cuda = device == "cuda"
     need = need_of(
         cfg, geometry, length=cfg.calibration.length or window, window=cfg.evaluation_window or window,
-        itemsize=narrow, calibrated=calibrated, cuda=device == "cuda",
+        itemsize=narrow, calibrated=calibrated, cuda=cuda,
     )  # fmt: skip
-    seconds = START + speed.read * (need.blocks + need.outside) + _evaluation(cfg, geometry, window, speed)
+    seconds = START + speed.read * (need.blocks + need.outside)
+    seconds += _evaluation(cfg, geometry, window, perplexity.tokens_at_once(narrow, cuda), speed)
     if calibrated:
         drawn = cfg.calibration.windows * window
         seconds += TOKEN * (DRAWN * drawn if cfg.calibration.corpus.startswith("c4") else max(drawn, TRAINING))
     if cfg.method is not None:
-        at_once = tokens_at_once(cfg, narrow, device == "cuda")
+        at_once = tokens_at_once(cfg, narrow, cuda)
         seconds += _pruning(cfg, in_scope, window, at_once, speed) + _allocating(cfg, in_scope, window, speed)
     return Estimate(seconds, need)
 
@@ -202,8 +204,8 @@ def _epoch(geometry: Geometry, tokens: int, windows: int, speed: Speed) -> float
     return products / speed.fit + UPDATES * windows * speed.launch + _choosing(geometry, speed)
 
 
-def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -> float:
+def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, speed: Speed) -> float:
     per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
     tokens = sum(ITEM_TOKENS.get(name, TOKENS.get(name, 256 * window)) for name in cfg.evaluators)
-    batches = tokens / max(TOKENS_PER_BATCH, window)
+    batches = tokens / max(at_once, window)
     return tokens * TOKEN + speed.forward(tokens * per_token, batches * geometry.blocks)
