@@ -167,7 +167,7 @@ def need_of(
     if calibrated:
         waiting += _waiting(cfg, geometry, length, itemsize)
         passing += _batch(geometry, tokens, length, itemsize) + _grams(cfg, geometry)
-        choosing += _factors(cfg, geometry, fast=is_fast(cfg, itemsize, cuda))
+        choosing += _factors(cfg, geometry, fast=is_fast(cfg, itemsize, cuda)) + _epochs(cfg.method, geometry, length)
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
@@ -193,7 +193,10 @@ def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
     """The hidden states, twice where a walk passes over dense blocks, and what a method keeps between passes."""
     tokens = cfg.calibration.windows * length
-    kept = getattr(cfg.method, "kept_bytes", lambda *sizes: 0)(tokens, geometry.hidden, geometry.wide, itemsize)
+    method: Any = cfg.method
+    kept = 0
+    if hasattr(method, "kept_bytes"):
+        kept = method.kept_bytes(tokens, geometry.hidden, geometry.wide, itemsize, gated=geometry.gated)
     copies = 1 if cfg.composed["allocator"]["name"] in SIGHTLESS and cfg.inputs != "dense" else 2
     return float(copies * tokens * geometry.hidden * itemsize + kept)
 
@@ -223,6 +226,13 @@ def _factors(cfg: RunConfig, geometry: Geometry, *, fast: bool) -> float:
     largest = 4.0 * max(geometry.wide, geometry.hidden) ** 2
     grams = _grams(cfg, geometry)
     return grams and (2 * grams + 3 * largest if fast else 3 * grams + 4 * largest)
+
+
+def _epochs(method: Any, geometry: Geometry, length: int) -> float:
+    """What a method that passes over the tokens again has beside what it keeps."""
+    if not hasattr(method, "passing_bytes"):
+        return 0.0
+    return float(method.passing_bytes(length, geometry.hidden, geometry.wide, gated=geometry.gated))
 
 
 def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
@@ -266,7 +276,8 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
         return 0.0
     vocabulary = geometry.vocabulary
     at_once = max(window, perplexity.tokens_at_once(itemsize, cuda))
-    logits = 3 * max(min(perplexity.LOGIT_BYTES, at_once * vocabulary * 4), window * vocabulary * 4)
+    tokens = min(at_once, window * perplexity.windows_of_logits(window, vocabulary))
+    logits = tokens * vocabulary * (4 + 4 + itemsize)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
     inside = _batch(geometry, at_once, window, 2 if cuda else itemsize)  # attention is fused here

@@ -87,7 +87,7 @@ def test_what_is_counted() -> None:
     assert needed("method=wanda", "evaluation=[]").scoring == 0 < wanda.scoring
     behind = 16384 * 2 * 4096  # hidden states of a batch; logits are there after what is inside a block
     assert wanda.scoring == 16384 * inside + behind
-    assert needed("model=llama3-8b").scoring == 3 * 4 * 2048 * 128256 + behind  # those of a single window
+    assert needed("model=llama3-8b").scoring == 10 * 2048 * 128256 + behind  # those of a single window
     assert needed(weights=1e12).outside == 1e12 - wanda.blocks
 
 

@@ -46,6 +46,11 @@ def tokens_at_once(itemsize: int, cuda: bool) -> int:
     return SHORT_TOKENS_PER_BATCH if cuda and itemsize == 2 else TOKENS_PER_BATCH
 
 
+def windows_of_logits(length: int, vocabulary: int) -> int:
+    """Windows of so many tokens that go through the head at once."""
+    return max(1, LOGIT_BYTES // (4 * length * vocabulary))
+
+
 @component("evaluator", "perplexity")
 @dataclass(frozen=True)
 class Perplexity:
@@ -163,8 +168,7 @@ def _loss(config: Any, head: Callable[[Tensor], Tensor], hidden: Tensor, tokens:
 
     The head takes hidden states (B, L, D) a few windows at a time.
     """
-    vocabulary = config.get_text_config().vocab_size
-    at_once = max(1, LOGIT_BYTES // (tokens.shape[1] * vocabulary * 4))
+    at_once = windows_of_logits(tokens.shape[1], config.get_text_config().vocab_size)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for states, targets in zip(hidden.split(at_once), tokens[:, 1:].split(at_once), strict=True):
         logits = head(states)[:, :-1].float().flatten(0, 1)

@@ -59,8 +59,10 @@ TOKEN = 3.7e-6
 """Seconds of a token of text: reading and cutting it."""
 DRAWN, TRAINING = 5, 300_000
 """Tokens that are cut for one drawn, where documents have to be longer than a window; those of other training texts."""
-JUDGED = 2
-"""Windows of a search that go through a block at a time, about."""
+JUDGED = 1.5
+"""Windows of a search that go through a block in the launches of a forward, about: a candidate is put together too."""
+RETRACED = 0.6
+"""The share of the forwards of MRP's turns that are run again, about: a turn begins where it first differs."""
 LEVELS = 5
 """Times that a search prunes every matrix, about."""
 FISHER, HESSIAN = 4, 13
@@ -179,7 +181,7 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
         case "alphapruning":
             return len(geometry.widths) * geometry.blocks * (speed.block + geometry.hidden**3 / speed.spectrum)
         case "mrp":  # a pruning and an observation a turn
-            windows = 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
+            windows = RETRACED * 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
         case "isc":
             windows = HESSIAN * settings["windows"] * settings["probes"]
         case "msp":

@@ -21,6 +21,9 @@ from harness.methods.sparsellm.problem import Problem
 from harness.methods.sparsellm.released import released_epochs, replay
 from harness.methods.sparsellm.updates import Penalties
 
+WINDOW_TENSORS = 10
+"""About so many tensors as large as p, in float32, while the variables of one window move."""
+
 
 @component("method", "sparsellm")
 @dataclass(frozen=True)
@@ -60,13 +63,21 @@ class SparseLLM:
         refuses = getattr(self.inner, "refuses", None)
         return refuses(pattern, shape) if refuses else None
 
-    def kept_bytes(self, tokens: int, hidden: int, wide: int, itemsize: int) -> int:
+    def kept_bytes(self, tokens: int, hidden: int, wide: int, itemsize: int, *, gated: bool) -> int:
         """What stays between epochs, on the GPU or in host memory: x and y in the model's dtype, z and s in float32.
 
-        The released variant keeps p too, and all in the model's dtype.
+        There is no s without a gate. The released variant keeps p too, and all in the model's dtype.
         """
-        per_token = 2 * wide * 4 if self.variant == "default" else 3 * wide * itemsize
+        variables = 2 if gated else 1
+        per_token = variables * wide * 4 if self.variant == "default" else (variables + 1) * wide * itemsize
         return tokens * (2 * hidden * itemsize + per_token)
+
+    def passing_bytes(self, length: int, hidden: int, wide: int, *, gated: bool) -> int:
+        """What a pass over the tokens has beside it: sums for the next weights, `down` in float64, one window's p."""
+        if self.epochs == 1:
+            return 0
+        sums = 4 * ((3 if gated else 2) * hidden * wide + wide**2)
+        return sums + (4 + 8) * hidden * wide + WINDOW_TENSORS * 4 * length * wide
 
     @torch.no_grad()
     def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:
