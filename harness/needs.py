@@ -166,7 +166,8 @@ def need_of(
         choosing += _selection(geometry, cuda) + block  # the pruned weights of a block wait for each other
     if calibrated:
         waiting += _waiting(cfg, geometry, length, itemsize)
-        passing += _batch(geometry, tokens, length, itemsize) + _grams(cfg, geometry)
+        plain = cuda and itemsize == 4  # on a CPU it goes in pieces (`models/attention.py`)
+        passing += _batch(geometry, tokens, length, itemsize, plain=plain) + _grams(cfg, geometry)
         choosing += _factors(cfg, geometry, fast=is_fast(cfg, itemsize, cuda)) + _epochs(cfg.method, geometry, length)
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
@@ -206,11 +207,10 @@ def _selection(geometry: Geometry, cuda: bool) -> float:
     return float(a_weight * geometry.hidden * geometry.wide * (2 if not geometry.gated else 1))
 
 
-def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int) -> float:
-    """One batch inside a block."""
+def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int, *, plain: bool = False) -> float:
+    """One batch inside a block, with all its scores where attention is plain."""
     inside = tokens * (8 * geometry.hidden + 3 * geometry.wide) * itemsize
-    plain = 3 * tokens * geometry.heads * length * 4 if itemsize == 4 else 0  # scores of plain attention
-    return float(inside + plain)
+    return float(inside + (3 * tokens * geometry.heads * length * 4 if plain else 0))
 
 
 def _grams(cfg: RunConfig, geometry: Geometry) -> float:
@@ -271,7 +271,7 @@ def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
 
 
 def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cuda: bool) -> float:
-    """A batch inside a block, or behind all with the logits of a part, in the model's dtype and twice in float32."""
+    """A batch inside a block, whose attention is fused, or behind all with a part of the logits, twice in float32 too."""
     if not cfg.evaluators:
         return 0.0
     vocabulary = geometry.vocabulary
@@ -280,7 +280,7 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     logits = tokens * vocabulary * (4 + 4 + itemsize)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
-    inside = _batch(geometry, at_once, window, 2 if cuda else itemsize)  # attention is fused here
+    inside = _batch(geometry, at_once, window, itemsize)
     return float(max(logits, inside) + at_once * geometry.hidden * itemsize)
 
 

@@ -31,6 +31,7 @@ from harness.evaluation.protocol import Context
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
+from harness.models.attention import in_pieces
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention, weights_hash
 from harness.models.surgery import operate
@@ -83,7 +84,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
-    with fused(model, anatomy, wanted=fast):
+    with fused(model, anatomy, wanted=fast), in_pieces(model):
         reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
         fuse_attention(model)
         with stages.time("evaluate"):

@@ -47,6 +47,7 @@ from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
+from harness.models.attention import in_pieces
 from harness.models.fused import fused
 from harness.run import prune
 
@@ -146,7 +147,7 @@ def _ours(method: str, *, exact: bool) -> Work:
         sites = [site for index in blocks for site in anatomy.block_linears(model, index)]
         tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else CPU_TOKENS_PER_BATCH
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
-        with fused(model, anatomy, wanted=ids.is_cuda and not exact):
+        with fused(model, anatomy, wanted=ids.is_cuda and not exact), in_pieces(model):
             walk = partial(stream, exact=exact)
             prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, walk=walk)
 
