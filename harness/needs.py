@@ -271,7 +271,7 @@ def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
 
 
 def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cuda: bool) -> float:
-    """A batch inside a block, whose attention is fused, or behind all with a part of the logits, twice in float32 too."""
+    """A batch inside a block (attention is fused), or behind all with a part of the logits, twice in float32 too."""
     if not cfg.evaluators:
         return 0.0
     vocabulary = geometry.vocabulary
