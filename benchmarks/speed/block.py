@@ -149,7 +149,7 @@ def _ours(method: str, *, exact: bool) -> Work:
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
         with fused(model, anatomy, wanted=ids.is_cuda and not exact), in_pieces(model):
             walk = partial(stream, exact=exact)
-            prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, walk=walk)
+            prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, walk=walk, masks=False)
 
     return work
 
