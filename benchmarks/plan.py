@@ -67,7 +67,9 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     compose.register()
     if not options.again:
-        only = options.points and options.points.split(",")
+        only = options.points.split(",") if options.points else None
+        if unknown := [text for text in only or () if text not in (*PLAIN, *MORE)]:
+            parser.error(f"no point is {unknown[0]!r}; known: {', '.join((*PLAIN, *MORE))}")
         for name in options.models.split(","):
             for point in measured(name, options.overrides, only):
                 print(json.dumps(point), flush=True)
@@ -92,7 +94,7 @@ def measured(name: str, overrides: Sequence[str], only: Sequence[str] | None) ->
             where = [f"model.path={folder}"]
         small = geometry["blocks"] * geometry["hidden"] * geometry["intermediate"] < SMALL / 4
         texts = [*PLAIN, *(MORE if small else ())]
-        for number, text in enumerate([SHORT, *(text for text in texts if not only or text in only)]):
+        for number, text in enumerate([SHORT, *(text for text in texts if only is None or text in only)]):
             asked = [f"model={name}", *TEXT, *text.split(), *overrides]
             cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
             torch.cuda.empty_cache()
