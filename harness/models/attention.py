@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.models.fused import Replacement, recorded, replaced
+
 SCORE_BYTES = 1 << 22
 """Scores of one piece take about so much memory."""
 ROWS = (32, 256)
@@ -32,18 +34,17 @@ def in_pieces(model: nn.Module) -> Iterator[list[str]]:
     Yields:
         the modules of transformers in which it does.
     """
-    done: list[tuple[Any, Attention]] = []
-    try:
-        if all(parameter.device.type == "cpu" for parameter in model.parameters()):
-            for source in sorted({type(module).__module__ for module in model.modules()}):
-                own = vars(sys.modules[source]).get(NAME)
-                if own is not None and _same_bits(own):
-                    done.append((sys.modules[source], own))
-                    setattr(sys.modules[source], NAME, pieced(own))
-        yield [module.__name__ for module, _ in done]
-    finally:
-        for module, own in done:
-            setattr(module, NAME, own)
+    with replaced(_replacements(model)) as names:
+        yield names
+
+
+def _replacements(model: nn.Module) -> Iterator[Replacement]:
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        return
+    for source in sorted({type(module).__module__ for module in model.modules()}):
+        own = vars(sys.modules[source]).get(NAME)
+        if own is not None and _same_bits(own):
+            yield source, sys.modules[source], NAME, pieced(own)
 
 
 def pieced(own: Attention) -> Attention:
@@ -56,19 +57,18 @@ def pieced(own: Attention) -> Attention:
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *given: Any, **named: Any
     ) -> tuple[Tensor, Any]:
-        recorded = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
-        if recorded or query.device.type != "cpu":
+        if recorded(query, key, value) or query.device.type != "cpu":
             return own(module, query, key, value, attention_mask, *given, **named)
         groups = query.shape[1] // key.shape[1]
         key, value = (one.repeat_interleave(groups, dim=1) if groups > 1 else one for one in (key, value))
         (batch, heads, length, _), keys = query.shape, key.shape[2]
-        output = query.new_empty(batch, length, heads, value.shape[3])
+        output, ungrouped = query.new_empty(batch, length, heads, value.shape[3]), _Ungrouped(module)
         for window in range(batch):
             here = slice(window, window + 1)
             mask = _part(attention_mask, 0, here)
             for rows in _strips(length, 4 * heads * keys):
                 part = _part(mask, 2, rows)
-                strip, _ = own(_Ungrouped(module), query[here, :, rows], key[here], value[here], part, *given, **named)
+                strip, _ = own(ungrouped, query[here, :, rows], key[here], value[here], part, *given, **named)
                 output[here, rows] = strip
         return output, None
 

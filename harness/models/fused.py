@@ -11,7 +11,7 @@ kernel has none.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from harness.models.anatomy import Anatomy
 from harness.models.placement import placement_of
 
+Replacement = tuple[str, Any, str, Callable[..., Any]]
+"""A name, an object, its attribute, and what is to stand there."""
 ROUNDINGS = 2
 """By how many units in the last place a kernel and the code it stands for may differ."""
 
@@ -35,15 +37,25 @@ def fused(model: nn.Module, anatomy: Anatomy, *, wanted: bool = True) -> Iterato
     Yields:
         the names of what was replaced.
     """
+    with replaced(_replacements(model, anatomy) if wanted else ()) as names:
+        yield names
+
+
+@contextmanager
+def replaced(replacements: Iterable[Replacement]) -> Iterator[list[str]]:
+    """While inside, attributes of objects are others, each found and set without gradients; at the end they are back.
+
+    Yields:
+        the names of what was replaced.
+    """
     done: list[tuple[Any, str, Any]] = []
     names: list[str] = []
     try:
-        if wanted:
-            with torch.no_grad():
-                for name, owner, attribute, kernel in _replacements(model, anatomy):
-                    done.append((owner, attribute, vars(owner).get(attribute)))
-                    setattr(owner, attribute, kernel)
-                    names.append(name)
+        with torch.no_grad():
+            for name, owner, attribute, other in replacements:
+                done.append((owner, attribute, vars(owner).get(attribute)))
+                setattr(owner, attribute, other)
+                names.append(name)
         yield names
     finally:
         for owner, attribute, before in reversed(done):
@@ -53,8 +65,8 @@ def fused(model: nn.Module, anatomy: Anatomy, *, wanted: bool = True) -> Iterato
                 setattr(owner, attribute, before)
 
 
-def _replacements(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, Any, str, Callable[..., Any]]]:
-    """The name, the object, its attribute, and the kernel that may stand there."""
+def _replacements(model: nn.Module, anatomy: Anatomy) -> Iterator[Replacement]:
+    """The kernels that may stand for the model's own code."""
     sources = set()
     for name, module in _modules(model, anatomy):
         if "forward" not in vars(module) and (kernel := _norm(module) or _gated(module)):
@@ -83,7 +95,7 @@ def _norm(module: nn.Module) -> MethodType | None:
         return None
 
     def forward(self: Any, hidden: Tensor) -> Tensor:
-        if _recorded(hidden, self.weight):
+        if recorded(hidden, self.weight):
             return type(self).forward(self, hidden)
         return rms_norm(hidden, self.weight, self.variance_epsilon)
 
@@ -99,7 +111,7 @@ def _gated(module: nn.Module) -> MethodType | None:
         return None
 
     def forward(self: Any, hidden: Tensor) -> Tensor:
-        if _recorded(hidden, self.gate_proj.weight, self.up_proj.weight):
+        if recorded(hidden, self.gate_proj.weight, self.up_proj.weight):
             return type(self).forward(self, hidden)
         return self.down_proj(silu_times(self.gate_proj(hidden), self.up_proj(hidden)))
 
@@ -115,7 +127,7 @@ def _rotary(model: nn.Module, own: Callable[..., Any] | None) -> Callable[..., A
         return None
 
     def turn(*given: Any, **named: Any) -> Any:
-        return (own if _recorded(*given, *named.values()) else rotate)(*given, **named)
+        return (own if recorded(*given, *named.values()) else rotate)(*given, **named)
 
     like = next(model.parameters())
     states = _sample(like, 2, 5, 4, 16).transpose(1, 2)
@@ -126,7 +138,7 @@ def _rotary(model: nn.Module, own: Callable[..., Any] | None) -> Callable[..., A
         return None
 
 
-def _recorded(*given: Any) -> bool:
+def recorded(*given: Any) -> bool:
     """Whether gradients with respect to any of these will be asked for."""
     return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
