@@ -169,14 +169,15 @@ def name_of(instance: object) -> str:
 def describe(instance: Any) -> dict[str, Any]:
     """A component as plain values: its name, revision and settings, and those of the components it holds.
 
-    Fields with the metadata `identity: False` (where something is kept) are left out, and a component may say by
-    `identity()` which values stand for some of its fields (a file's content for its path).
+    Fields with the metadata `identity: False` (where something is kept) are left out, those with `unless default` (an
+    option that came later, which changes nothing while it is off) as long as they have their default; and a component
+    may say by `identity()` which values stand for some of its fields (a file's content for its path).
     """
     plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
     for field in dataclasses.fields(instance):
-        if not field.metadata.get("identity", True):
+        counts, value = field.metadata.get("identity", True), getattr(instance, field.name)
+        if not counts or (counts == "unless default" and value == field.default):
             continue
-        value = getattr(instance, field.name)
         plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
     return plain | (instance.identity() if hasattr(instance, "identity") else {})
 

@@ -106,25 +106,41 @@ def hoped_factor(gram: Tensor, damping: float) -> Factor:
     damped.diagonal().add_(damping * gram.diagonal().mean())
     lower, info = torch.linalg.cholesky_ex(damped)
     del damped
-    upper = _inverted(lower).flip(0, 1)
+    upper = inverse_of_lower(lower).flip(0, 1)
     return Factor(upper, damping, (info == 0) & torch.isfinite(upper.diagonal()).all())
 
 
 HALVED_FROM = 2048
-"""From this width on a triangle is inverted by halves: products, where half of `solve_triangular` would be zeros."""
+"""From this width on triangles are inverted and squared by halves, which leaves out most products with zeros."""
 
 
-def _inverted(lower: Tensor) -> Tensor:
+def inverse_of_lower(lower: Tensor) -> Tensor:
     """The inverse of a lower triangular matrix (I, I)."""
     width = lower.shape[0]
     if width < HALVED_FROM:
-        return torch.linalg.solve_triangular(lower, torch.eye(width, device=lower.device), upper=False)
+        identity = torch.eye(width, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
     half = width // 2
     inverse = torch.zeros_like(lower)
-    first, second = _inverted(lower[:half, :half]), _inverted(lower[half:, half:])
+    first, second = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
     inverse[:half, :half], inverse[half:, half:] = first, second
     inverse[half:, :half] = -(second @ (lower[half:, :half] @ first))
     return inverse
+
+
+def square_of_lower(lower: Tensor) -> Tensor:
+    """Lᵀ L (I, I) of a lower triangular matrix, by halves: a third of the operations of the whole product."""
+    width = len(lower)
+    if width < HALVED_FROM:
+        return lower.T @ lower
+    half = width // 2
+    corner, below, rest = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    square = torch.empty_like(lower)
+    square[:half, :half] = square_of_lower(corner).addmm_(below.T, below)
+    square[half:, :half] = rest.T @ below
+    square[:half, half:] = square[half:, :half].T
+    square[half:, half:] = square_of_lower(rest)
+    return square
 
 
 def mirrored(lower: Tensor) -> Tensor:

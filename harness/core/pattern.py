@@ -18,9 +18,10 @@ from harness.core.errors import UserError
 Group = Literal["row", "matrix"]
 """The weights that compete with one another: those of one output, or those of the whole matrix."""
 
-Quota = Literal["exact", "threshold"]
+Quota = Literal["exact", "threshold", "loose"]
 """`exact` removes ⌊n·s⌋ of a group of n (Wanda); `threshold` removes all scores up to and including the ⌊n·s⌋-th,
-counted from zero, so one more per group and all ties (magnitude, SparseGPT)."""
+counted from zero, so one more per group and all ties (magnitude, SparseGPT); `loose` is `exact` with all ties of the
+last one that goes: for masks that an iteration replaces, since nothing has to be counted."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def keep(
     if quota == "threshold":
         find = smallest if smallest and group == "matrix" else _smallest
         return (groups > find(groups, removed + 1)).reshape(score.shape)
+    if quota == "loose" and removed:
+        return (groups > _smallest(groups, removed)).reshape(score.shape)
     return _drop_lowest(groups, removed).reshape(score.shape)
 
 

@@ -6,16 +6,17 @@ Shapes: W windows of L tokens each, I inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.core.linalg import Factor, Inverse, beside, damped_inverse, hoped_factor, is_short_on_gpu, mirrored
 
+T = TypeVar("T")
 Seen = Any
 """What a statistic has accumulated; only the method that asked for it knows its form."""
 
@@ -67,6 +68,7 @@ class Gram:
     lower: bool = False
     _inverses: dict[float, Inverse] = field(default_factory=dict, repr=False)
     _hoped: dict[float, Factor] = field(default_factory=dict, repr=False)
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def matrix(self) -> Tensor:
@@ -96,6 +98,12 @@ class Gram:
     def prepare(self, damping: float) -> None:
         """Start making the factor while the GPU goes on with other things."""
         self._hoped[damping] = beside(lambda: hoped_factor(self._alive, damping), self.sums)
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What is made of this matrix once for all linears with this input, at whatever sparsity: `make()` by name."""
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]
 
     @property
     def _alive(self) -> Tensor:

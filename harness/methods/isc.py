@@ -17,12 +17,14 @@ from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Factor, Inverse
 from harness.core.pattern import NofM, Pattern
+from harness.core.refit import refittable
 from harness.core.statistic import Gram, gram
 from harness.methods.sparsegpt import Divisor, SparseGPT, obs
 
 
 @component("method", "isc")
 @dataclass(frozen=True)
+@refittable
 class ISC:
     """Shao et al. 2024 (arXiv 2310.09499), eq. 4: w² (H_mm + 1/[H⁻¹]_mm), the scores of OBD and OBS added.
 

@@ -10,11 +10,13 @@ from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.order import Order
 from harness.core.pattern import Group, Pattern, keep
+from harness.core.refit import refittable
 from harness.core.statistic import Seen
 
 
 @component("method", "magnitude")
 @dataclass(frozen=True)
+@refittable
 class Magnitude:
     """Han et al. 2015 (arXiv 1506.02626) as the Wanda and SparseGPT codes run it: |w|, compared over the matrix.
 

@@ -18,6 +18,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Factor, Inverse
 from harness.core.pattern import NofM, Pattern
+from harness.core.refit import refittable
 from harness.core.statistic import Gram, gram
 
 Divisor = Callable[[Inverse | Factor], Tensor]
@@ -25,6 +26,7 @@ Divisor = Callable[[Inverse | Factor], Tensor]
 
 @component("method", "sparsegpt")
 @dataclass(frozen=True)
+@refittable
 class SparseGPT:
     """Frantar and Alistarh 2023 (arXiv 2301.00774), algorithm 1.
 

@@ -9,11 +9,13 @@ from torch import Tensor
 from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, Pattern, keep
+from harness.core.refit import refittable
 from harness.core.statistic import Seen, norms
 
 
 @component("method", "wanda")
 @dataclass(frozen=True)
+@refittable
 class Wanda:
     """Sun et al. 2024 (arXiv 2306.11695), eq. 1: weight magnitude times input norm, compared per output."""
 

@@ -1,0 +1,104 @@
+"""The least-squares problem of a linear in the scale of its inputs: what solvers with a penalty iterate on.
+
+With n the root of the diagonal of G = x xᵀ, the error tr((W − B) G (W − B)ᵀ) is that of W n and B n with G / (n nᵀ),
+whose diagonal is one: magnitudes there are Wanda's scores. Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.core.products import Multiplier, Rounding
+from harness.core.resolvent import Resolvent, Way
+from harness.core.statistic import Gram
+
+NEVER_ZERO = 1e-8
+"""Added to every n, as in the authors' codes: inputs never seen have this scale, so their weights go first."""
+
+
+class Arithmetic(NamedTuple):
+    """How the products of an iteration are rounded, and how its inverses come about."""
+
+    rounding: Rounding
+    way: Way
+
+
+ARITHMETIC = {
+    "cpu": Arithmetic("float32", "spectrum"),
+    "cuda": Arithmetic("float32", "factor64"),
+    "fast": Arithmetic("split", "nodes"),
+}
+"""By the device; `fast` on a GPU where the sums were taken in another order too (`Gram.fast`)."""
+
+
+class Scaled:
+    """G (I, I) with a unit diagonal and a ridge, the scale n (I,) of the inputs, and what is made of G for solvers.
+
+    Args:
+        ridge: times the mean of the diagonal is added to it, before the scaling or behind it.
+    """
+
+    def __init__(self, seen: Gram, ridge: float, order: Literal["ridge first", "scale first"]) -> None:
+        matrix = seen.matrix.clone()
+        if order == "ridge first":
+            matrix.diagonal().add_(ridge * matrix.diagonal().mean())
+        self.scale = matrix.diagonal().sqrt() + NEVER_ZERO
+        matrix.div_(self.scale).div_(self.scale[:, None])
+        if order == "scale first":
+            matrix.diagonal().add_(ridge * matrix.diagonal().mean())
+        else:
+            matrix.diagonal().fill_(1)
+        self.matrix = matrix
+        place = "cpu" if not matrix.is_cuda else "fast" if seen.fast else "cuda"
+        self.arithmetic = ARITHMETIC[place]
+
+    @classmethod
+    def once(cls, seen: Gram, ridge: float, order: Literal["ridge first", "scale first"]) -> Scaled:
+        """The same for all linears with this input."""
+        return seen.once((cls, ridge, order), lambda: cls(seen, ridge, order))
+
+    @cached_property
+    def times(self) -> Multiplier:
+        """X ↦ X G."""
+        return Multiplier(self.matrix, self.arithmetic.rounding)
+
+    @cached_property
+    def resolvent(self) -> Resolvent:
+        """ρ ↦ (G + ρ I)⁻¹."""
+        return Resolvent(self.matrix, self.arithmetic.way)
+
+    def inverse(self, rho: float) -> Multiplier:
+        """X ↦ X (G + ρ I)⁻¹."""
+        return Multiplier(self.resolvent(rho), self.arithmetic.rounding)
+
+    def into(self, weight: Tensor) -> Tensor:
+        """W n (O, I) in float32."""
+        return weight.float().contiguous() * self.scale
+
+    def back(self, work: Tensor, like: Tensor) -> Tensor:
+        """The weight (O, I) behind W n, in the dtype of `like`."""
+        return (work / self.scale).to(like.dtype)
+
+
+class Splitting:
+    """The iterates of min ½ tr((W − B) G (W − B)ᵀ) with B = D, D sparse, by the alternating direction method (ADMM).
+
+    With V the dual variable, B ← (C − V + ρ D) (G + ρ I)⁻¹ for C = W G, D ← what `kept` keeps of B + V/ρ, and
+    V ← V + ρ (B − D), so that D and V share one matrix, `free` = B + V/ρ: D is free where it is kept, V is ρ free
+    elsewhere, with the ρ of its time, `dual`. All (O, I).
+    """
+
+    def __init__(self, target: Tensor, free: Tensor, kept: Tensor, dual: float) -> None:
+        self.target, self.free, self.kept, self.dual = target, free, kept, dual
+        self.solution = free
+
+    def step(self, inverse: Multiplier, rho: float) -> None:
+        """B anew, and B + V/ρ; what is kept of it is the caller's to say."""
+        penalty = torch.where(self.kept, rho, -self.dual)
+        self.solution = inverse(torch.addcmul(self.target, self.free, penalty))
+        self.free = torch.addcmul(self.solution, self.free, torch.where(self.kept, 0.0, self.dual / rho))
+        self.dual = rho

@@ -1,0 +1,70 @@
+"""ADMM with a mask that grows over its first steps.
+
+Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.errors import UserError
+from harness.core.interfaces import Pruned
+from harness.core.pattern import NofM, Pattern, Unstructured, keep
+from harness.core.refit import refittable
+from harness.core.scaled import Scaled, Splitting
+from harness.core.statistic import Gram, gram
+
+RHO = 1.0
+
+
+@component("method", "admm")
+@dataclass(frozen=True)
+@refittable
+class ADMM:
+    """Boža 2024 (arXiv 2401.02938): an alternating direction method on the error of outputs, its mask gradual.
+
+    Until step `gradual` the mask is chosen anew by |B + V/ρ| over the whole matrix, with the sparsity
+    s − s (1 − t/`gradual`)³ at step t; then it stays. For N:M the N largest of every M are never removed, and the
+    others go by the same schedule. `variant=released` is the authors' code (fmfi-compbio/admm-pruning, 8039208), whose
+    whole-matrix branch computes that schedule and takes the full sparsity at every step.
+    """
+
+    variant: Literal["default", "released"] = "default"
+    ridge: float = 0.1
+    iterations: int = 20
+    gradual: int = 15
+
+    statistic = gram
+
+    def __post_init__(self) -> None:
+        if self.ridge <= 0 or not 0 < self.gradual <= self.iterations:
+            raise UserError("method.ridge has to be above 0, method.gradual from 1 to method.iterations.")
+
+    @torch.no_grad()
+    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
+        if pattern.sparsity == 0:
+            return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
+        problem = Scaled.once(seen, self.ridge, "scale first")
+        inverse = seen.once((ADMM, self.ridge), lambda: problem.inverse(RHO))
+        dense = problem.into(weight)
+        split = Splitting(problem.times(dense), dense, torch.ones_like(weight, dtype=torch.bool), dual=RHO)
+        for step in range(1, self.iterations + 1):
+            if step <= self.gradual:
+                split.kept = self._kept(split.free.abs(), pattern, step)
+            split.step(inverse, RHO)
+        return Pruned(problem.back(split.free * split.kept, weight), split.kept)
+
+    def _kept(self, score: Tensor, pattern: Pattern, step: int) -> Tensor:
+        """What the step keeps, by the scores (O, I)."""
+        left = 1 - step / self.gradual
+        now = Unstructured(pattern.sparsity * (1 - left**3))
+        if left == 0 or (self.variant == "released" and not isinstance(pattern, NofM)):
+            return keep(score, pattern, "matrix")
+        if isinstance(pattern, NofM):
+            score = score.masked_fill(keep(score, pattern), torch.inf)
+        return keep(score, now, "matrix", "loose")

@@ -1,0 +1,120 @@
+"""ALPS: a splitting with a penalty that rises until the mask settles, then a refit on the mask.
+
+Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.errors import UserError
+from harness.core.interfaces import Pruned
+from harness.core.pattern import Pattern, keep
+from harness.core.products import Multiplier
+from harness.core.refit import conjugate_gradients
+from harness.core.scaled import Scaled, Splitting
+from harness.core.statistic import Gram, gram
+
+LOOK, LEAST, SETTLED = 3, 30, 3e-4
+"""The mask is looked at every so many iterations; from `LEAST` on a smaller share of changes than this ends them."""
+HIGHEST = 1e6
+
+
+@component("method", "alps")
+@dataclass(frozen=True)
+class ALPS:
+    """Meng et al. 2024 (arXiv 2406.07831), as the authors' code has it (mazumder-lab/ALPS, 8af9e6b).
+
+    ADMM on the error of outputs with exactly k weights of the matrix, or N of every M (`core/scaled.py`); ρ rises with
+    what still changes in the mask, and the best k of the last iterate are refitted by `refit_steps` of conjugate
+    gradients. The whole matrix is one comparison group. ⌊n·s⌋ of n weights go, where their code rounds.
+    """
+
+    ridge: float = 0.01
+    rho: float = 0.1
+    iterations: int = 300
+    refit_steps: int = 10
+
+    statistic = gram
+
+    def __post_init__(self) -> None:
+        if self.ridge <= 0 or self.rho <= 0 or self.iterations < 1 or self.refit_steps < 0:
+            raise UserError(
+                "method.ridge and method.rho have to be above 0, method.iterations at least 1, method.refit_steps 0."
+            )
+
+    @torch.no_grad()
+    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
+        return self.prune_together([weight], seen, [pattern])[0]
+
+    def prepare(self, seen: Gram) -> None:
+        """Nothing has to begin early."""
+
+    @torch.no_grad()
+    def prune_together(self, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
+        """Matrices that read the same inputs, in step: they share inverses, and a GPU is waited for once a look."""
+        problem = Scaled.once(seen, self.ridge, "ridge first")
+        runs = [_Run(problem, *item, self.rho) for item in zip(weights, patterns, strict=True)]
+        going, inverses = [run for run in runs if 0 < run.pattern.sparsity < 1], {}
+        for iteration in range(self.iterations):
+            inverses = {rho: inverses.get(rho) or problem.inverse(rho) for rho in {run.rho for run in going}}
+            for run in going:
+                run.step(inverses[run.rho])
+            if iteration % LOOK == LOOK - 1 and going:
+                changes = torch.stack([run.changed() for run in going]).tolist()
+                going = [run for run, changed in zip(going, changes, strict=True) if not run.ends(changed, iteration)]
+            if not going:
+                break
+        return [run.result(weight, self.refit_steps) for run, weight in zip(runs, weights, strict=True)]
+
+
+class _Run:
+    """One matrix on its way."""
+
+    def __init__(self, problem: Scaled, weight: Tensor, pattern: Pattern, rho: float) -> None:
+        self.problem, self.pattern, self.rho, self.raised = problem, pattern, rho, False
+        self.dense = problem.into(weight)
+        self.first = keep(self.dense.abs(), pattern, "matrix", "loose")
+        self.stay = weight.numel() - int(weight.numel() * pattern.sparsity)
+        self.looked_at = self.first
+        self.split = Splitting(problem.times(self.dense), self.dense, self.first, dual=0.0)
+
+    def step(self, inverse: Multiplier) -> None:
+        """One iteration."""
+        self.split.step(inverse, self.rho)
+        self.split.kept = keep(self.split.free.abs(), self.pattern, "matrix", "loose")
+
+    def changed(self) -> Tensor:
+        """How many positions () are kept or not otherwise than at the last look."""
+        changed = (self.split.kept ^ self.looked_at).sum()
+        self.looked_at = self.split.kept
+        return changed
+
+    def ends(self, changed: int, iteration: int) -> bool:
+        """Choose the next ρ, or begin again with a smaller one where the first was high enough to freeze the mask."""
+        share = changed / self.stay
+        if share > 0.005:
+            self.rho, self.raised = self.rho * (1.3 if share > 0.1 else 1.2), True
+        elif self.raised:
+            if changed == 0:
+                return True
+            self.rho *= 1.1
+        else:
+            self.rho /= 5
+            if changed:
+                self.split = Splitting(self.split.target, self.dense, self.first, dual=0.0)
+        self.rho = min(self.rho, HIGHEST)
+        return iteration >= LEAST and share < SETTLED
+
+    def result(self, weight: Tensor, steps: int) -> Pruned:
+        """The best of the last B, refitted."""
+        if self.pattern.sparsity == 0:
+            return Pruned(weight.clone(), self.first)
+        kept = keep(self.split.solution.abs(), self.pattern, "matrix")
+        x = conjugate_gradients(self.problem.times, self.split.target, self.split.solution * kept, kept, steps)
+        return Pruned(self.problem.back(x, weight), kept)
