@@ -21,18 +21,20 @@ NEVER_ZERO = 1e-8
 
 
 class Arithmetic(NamedTuple):
-    """How the products of an iteration are rounded, and how its inverses come about."""
+    """How products are rounded, those with G and those with inverses, and how inverses come about."""
 
-    rounding: Rounding
+    products: Rounding
+    steps: Rounding
     way: Way
 
 
 ARITHMETIC = {
-    "cpu": Arithmetic("float32", "spectrum"),
-    "cuda": Arithmetic("float32", "factor64"),
-    "fast": Arithmetic("split", "nodes"),
+    "cpu": Arithmetic("float32", "float32", "spectrum"),
+    "cuda": Arithmetic("float32", "float32", "factor64"),
+    "fast": Arithmetic("split", "split", "nodes"),
 }
-"""By the device; `fast` on a GPU where the sums were taken in another order too (`Gram.fast`)."""
+"""By the device; `fast` on a GPU where the sums were taken in another order too (`Gram.fast`). An iteration forgives
+what its inverses lack: masks differ as they do between two orders of sums, layer errors by a thousandth at most."""
 
 
 class Scaled:
@@ -64,7 +66,7 @@ class Scaled:
     @cached_property
     def times(self) -> Multiplier:
         """X ↦ X G."""
-        return Multiplier(self.matrix, self.arithmetic.rounding)
+        return Multiplier(self.matrix, self.arithmetic.products)
 
     @cached_property
     def resolvent(self) -> Resolvent:
@@ -73,11 +75,23 @@ class Scaled:
 
     def inverse(self, rho: float) -> Multiplier:
         """X ↦ X (G + ρ I)⁻¹."""
-        return Multiplier(self.resolvent(rho), self.arithmetic.rounding)
+        return Multiplier(self.resolvent(rho), self.arithmetic.steps)
 
     def into(self, weight: Tensor) -> Tensor:
         """W n (O, I) in float32."""
         return weight.float().contiguous() * self.scale
+
+    def no_worse(
+        self, target: Tensor, found: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Of two (X, mask), all (O, I), the `found` one if its error is the smaller, decided where they are.
+
+        A splitting is no descent: it exchanges near ties. With the first mask as the least it can give, it is exact
+        where G is diagonal: Wanda's, compared over the matrix.
+        """
+        errors = [(x * (self.times(x) - 2 * target)).sum(dtype=torch.float64) for x in (found[0], first[0])]
+        better = errors[0] < errors[1]
+        return torch.where(better, found[0], first[0]), torch.where(better, found[1], first[1])
 
     def back(self, work: Tensor, like: Tensor) -> Tensor:
         """The weight (O, I) behind W n, in the dtype of `like`."""

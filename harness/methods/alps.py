@@ -32,7 +32,8 @@ class ALPS:
 
     ADMM on the error of outputs with exactly k weights of the matrix, or N of every M (`core/scaled.py`); ρ rises with
     what still changes in the mask, and the best k of the last iterate are refitted by `refit_steps` of conjugate
-    gradients. The whole matrix is one comparison group. ⌊n·s⌋ of n weights go, where their code rounds.
+    gradients. The whole matrix is one comparison group. ⌊n·s⌋ of n weights go, where their code rounds; and a result
+    that is no better than the mask it began with gives way to that, which theirs does not ask.
     """
 
     ridge: float = 0.01
@@ -116,5 +117,7 @@ class _Run:
         if self.pattern.sparsity == 0:
             return Pruned(weight.clone(), self.first)
         kept = keep(self.split.solution.abs(), self.pattern, "matrix")
-        x = conjugate_gradients(self.problem.times, self.split.target, self.split.solution * kept, kept, steps)
+        target, first = self.split.target, keep(self.dense.abs(), self.pattern, "matrix")
+        x = conjugate_gradients(self.problem.times, target, self.split.solution * kept, kept, steps)
+        x, kept = self.problem.no_worse(target, (x, kept), (self.dense * first, first))
         return Pruned(self.problem.back(x, weight), kept)

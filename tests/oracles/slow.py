@@ -97,3 +97,93 @@ def kept_by(levels: Mapping[str, int], widths: Mapping[str, int]) -> int:
 def distortion(levels: Mapping[str, int], proposal: Mapping[str, float], widths: Mapping[str, int], of: int) -> float:
     """How far an assignment is from the proposal: squares, weighted by size."""
     return sum(widths[site] * (1 - level / of - proposal[site]) ** 2 for site, level in levels.items())
+
+
+def strongest(score: Tensor, count: int) -> Tensor:
+    """The `count` largest of a matrix (O, I), by sorting."""
+    kept = torch.zeros(score.numel(), dtype=torch.bool)
+    kept[sorted(range(score.numel()), key=lambda i: float(score.flatten()[i]))[score.numel() - count :]] = True
+    return kept.reshape(score.shape)
+
+
+def strongest_of_groups(score: Tensor, keep: int, of: int) -> Tensor:
+    """The `keep` largest of every `of` along a row."""
+    kept = torch.zeros_like(score, dtype=torch.bool)
+    for o, row in enumerate(score.tolist()):
+        for start in range(0, len(row), of):
+            kept[o, [start + i for i in best_of_group(row[start : start + of], keep)]] = True
+    return kept
+
+
+def least_squares(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
+    """argmin tr((W − B) G (W − B)ᵀ) over B (O, I) that are zero outside `kept`, an output at a time, solved exactly."""
+    best = torch.zeros_like(weight.double())
+    for o, stay in enumerate(kept):
+        at = stay.nonzero().flatten()
+        best[o, at] = torch.linalg.solve(gram.double()[at][:, at], (weight.double()[o] @ gram.double())[at])
+    return best
+
+
+def alps(weight: Tensor, gram: Tensor, *, count: int, keep: int = 0, of: int = 0) -> tuple[Tensor, Tensor]:
+    """ALPS as `one-shot` formulas have it, inputs down and outputs across → B (O, I) before the refit, and its mask.
+
+    G gets 1 % of its mean diagonal, then a unit diagonal; W₀ = (W n)ᵀ. The `count` largest stay, or `keep` of `of`.
+    """
+
+    def top(matrix: Tensor) -> Tensor:
+        score = matrix.T.abs()
+        return (strongest_of_groups(score, keep, of) if of else strongest(score, count)).T
+
+    gram = gram.double() + 0.01 * gram.double().diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    n = gram.diagonal().sqrt() + 1e-8
+    gram = gram / torch.outer(n, n)
+    start = (weight.double() * n).T
+    b, d, v, rho, raised = start, start * top(start), torch.zeros_like(start), 0.1, False
+    before = d == 0
+    for t in range(300):
+        b = torch.linalg.solve(gram + rho * torch.eye(len(gram), dtype=torch.float64), gram @ start - v + rho * d)
+        d = (b + v / rho) * top(b + v / rho)
+        v = v + rho * (b - d)
+        if t % 3 != 2:
+            continue
+        changed = int(((d == 0) != before).sum())
+        before = d == 0
+        if changed / count > 0.005:
+            rho, raised = rho * (1.3 if changed / count > 0.1 else 1.2), True
+        elif changed:
+            if raised:
+                rho *= 1.1
+            else:
+                rho, b, d, v = rho / 5, start, start * top(start), torch.zeros_like(start)
+        elif raised:
+            break
+        else:
+            rho /= 5
+        if t >= 30 and changed / count < 3e-4:
+            break
+    kept = top(b)
+    return ((b * kept).T / n), kept.T
+
+
+def admm(
+    weight: Tensor, gram: Tensor, *, sparsity: float, gradual: bool = True, keep: int = 0, of: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Twenty steps of ADMM with ρ = 1, a unit diagonal and then a ridge of 0.1; the mask fixed after fifteen."""
+    gram = gram.double()
+    n = gram.diagonal().sqrt() + 1e-8
+    gram = gram / torch.outer(n, n)
+    eye = torch.eye(len(gram), dtype=torch.float64)
+    gram = gram + 0.1 * gram.diagonal().mean() * eye
+    dense = (weight.double() * n).T
+    w, u, kept = dense, torch.zeros_like(dense), torch.ones_like(dense, dtype=torch.bool)
+    for t in range(20):
+        if t < 15:
+            now = sparsity * (1 - (1 - (t + 1) / 15) ** 3) if gradual else sparsity
+            score = (w + u).T.abs()
+            if of:
+                score = score.masked_fill(strongest_of_groups(score, keep, of), torch.inf)
+            kept = strongest(score, score.numel() - int(score.numel() * now)).T
+        z = (w + u) * kept
+        u = u + w - z
+        w = torch.linalg.solve(gram + eye, gram @ dense + z - u)
+    return ((w + u) * kept).T / n, kept.T
