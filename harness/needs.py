@@ -71,6 +71,18 @@ class Geometry:
         """Of the Gram matrices of a block's distinct inputs: those of attention, of its output, of the part behind."""
         return 3 * self.hidden**2 + self.wide**2
 
+    @property
+    def solver_elements(self) -> int:
+        """Multiplications of one product of each matrix (O, I) of a block with a matrix (I, I) of its inputs."""
+        attention = self.hidden**2 * (2 * self.hidden + 2 * self.key_value)
+        return attention + self.hidden * self.wide * (self.hidden * (2 if self.gated else 1) + self.wide)
+
+    @property
+    def group_elements(self) -> int:
+        """Weights of the largest group of matrices that read the same inputs."""
+        readers = self.hidden * self.wide * (2 if self.gated else 1)
+        return max(readers, self.hidden * (self.hidden + 2 * self.key_value))
+
 
 def of_facts(facts: Mapping[str, Any]) -> Geometry:
     """The geometry that `conf/model` holds."""
@@ -225,6 +237,9 @@ def _factors(cfg: RunConfig, geometry: Geometry, *, fast: bool) -> float:
     """
     largest = 4.0 * max(geometry.wide, geometry.hidden) ** 2
     grams = _grams(cfg, geometry)
+    if hasattr(cfg.method, "solver_bytes"):
+        inputs = (geometry.gram_elements, max(geometry.wide, geometry.hidden) ** 2)
+        return float(grams + cfg.method.solver_bytes(*inputs, geometry.group_elements, fast=fast))
     return grams and (2 * grams + 3 * largest if fast else 3 * grams + 4 * largest)
 
 

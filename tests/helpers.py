@@ -50,6 +50,7 @@ def quick(allocator: Any) -> Any:
 
 METHODS = components("method")
 LINEAR_METHODS = {name: method for name, method in METHODS.items() if not isinstance(method, BlockMethod)}
+REFITTED = {f"{name} refit": replace(it, refit=True) for name, it in LINEAR_METHODS.items() if hasattr(it, "refit")}
 ALLOCATORS = {
     name: quick(it)
     for name, it in components("allocator").items()

@@ -95,7 +95,7 @@ def main() -> None:
     numbers: dict[str, Any] = {}
     for method in METHODS:
         sides = _sides(options, method, module, ids)
-        errors = _errors(options.shape, ids, sides)
+        errors = errors_of(options.shape, ids, sides)
         for name, side in sides.items():
             lines.append(_row(method, name, sides, errors))
             print(lines[-1], flush=True)
@@ -113,17 +113,17 @@ def main() -> None:
 
 def _sides(options: argparse.Namespace, method: str, module: Any, ids: Tensor) -> dict[str, Side]:
     modes = ("fast", "exact")
-    tasks = {mode: Task(options.repeat, _ours(method, exact=mode == "exact"), ids) for mode in modes}
+    tasks = {mode: Task(options.repeat, ours(METHODS[method], exact=mode == "exact"), ids) for mode in modes}
     if module is not None:
         theirs = _theirs(module, method)
         tasks["authors"] = Task(options.authors_repeat, theirs, ids)
         tasks["authors, windows reversed"] = Task(0, theirs, ids.flip(0))
         tasks["authors, windows in pairs"] = Task(0, in_pairs()(theirs), ids)
-    return _measure(SHAPES[options.shape], options.whole, tasks)
+    return measure(SHAPES[options.shape], options.whole, tasks)
 
 
 @torch.no_grad()
-def _errors(shape: str, ids: Tensor, sides: dict[str, Side]) -> dict[str, float]:
+def errors_of(shape: str, ids: Tensor, sides: dict[str, Side]) -> dict[str, float]:
     """By side: Σ over matrices of tr(Δ H Δᵀ), Δ what pruning changed of the first block, H of the dense block's inputs.
 
     Masks and weights of another order of sums differ; what they cost should not.
@@ -140,7 +140,9 @@ def _errors(shape: str, ids: Tensor, sides: dict[str, Side]) -> dict[str, float]
     return errors
 
 
-def _ours(method: str, *, exact: bool) -> Work:
+def ours(method: Any, *, exact: bool) -> Work:
+    """Uniform pruning of a model by a method of the harness, as a run does it."""
+
     def work(model: LlamaForCausalLM, ids: Tensor) -> None:
         anatomy = anatomy_of(model)
         blocks = range(model.config.num_hidden_layers)
@@ -149,7 +151,7 @@ def _ours(method: str, *, exact: bool) -> Work:
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
         with fused(model, anatomy, wanted=ids.is_cuda and not exact), in_pieces(model):
             walk = partial(stream, exact=exact)
-            prune(model, anatomy, batched(ids, tokens), blocks, METHODS[method], allocation, walk=walk, masks=False)
+            prune(model, anatomy, batched(ids, tokens), blocks, method, allocation, walk=walk, masks=False)
 
     return work
 
@@ -158,7 +160,7 @@ def _theirs(module: Any, method: str) -> Work:
     return lambda model, ids: run_authors(module, method, model, ids, SPARSITY)
 
 
-def _measure(shape: Shape, whole: bool, tasks: Mapping[str, Task]) -> dict[str, Side]:
+def measure(shape: Shape, whole: bool, tasks: Mapping[str, Task]) -> dict[str, Side]:
     """All sides take turns; their first round warms up (kernels are compiled in it) and is told apart."""
     sizes = (shape.blocks,) if whole else (1, 2)
     taken: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in tasks}

@@ -73,9 +73,10 @@ class Scaled:
         """ρ ↦ (G + ρ I)⁻¹."""
         return Resolvent(self.matrix, self.arithmetic.way)
 
-    def inverse(self, rho: float) -> Multiplier:
-        """X ↦ X (G + ρ I)⁻¹."""
-        return Multiplier(self.resolvent(rho), self.arithmetic.steps)
+    def inverse(self, rho: float, *, alone: bool = False) -> Multiplier:
+        """X ↦ X (G + ρ I)⁻¹; `alone` where no other ρ will be asked for."""
+        matrix = self.resolvent.alone(rho) if alone else self.resolvent(rho)
+        return Multiplier(matrix, self.arithmetic.steps)
 
     def into(self, weight: Tensor) -> Tensor:
         """W n (O, I) in float32."""
@@ -116,3 +117,18 @@ class Splitting:
         self.solution = inverse(torch.addcmul(self.target, self.free, penalty))
         self.free = torch.addcmul(self.solution, self.free, torch.where(self.kept, 0.0, self.dual / rho))
         self.dual = rho
+
+
+def solver_bytes(inputs: int, widest: int, weights: int, nodes: int, *, fast: bool) -> int:
+    """What solving takes beside the sums, about: counted for the arithmetic of a GPU (`fast`) or of float32.
+
+    Args:
+        inputs: elements of the matrices (I, I) of all distinct inputs of a block.
+        widest: elements of the largest.
+        weights: weights of the matrices that are solved together.
+        nodes: matrices (I, I) that stay for each input, as inverses or eigenvectors.
+    """
+    split = 6 if fast else 0  # three halves for a number
+    lasting = inputs * (4 + split + 4 * nodes)
+    passing = widest * (4 + split + (8 if fast else 24))  # the inverse of now; beside it, float64 where it is one's way
+    return lasting + passing + weights * (6 * 4 + split)

@@ -16,7 +16,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 from harness.core.refit import refittable
-from harness.core.scaled import Scaled, Splitting
+from harness.core.scaled import Scaled, Splitting, solver_bytes
 from harness.core.statistic import Gram, gram
 
 RHO = 1.0
@@ -41,17 +41,22 @@ class ADMM:
     gradual: int = 15
 
     statistic = gram
+    products = 23  # with a matrix of its inputs, for an estimate of seconds
 
     def __post_init__(self) -> None:
         if self.ridge <= 0 or not 0 < self.gradual <= self.iterations:
             raise UserError("method.ridge has to be above 0, method.gradual from 1 to method.iterations.")
+
+    def solver_bytes(self, inputs: int, widest: int, weights: int, *, fast: bool) -> int:
+        """Memory beside the Gram matrices, see `scaled.solver_bytes`: one inverse stays."""
+        return solver_bytes(inputs, widest, weights, 1, fast=fast)
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
         if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
         problem = Scaled.once(seen, self.ridge, "scale first")
-        inverse = seen.once((ADMM, self.ridge), lambda: problem.inverse(RHO))
+        inverse = seen.once((ADMM, self.ridge), lambda: problem.inverse(RHO, alone=True))
         dense = problem.into(weight)
         split = Splitting(problem.times(dense), dense, torch.ones_like(weight, dtype=torch.bool), dual=RHO)
         for step in range(1, self.iterations + 1):

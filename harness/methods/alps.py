@@ -17,12 +17,15 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
 from harness.core.refit import conjugate_gradients
-from harness.core.scaled import Scaled, Splitting
+from harness.core.resolvent import NODES
+from harness.core.scaled import Scaled, Splitting, solver_bytes
 from harness.core.statistic import Gram, gram
 
 LOOK, LEAST, SETTLED = 3, 30, 3e-4
 """The mask is looked at every so many iterations; from `LEAST` on a smaller share of changes than this ends them."""
 HIGHEST = 1e6
+OCTAVES = 4
+"""ρ rises to some sixteen times what it was."""
 
 
 @component("method", "alps")
@@ -42,12 +45,17 @@ class ALPS:
     refit_steps: int = 10
 
     statistic = gram
+    products = 70  # with a matrix of its inputs, about, for an estimate of seconds: some fifty steps, and the refit
 
     def __post_init__(self) -> None:
         if self.ridge <= 0 or self.rho <= 0 or self.iterations < 1 or self.refit_steps < 0:
             raise UserError(
                 "method.ridge and method.rho have to be above 0, method.iterations at least 1, method.refit_steps 0."
             )
+
+    def solver_bytes(self, inputs: int, widest: int, weights: int, *, fast: bool) -> int:
+        """Memory beside the Gram matrices, see `scaled.solver_bytes`: the inverses of some octaves of ρ stay."""
+        return solver_bytes(inputs, widest, weights, NODES + OCTAVES if fast else 1, fast=fast)
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:

@@ -13,6 +13,8 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.core.memory import GIB
+from harness.core.refit import STEPS as REFIT_STEPS
+from harness.core.statistic import gram, norms
 from harness.evaluation import perplexity
 from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts, tokens_at_once
 from harness.prepare import uses_calibration
@@ -149,18 +151,26 @@ def _tokens(cfg: RunConfig, facts: Mapping[str, Any]) -> int:
 
 def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, speed: Speed) -> float:
     """Seconds of the walk over the blocks: a pass to the last input, what is chosen, and a pass behind it."""
-    name = cfg.composed["method"]["name"]
-    if name == "magnitude":
+    statistic = getattr(cfg.method, "statistic", gram)
+    if statistic is None:
         return 0.0
     tokens = cfg.calibration.windows * window
     batches = tokens / max(window, at_once)
     products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
     seconds = speed.forward(products, 2 * batches)
-    if name != "wanda":
+    if statistic is not norms:
         seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
-    if name == "sparsellm":
+    seconds += 2 * _products(cfg.method) * geometry.solver_elements / speed.fit
+    if cfg.composed["method"]["name"] == "sparsellm":
         seconds += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, cfg.calibration.windows, speed)
     return geometry.blocks * seconds
+
+
+def _products(method: Any) -> float:
+    """Products of every matrix with one of its inputs' width that a method takes, alone or inside another's rounds."""
+    own = getattr(method, "products", 0) + (REFIT_STEPS + 2 if getattr(method, "refit", False) else 0)
+    inner = getattr(method, "inner", None)
+    return own + (getattr(method, "epochs", 1) * _products(inner) if inner is not None else 0)
 
 
 def _choosing(geometry: Geometry, speed: Speed) -> float:

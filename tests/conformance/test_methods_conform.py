@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LINEAR_METHODS, METHODS, inputs, normal, pattern, same, seen_by
+from helpers import LINEAR_METHODS as PLAIN
+from helpers import METHODS, REFITTED, inputs, normal, pattern, same, seen_by
 from torch import Tensor
 
 from harness import catalogue
@@ -22,6 +23,7 @@ from harness.run import check_fit
 
 PATTERNS = ["0", "0.3", "0.5", "0.9", "2of4", "4of8", "1of4", "2of8", "3of4"]
 SHAPES = [(8, 16), (1, 64), (6, 128), (12, 200), (3, 264), (160, 24), (5, 131), (4, 1)]
+LINEAR_METHODS = PLAIN | REFITTED
 DTYPES = [torch.float32, torch.bfloat16]
 every_method = pytest.mark.parametrize("name", LINEAR_METHODS)
 every_pattern = pytest.mark.parametrize("asked", PATTERNS)

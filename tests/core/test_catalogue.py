@@ -38,7 +38,7 @@ def test_defaults_build_what_the_class_builds(nested: type) -> None:
         for name in catalogue.names(kind):
             built = catalogue.build(kind, catalogue.defaults(kind, name))
             assert built == catalogue.lookup(kind, name)() and catalogue.name_of(built) == name
-    assert catalogue.defaults("method", "holder")["inner"] == {"name": "wanda", "group": "row"}
+    assert catalogue.defaults("method", "holder")["inner"] == {"name": "wanda", "group": "row", "refit": False}
 
 
 def test_nested_components(nested: type) -> None:
