@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.core import statistic
 from harness.core.columns import prune_columns
 from harness.core.statistic import Gram, gram
+from harness.methods.admm import ADMM
+from harness.methods.alps import ALPS
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
@@ -130,3 +132,21 @@ def test_what_was_not_sound_is_done_again(short: Counter[str]) -> None:
     assert hoped.sound is not None and not bool(hoped.sound)
     again = method.prune(weight, seen, pattern("0.5"))
     assert again.note == "damping 0.1" and bool(torch.isfinite(again.weight).all())
+
+
+@pytest.mark.parametrize(("method", "factors", "spectra"), [(ADMM(), INPUTS, 0), (ALPS(), 0, INPUTS)])
+def test_matrices_that_read_the_same_share_what_is_costly(method: Any, factors: int, spectra: int) -> None:
+    calls = of_one_block(method)
+    assert (calls.names["linalg_cholesky_ex"], calls.names["_linalg_eigh"]) == (factors, spectra)
+
+
+def test_alps_looks_once_for_matrices_in_step() -> None:
+    """A GPU is waited for every third iteration, however many matrices read the same inputs."""
+    seen, weights = seen_by(gram, inputs(100, 32)), [normal(16, 32, seed=seed) for seed in range(3)]
+    with Calls() as calls:
+        ALPS(iterations=30).prune_together(weights, seen, [pattern("0.6")] * 3)
+    looks = calls.names["stack"]
+    assert 0 < looks <= 10
+    alone = [ALPS(iterations=30).prune(weight, seen_by(gram, inputs(100, 32)), pattern("0.6")) for weight in weights]
+    for one, other in zip(alone, ALPS(iterations=30).prune_together(weights, seen, [pattern("0.6")] * 3), strict=True):
+        assert torch.equal(one.kept, other.kept) and torch.equal(one.weight, other.weight)

@@ -18,6 +18,8 @@ from harness.core.interfaces import Pruned
 from harness.core.linalg import Inverse, damped_inverse
 from harness.core.memory import Parked
 from harness.core.statistic import gram
+from harness.methods.admm import ADMM
+from harness.methods.alps import ALPS
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
@@ -41,7 +43,10 @@ def pruned(name: str, method: Any, asked: str = "0.7", count: int = 8, length: i
     return {site: model.get_submodule(site).weight for site in sites}, told, done
 
 
-@pytest.mark.parametrize("inner", [SparseGPT(), Wanda(), Magnitude()], ids=["sparsegpt", "wanda", "magnitude"])
+INNER = [SparseGPT(), Wanda(), Magnitude(), ALPS(), ADMM(), Wanda(refit=True)]
+
+
+@pytest.mark.parametrize("inner", INNER, ids=["sparsegpt", "wanda", "magnitude", "alps", "admm", "wanda refit"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_one_epoch_is_the_inner_method(name: str, inner: Any) -> None:
     alone, _, _ = pruned(name, inner)
@@ -53,7 +58,7 @@ def test_one_epoch_is_the_inner_method(name: str, inner: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "inner", "asked"),
     [(name, SparseGPT(), "0.5") for name in SHAPES]
-    + [(name, inner, "2of4") for name in ("llama", "opt") for inner in (SparseGPT(), Wanda(), Magnitude())],
+    + [(name, inner, "2of4") for name in ("llama", "opt") for inner in INNER],
 )
 def test_later_epochs_bring_the_outputs_closer(name: str, inner: Any, asked: str) -> None:
     _, told, done = pruned(name, SparseLLM(inner=inner, fallback=False), asked, count=12)
@@ -256,3 +261,13 @@ def test_what_finds_no_room_waits_in_host_memory(monkeypatch: pytest.MonkeyPatch
 def test_relu_is_recognised() -> None:
     """The closed form for ReLU is used where the family's activation is torch's own module."""
     assert isinstance(anatomy_of(tiny("opt")).feed_forward(tiny("opt"), 0).activation, nn.ReLU)
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("llama", 4), ("opt", 4)])
+def test_an_epoch_makes_no_spectrum_twice(name: str, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block has one for each of its inputs, and every later epoch one more, of the new inputs of `down`."""
+    made = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: made.append(matrix.shape) or eigh(matrix))
+    _, told, _ = pruned(name, SparseLLM(inner=ALPS(), epochs=3))
+    assert len(made) == len(told) * (inputs + 2)
