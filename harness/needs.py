@@ -237,9 +237,9 @@ def _factors(cfg: RunConfig, geometry: Geometry, *, fast: bool) -> float:
     """
     largest = 4.0 * max(geometry.wide, geometry.hidden) ** 2
     grams = _grams(cfg, geometry)
-    if hasattr(cfg.method, "solver_bytes"):
+    if solver_bytes := getattr(cfg.method, "solver_bytes", None):
         inputs = (geometry.gram_elements, max(geometry.wide, geometry.hidden) ** 2)
-        return float(grams + cfg.method.solver_bytes(*inputs, geometry.group_elements, fast=fast))
+        return float(grams + solver_bytes(*inputs, geometry.group_elements, fast=fast))
     return grams and (2 * grams + 3 * largest if fast else 3 * grams + 4 * largest)
 
 

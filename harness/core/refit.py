@@ -85,7 +85,7 @@ def refittable(method: M) -> M:
     with the Gram matrix of the same inputs (once, where it is the Gram matrix), and whatever `prune` and
     `prune_together` give is refitted. It is for a `LinearMethod` that defines these itself, as a function or property.
     """
-    own = method.__dict__
+    own = dict(method.__dict__)
     statistic, prune = own["statistic"], own["prune"]
 
     def own_statistic(self: Any) -> Statistic | None:
@@ -121,7 +121,6 @@ def refittable(method: M) -> M:
     changed: dict[str, Callable[..., Any]] = {"prune": prune_and_refit}
     if "prune_together" in own:
         changed |= {"prune_together": together_and_refit, "prepare": prepare}
-    own = dict(own)
     for name, function in changed.items():
         function.__doc__ = own[name].__doc__
         setattr(method, name, function)

@@ -69,7 +69,8 @@ class ALPS:
         """Matrices that read the same inputs, in step: they share inverses, and a GPU is waited for once a look."""
         problem = Scaled.once(seen, self.ridge, "ridge first")
         runs = [_Run(problem, *item, self.rho) for item in zip(weights, patterns, strict=True)]
-        going, inverses = [run for run in runs if 0 < run.pattern.sparsity < 1], {}
+        going = [run for run in runs if 0 < run.pattern.sparsity < 1]
+        inverses: dict[float, Multiplier] = {}
         for iteration in range(self.iterations):
             inverses = {rho: inverses.get(rho) or problem.inverse(rho) for rho in {run.rho for run in going}}
             for run in going:

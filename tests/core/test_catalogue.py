@@ -104,3 +104,10 @@ def test_plugins_that_fail(tmp_path: Path, where: str, content: str | None, says
     with pytest.raises(UserError) as caught:
         catalogue.load_plugin(str(path) if where.endswith(".py") else where)
     assert says in str(caught.value)
+
+
+def test_an_option_that_came_later_is_no_other_computation_while_it_is_off() -> None:
+    """Records of before it are still found."""
+    off, on = (catalogue.build("method", {"name": "wanda", "refit": refit}) for refit in (False, True))
+    assert catalogue.describe(off) == {"name": "wanda", "revision": "2", "group": "row"}
+    assert catalogue.describe(on) == catalogue.describe(off) | {"refit": True}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness import catalogue
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Inverse, damped_inverse
@@ -43,7 +44,7 @@ def pruned(name: str, method: Any, asked: str = "0.7", count: int = 8, length: i
     return {site: model.get_submodule(site).weight for site in sites}, told, done
 
 
-INNER = [SparseGPT(), Wanda(), Magnitude(), ALPS(), ADMM(), Wanda(refit=True)]
+INNER = [SparseGPT(), Wanda(), Magnitude(), ALPS(), ADMM(), catalogue.build("method", {"name": "wanda", "refit": True})]
 
 
 @pytest.mark.parametrize("inner", INNER, ids=["sparsegpt", "wanda", "magnitude", "alps", "admm", "wanda refit"])
@@ -266,8 +267,12 @@ def test_relu_is_recognised() -> None:
 @pytest.mark.parametrize(("name", "inputs"), [("llama", 4), ("opt", 4)])
 def test_an_epoch_makes_no_spectrum_twice(name: str, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block has one for each of its inputs, and every later epoch one more, of the new inputs of `down`."""
-    made = []
-    eigh = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: made.append(matrix.shape) or eigh(matrix))
+    made, eigh = [], torch.linalg.eigh
+
+    def counted(matrix: Tensor) -> Any:
+        made.append(matrix.shape)
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
     _, told, _ = pruned(name, SparseLLM(inner=ALPS(), epochs=3))
     assert len(made) == len(told) * (inputs + 2)
