@@ -50,7 +50,6 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     options = parser.parse_args()
-    catalogue.discover()
     shape, ids = SHAPES[options.shape], random_tokens(SHAPES[options.shape], options.windows, options.length, device())
     numbers: dict[str, Any] = {}
     lines = [*by_method(options, shape, ids, numbers), "", *by_part(shape, ids.device, numbers)]
@@ -84,6 +83,7 @@ def _row(name: str, side: Side, first: Side, error: float) -> str:
 
 def work_of(name: str) -> Work:
     """What a method does to a model, by its name as the command line has it."""
+    catalogue.discover()
     named, _, ways = name.partition(":")
     plain, *settings = named.split(",")
     given = {key: json.loads(text) for key, text in (setting.split("=", 1) for setting in settings)}

@@ -125,7 +125,7 @@ def least_squares(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
 
 
 def alps(weight: Tensor, gram: Tensor, *, count: int, keep: int = 0, of: int = 0) -> tuple[Tensor, Tensor]:
-    """ALPS as `one-shot` formulas have it, inputs down and outputs across → B (O, I) before the refit, and its mask.
+    """ALPS (algorithm 1), inputs down and outputs across → B (O, I) before the refit, and its mask.
 
     G gets 1 % of its mean diagonal, then a unit diagonal; W₀ = (W n)ᵀ. The `count` largest stay, or `keep` of `of`.
     """
