@@ -99,7 +99,7 @@ def test_outputs_are_nearer_to_the_dense_models(name: str, asked: str) -> None:
         sites = dict.fromkeys(linears(model, anatomy.block_list(model)), pattern(asked))
         prune(model, anatomy, batches, range(2), method, sites)
         errors[label] = sum(
-            float((model(b, use_cache=False).logits - w).square().sum()) for b, w in zip(batches, wanted)
+            float((model(b, use_cache=False).logits - w).square().sum()) for b, w in zip(batches, wanted, strict=True)
         )
     assert errors["asymmetric"] < errors["alone"]
 
