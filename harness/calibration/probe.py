@@ -110,7 +110,8 @@ class ModelProbe:
         at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
         with dense_again(self._model, self._anatomy, self._scope):
             beside_dense = is_beside_dense(method)
-            walk, self._trail = self._walk, None if at_once or beside_dense else self._trail_for(again)
+            walk: Callable[..., Iterator[StreamedBlock | Shared]] = self._walk
+            self._trail = None if at_once or beside_dense else self._trail_for(again)
             if beside_dense:
                 walk = partial(stream_beside_dense, exact=self._exact)
             if self._trail:
