@@ -13,6 +13,7 @@ from torch import Tensor
 from harness import catalogue
 from harness.calibration.cache import Cache
 from harness.calibration.probe import ModelProbe
+from harness.calibration.reference import is_beside_dense, stream_beside_dense
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
@@ -156,8 +157,7 @@ def _reduce(
             told_of_allocation = probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
-            method = sharing.method(cfg.method, allocation) if sharing else cfg.method
-            walk = partial(sharing.walk if sharing else stream, exact=cfg.numerics == "exact")
+            method, walk = _method_and_walk(cfg, sharing, allocation)
             finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(model, anatomy, batches, scope, method, allocation, told, walk, finished, masks=masks)
@@ -168,6 +168,19 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation)
+
+
+def _method_and_walk(
+    cfg: RunConfig, sharing: Sharing | None, allocation: Allocation
+) -> tuple[Any, Callable[..., Iterator[Any]]]:
+    """The method, and the walk over the blocks that it wants, both with what other points left where they take it."""
+    exact = cfg.numerics == "exact"
+    if is_beside_dense(cfg.method):
+        if cfg.inputs == "dense":
+            raise Refusal(f"method={name_of(cfg.method)} compares pruned with dense inputs; it needs inputs=pruned.")
+        return cfg.method, partial(stream_beside_dense, exact=exact)
+    method = sharing.method(cfg.method, allocation) if sharing else cfg.method
+    return method, partial(sharing.walk if sharing else stream, exact=exact)
 
 
 def _probe(
@@ -224,7 +237,7 @@ def prune(
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
-    walk: Callable[..., Iterator[StreamedBlock | Shared]] = stream,
+    walk: Callable[..., Iterator[StreamedBlock | Shared]] | None = None,
     finished: FinishedBlocks | None = None,
     *,
     masks: bool = True,
@@ -240,6 +253,7 @@ def prune(
     """
     done: dict[str, Pruned] = {}
     block_method = as_block_method(method)
+    walk = walk or (stream_beside_dense if is_beside_dense(method) else stream)
     for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
         result = finished.load(block.index) if finished else None
         if earlier := result is not None:

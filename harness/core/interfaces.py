@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
 from harness.core.pattern import Pattern
-from harness.core.statistic import Seen, Statistic
+from harness.core.statistic import Gram, Seen, Statistic
 
 Site = str
 """The full name of one weight matrix, such as `model.layers.0.mlp.up_proj`."""
@@ -68,6 +68,32 @@ class BlockView(Protocol):
     def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]: ...
 
     def tell(self, **facts: Any) -> None: ...
+
+
+class Difference(NamedTuple):
+    """How the inputs x of some linears differ from those x̄ of the dense model on the same tokens.
+
+    `gram` is that of x. `shift` (I, I) is Σ (x̄ − x) xᵀ and `drift` (O, I) is Σ (r̄ − r) xᵀ, both scaled as `gram` is; r
+    is what the outputs are added to in the residual stream, and `drift` is None for linears that do not write to it.
+    """
+
+    gram: Gram
+    shift: Tensor
+    drift: Tensor | None
+
+
+class ReferencedView(BlockView, Protocol):
+    """A block beside the dense model's, for a method that says `beside_dense = True`.
+
+    `groups` are its linears by the input that they read, in the order in which the block runs them. `write` puts a
+    weight in place, for later groups to see; the dense model keeps its own.
+    """
+
+    groups: tuple[tuple[Site, ...], ...]
+
+    def difference(self, sites: Sequence[Site]) -> Difference: ...
+
+    def write(self, site: Site, weight: Tensor) -> None: ...
 
 
 Draws = Literal["gaussian", "rademacher"]

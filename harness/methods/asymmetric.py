@@ -1,0 +1,99 @@
+"""Asymmetric calibration: a pruned model's outputs are fitted to the dense model's, whatever the inputs have become.
+
+Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.errors import UserError
+from harness.core.interfaces import Difference, LinearMethod, Pruned, ReferencedView, Site
+from harness.core.pattern import Pattern
+from harness.core.statistic import gram
+from harness.methods.sparsegpt import SparseGPT
+
+
+@component("method", "asymmetric")
+@dataclass(frozen=True)
+class Asymmetric:
+    """Any method that prunes one matrix, started from the weights that undo what pruning did to its inputs.
+
+    Behind pruned matrices an input is x where the dense model has x̄. Instead of W x, a matrix is fitted to
+
+        t = W x + α W (x̄ − x) + β (r̄ − r),
+
+    the last term where its outputs are added to a residual stream r. The least-squares answer without zeros is
+    W* = W + (α W Σ(x̄ − x)xᵀ + β Σ(r̄ − r)xᵀ) (G + λI)⁻¹ with G = Σ x xᵀ; since ‖t − Ŵx‖² is tr((Ŵ − W*) G (Ŵ − W*)ᵀ) up
+    to a constant, the inner method prunes W* as it would prune W. Matrices go in the order in which the block runs
+    them, each group seeing the earlier ones pruned.
+
+    α = 1, β = 0 is the target of GPTAQ's asymmetric calibration (Li et al. 2025, arXiv 2504.02692), α the propagation
+    strength of QEP (Arai and Ichikawa 2025, arXiv 2504.09629), both for quantization; β is ours. The defaults were
+    chosen on held-out calibration windows (LOG.md, "Beyond ALPS"). λ is `damping` times the mean diagonal of G.
+    """
+
+    inner: Any = field(default_factory=SparseGPT, metadata={"component": "method"})
+    alpha: float = 0.75
+    beta: float = 0.5
+    damping: float = 0.01
+
+    statistic = gram
+    beside_dense = True
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.alpha <= 1 and 0 <= self.beta <= 1):
+            raise UserError("method.alpha and method.beta have to be between 0 and 1.")
+        if self.damping <= 0:
+            raise UserError("method.damping has to be above 0.")
+        if not isinstance(self.inner, LinearMethod):
+            raise UserError("method.inner has to prune one matrix at a time, as wanda, sparsegpt and alps do.")
+
+    def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
+        refuses = getattr(self.inner, "refuses", None)
+        return refuses(pattern, shape) if refuses else None
+
+    def kept_bytes(self, tokens: int, hidden: int, wide: int, itemsize: int, *, gated: bool) -> int:
+        """The dense model's hidden states."""
+        return tokens * hidden * itemsize
+
+    def passing_bytes(self, length: int, hidden: int, wide: int, *, gated: bool) -> int:
+        """The sums of the widest input and what is solved with them, and the block's dense weights."""
+        block = 4 * hidden**2 + (3 if gated else 2) * hidden * wide
+        return 4 * (4 * max(hidden, wide) ** 2 + 3 * hidden * wide) + 4 * block
+
+    @torch.no_grad()
+    def prune_block(self, block: ReferencedView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:
+        pruned: dict[Site, Pruned] = {}
+        for group in block.groups:
+            difference = block.difference(group)
+            seen = self._seen(block, group, difference)
+            for site in group:
+                dense, pattern = block.weights[site], patterns[site]
+                wanted = self._target(dense, difference) if pattern.sparsity else dense
+                result = self.inner.prune(wanted, seen, pattern)
+                pruned[site] = result._replace(weight=result.weight.to(dense.dtype))
+            for site in group:
+                block.write(site, pruned[site].weight)
+        return {site: pruned[site] for site in patterns}
+
+    def _seen(self, block: ReferencedView, group: tuple[Site, ...], difference: Difference) -> Any:
+        """What the inner method wants to know of the inputs."""
+        statistic = self.inner.statistic
+        if statistic in (None, gram):
+            return statistic and difference.gram
+        return block.observe(dict.fromkeys(group, statistic))[group[0]]
+
+    def _target(self, weight: Tensor, difference: Difference) -> Tensor:
+        """W* (O, I) in float32."""
+        dense = weight.float()
+        sums = self.alpha * (dense @ difference.shift)
+        if difference.drift is not None:
+            sums += self.beta * difference.drift
+        return dense + sums @ difference.gram.damped_inverse(self.damping).matrix
