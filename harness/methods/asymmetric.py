@@ -5,7 +5,7 @@ Shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.errors import UserError
-from harness.core.interfaces import Difference, LinearMethod, Pruned, ReferencedView, Site
+from harness.core.interfaces import Difference, LinearMethod, Pruned, ReferencedView, SharingMethod, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram
-from harness.methods.sparsegpt import SparseGPT
+from harness.methods.alps import ALPS
 
 
 @component("method", "asymmetric")
@@ -39,7 +39,7 @@ class Asymmetric:
     chosen on held-out calibration windows (LOG.md, "Beyond ALPS"). λ is `damping` times the mean diagonal of G.
     """
 
-    inner: Any = field(default_factory=SparseGPT, metadata={"component": "method"})
+    inner: Any = field(default_factory=ALPS, metadata={"component": "method"})
     alpha: float = 0.75
     beta: float = 0.5
     damping: float = 0.01
@@ -74,14 +74,23 @@ class Asymmetric:
         for group in block.groups:
             difference = block.difference(group)
             seen = self._seen(block, group, difference)
-            for site in group:
-                dense, pattern = block.weights[site], patterns[site]
-                wanted = self._target(dense, difference) if pattern.sparsity else dense
-                result = self.inner.prune(wanted, seen, pattern)
-                pruned[site] = result._replace(weight=result.weight.to(dense.dtype))
-            for site in group:
+            dense, asked = [block.weights[site] for site in group], [patterns[site] for site in group]
+            targets = [
+                self._target(weight, difference) if pattern.sparsity else weight
+                for weight, pattern in zip(dense, asked, strict=True)
+            ]
+            for site, weight, result in zip(group, dense, self._pruned(targets, seen, asked), strict=True):
+                pruned[site] = result._replace(weight=result.weight.to(weight.dtype))
                 block.write(site, pruned[site].weight)
         return {site: pruned[site] for site in patterns}
+
+    def _pruned(self, targets: Sequence[Tensor], seen: Any, patterns: Sequence[Pattern]) -> Sequence[Pruned]:
+        """What the inner method makes of matrices that read the same inputs, in one go where it can."""
+        if isinstance(self.inner, SharingMethod):
+            results = self.inner.prune_together(targets, seen, patterns)
+            if all(result.sound is None or bool(result.sound) for result in results):
+                return [result._replace(sound=None) for result in results]
+        return [self.inner.prune(target, seen, pattern) for target, pattern in zip(targets, patterns, strict=True)]
 
     def _seen(self, block: ReferencedView, group: tuple[Site, ...], difference: Difference) -> Any:
         """What the inner method wants to know of the inputs."""
