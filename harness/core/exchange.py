@@ -55,7 +55,7 @@ class Groups:
 
     def take(self, from_back: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
         group = grown - grown % self.of + torch.arange(self.of, device=grown.device)
-        least, place = self.score.gather(1, group).min(dim=1, keepdim=True)
+        least, place = self.score.gather(1, group).topk(1, dim=1, largest=False)  # of equals the released one
         index = group.gather(1, place)
         self.score.scatter_(1, index, torch.inf)
         return index, torch.isfinite(least)

@@ -18,7 +18,7 @@ from harness.core.interfaces import Pruned
 from harness.core.joint import compensated
 from harness.core.moments import last_norms
 from harness.core.pattern import NofM, Pattern, keep, lowest
-from harness.core.statistic import Gram, Seen, Statistic, gram, together
+from harness.core.statistic import Gram, Seen, Statistic, gram, norms, together
 
 
 @component("method", "thanos")
@@ -48,7 +48,7 @@ class Thanos:
 
     @property
     def statistic(self) -> Statistic:
-        return gram if self.variant == "default" else _released
+        return _seen if self.variant == "default" else _seen_and_last
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         if isinstance(pattern, NofM) and self.blocksize % pattern.of and self.blocksize < shape[1]:
@@ -56,16 +56,15 @@ class Thanos:
         return None
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram | Mapping[str, Seen], pattern: Pattern) -> Pruned:
+    def prune(self, weight: Tensor, seen: Mapping[str, Seen], pattern: Pattern) -> Pruned:
         if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
         if pattern.sparsity == 1:
             return Pruned(torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool))
-        whole = seen if isinstance(seen, Gram) else seen["gram"]
-        inverse = whole.damped_inverse(self.damping)
-        norm = whole.sums.diagonal().sqrt()
-        work, kept = weight.float().masked_fill(whole.dead, 0), torch.ones_like(weight, dtype=torch.bool)
-        inside = self._inside(work, norm if isinstance(seen, Gram) else seen["last"].sqrt(), pattern)
+        matrix: Gram = seen["gram"]
+        inverse, norm = matrix.damped_inverse(self.damping), seen["norms"].mean.sqrt()
+        work, kept = weight.float().masked_fill(matrix.dead, 0), torch.ones_like(weight, dtype=torch.bool)
+        inside = self._inside(work, seen["last"].sqrt() if "last" in seen else norm, pattern)
         work[inside], kept[inside] = self._walk(work[inside], norm, inverse.factor, pattern)
         note = "" if inverse.damping == self.damping else f"damping {inverse.damping:g}"
         return Pruned(work.to(weight.dtype), kept, note)
@@ -99,4 +98,5 @@ class Thanos:
         return work, kept
 
 
-_released = together({"gram": gram, "last": last_norms})
+_seen = together({"gram": gram, "norms": norms})
+_seen_and_last = together({"gram": gram, "norms": norms, "last": last_norms})
