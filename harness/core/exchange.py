@@ -76,7 +76,7 @@ def growing(growth: Tensor) -> Ends:
 
 
 def in_rows(expected: Tensor, score: Tensor, kept: Tensor) -> Ends:
-    """Candidates to go: kept weights by rising score, those of negative `expected` from the front, positive from the back.
+    """Candidates to go: kept ones by rising score, of negative `expected` from the front, of positive from the back.
 
     Between them lies, as in the released code, the weight of the least score over and over.
     """

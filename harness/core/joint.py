@@ -41,6 +41,12 @@ def compensated(rest: Tensor, removed: Tensor, inverse: Tensor) -> Tensor:
     return changed
 
 
+def working_bytes(outputs: int, width: int, *, cuda: bool) -> int:
+    """About what `compensated` takes for its systems in blocks of so many columns: values, mask, indices, factor."""
+    rows = min(outputs, max(1, ELEMENTS["cuda" if cuda else "cpu"] // width**2))
+    return rows * width**2 * 24
+
+
 def _solved(systems: Tensor, wanted: Tensor) -> Tensor:
     """Solutions (R, Q) of symmetric systems (R, Q, Q); by elimination where rounding left one not positive."""
     lower, info = torch.linalg.cholesky_ex(systems)

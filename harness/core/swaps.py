@@ -45,6 +45,14 @@ def swapped(
     return refined
 
 
+def working_bytes(outputs: int, inputs: int, shortlist: int, *, cuda: bool) -> int:
+    """About what `swapped` takes beside the matrix and its mask: rows at once, six times as they are or as pairs."""
+    size = min(shortlist or inputs, inputs)
+    largest = ELEMENTS["cuda" if cuda else "cpu"]
+    rows = min(outputs, max(1, largest // max(inputs, size * size)))
+    return rows * 4 * 6 * (inputs + size * size)
+
+
 def _terms(weight: Tensor, kept: Tensor, pull: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
     """What coming back or going changes by itself, each at its place (R, I), and the size of what it is summed from."""
     square, double = weight**2 * diagonal, 2 * weight * pull

@@ -51,13 +51,27 @@ class DSnoT:
 
     def __post_init__(self) -> None:
         if self.max_cycles < 0 or self.update_threshold < 0 or self.variance_power < 0:
-            raise UserError("method.max_cycles, method.update_threshold and method.variance_power have to be at least 0.")
+            raise UserError(
+                "method.max_cycles, method.update_threshold and method.variance_power have to be at least 0."
+            )
         if not isinstance(self.inner, LinearMethod):
-            raise UserError("method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do.")
+            raise UserError(
+                "method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do."
+            )
 
     @property
     def statistic(self) -> Statistic:
         return _seeing(self.inner.statistic)
+
+    @property
+    def sees_gram(self) -> bool:
+        """Whether there are Gram matrices: none of its own."""
+        return self.inner.statistic not in (None, norms) and getattr(self.inner, "sees_gram", True)
+
+    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
+        """Four orders of the matrix in 64 bits, and about six matrices as large in float32."""
+        inner = getattr(self.inner, "working_bytes", lambda *shape, cuda: 0)(outputs, inputs, cuda=cuda)
+        return max(inner, (4 * 8 + 6 * 4) * outputs * inputs)
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         refuses = getattr(self.inner, "refuses", None)

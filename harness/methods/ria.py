@@ -32,7 +32,7 @@ class RIA:
     For N:M, `reallocation` permutes the inputs before they are grouped, so that important ones do not meet: sorted by
     `importance` (the sum of their scores; or the sum of what unstructured pruning in `group` leaves of them) they are
     dealt to the groups. `lsa` then improves on it by linear sum assignment. The weights stay in their places, so the
-    pattern holds in the permuted order, which a saved model keeps in `pruning.json`, and records call it `2of4 permuted`.
+    pattern holds in the permuted order, which a saved model has in `pruning.json`; records call it `2of4 permuted`.
     """
 
     a: float = 0.5

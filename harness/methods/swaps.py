@@ -18,7 +18,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import LinearMethod, Pruned, SharingMethod
 from harness.core.pattern import Pattern
 from harness.core.statistic import Gram, Seen, Statistic, gram, together
-from harness.core.swaps import swapped
+from harness.core.swaps import swapped, working_bytes
 from harness.methods.wanda import Wanda
 
 
@@ -41,16 +41,21 @@ class Swaps:
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or self.exchanges < 1 or self.shortlist < 0:
-            raise UserError(
-                "method.rounds and method.shortlist have to be at least 0 and method.exchanges at least 1."
-            )
+            raise UserError("method.rounds and method.shortlist have to be at least 0 and method.exchanges at least 1.")
         if not isinstance(self.inner, LinearMethod):
-            raise UserError("method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do.")
+            raise UserError(
+                "method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do."
+            )
 
     @property
     def statistic(self) -> Statistic:
         inner = self.inner.statistic
         return gram if inner in (None, gram) else _seeing(inner)
+
+    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
+        """The rows at once with their pairs, what is computed from both, and what the inner method has beside it."""
+        inner = getattr(self.inner, "working_bytes", lambda *shape, cuda: 0)(outputs, inputs, cuda=cuda)
+        return max(inner, working_bytes(outputs, inputs, self.shortlist, cuda=cuda))
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         refuses = getattr(self.inner, "refuses", None)

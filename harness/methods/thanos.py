@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
-from harness.core.joint import compensated
+from harness.core.joint import compensated, working_bytes
 from harness.core.moments import last_norms
 from harness.core.pattern import NofM, Pattern, keep, lowest
 from harness.core.statistic import Gram, Seen, Statistic, gram, norms, together
@@ -27,7 +27,7 @@ class Thanos:
     """Ilin and Richtárik 2025 (arXiv 2504.05346), algorithms 1 and 2: the mask is Wanda's, found anew for each block.
 
     From left to right, a block of columns loses those of the ⌊n·s⌋ − (zeros so far) weights of least |w| ‖x‖ among all
-    that are left which lie in it (N:M: the least of each group), and each row is compensated for all of them jointly, in
+    that are left which lie in it (N:M: the least of each group), and each row is compensated for all of them at once, in
     every column from the block on. The matrix loses ⌊n·s⌋ weights exactly; inputs never seen go first.
 
     For N:M the share `outliers` of the outputs, those of largest ‖w ∘ ‖x‖‖, stays dense (α of the paper).
@@ -49,6 +49,10 @@ class Thanos:
     @property
     def statistic(self) -> Statistic:
         return _seen if self.variant == "default" else _seen_and_last
+
+    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
+        """The matrix twice in float32, its order, and the systems of rows at once with their indices and factors."""
+        return working_bytes(outputs, min(self.blocksize, inputs), cuda=cuda) + 16 * outputs * inputs
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         if isinstance(pattern, NofM) and self.blocksize % pattern.of and self.blocksize < shape[1]:

@@ -57,13 +57,15 @@ def test_mixed_levels_are_permuted_each_by_its_own(typed: Callable, options: lis
 
 @pytest.mark.parametrize("inner", ["swaps", "dsnot"])
 def test_masks_refined_on_it_stay_in_its_order(typed: Callable, options: list[str], inner: str, tmp_path: Path) -> None:
-    wrapped = [f"method={inner}", "method.inner={name: ria, reallocation: true}", "sparsity=2of4"]
+    wrapped = [f"method={inner}", "method.inner.name=ria", "+method.inner.reallocation=true", "sparsity=2of4"]
     record = typed(*options, *wrapped, f"save={tmp_path / 'kept'}").record
     assert {site["pattern"] for site in record["sites"].values()} == {"2of4 permuted"}
     assert len(orders_of(tmp_path / "kept")) == len(record["sites"])
 
 
-def test_a_restart_has_the_orders_too(typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_has_the_orders_too(
+    typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -79,5 +81,7 @@ def test_a_restart_has_the_orders_too(typed: Callable, options: list[str], tmp_p
 def test_a_permuted_pattern_is_an_allocation(tmp_path: Path) -> None:
     """What a record's sites call it can be given back as what to remove."""
     path = tmp_path / "allocation.json"
-    path.write_text(json.dumps({"a": {"pattern": "2of4 permuted", "asked": 0.5}, "b": {"pattern": "1of4", "asked": 0.75}}))
+    path.write_text(
+        json.dumps({"a": {"pattern": "2of4 permuted", "asked": 0.5}, "b": {"pattern": "1of4", "asked": 0.75}})
+    )
     assert read_allocation(path).patterns == {"a": NofM(2, 4), "b": NofM(1, 4)}

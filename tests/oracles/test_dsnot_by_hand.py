@@ -41,10 +41,7 @@ def slow_row(
         if abs(error) <= threshold or not back:
             break
         comes = max(back, key=lambda i: worth[i] * sign / variance[i])
-        if of:
-            going = [j for j in fresh if j // of == comes // of]
-        else:
-            going = [j for j in fresh if worth[j] * sign < 0]
+        going = [j for j in fresh if j // of == comes // of] if of else [j for j in fresh if worth[j] * sign < 0]
         if not going:
             break
         goes = min(going, key=lambda j: score[j])
@@ -121,7 +118,9 @@ def test_the_expected_error_falls() -> None:
 
 
 @pytest.mark.parametrize("asked", ["0.5", "2of4", "1of4"])
-@pytest.mark.parametrize("inner", [SparseGPT(), RIA(reallocation=True), Magnitude()], ids=["sparsegpt", "permuted", "magnitude"])
+@pytest.mark.parametrize(
+    "inner", [SparseGPT(), RIA(reallocation=True), Magnitude()], ids=["sparsegpt", "permuted", "magnitude"]
+)
 def test_any_mask_keeps_its_counts_and_its_order(inner: Any, asked: str) -> None:
     weight, wanted = normal(16, 64), parse_pattern(asked)
     method = DSnoT(inner=inner)
@@ -140,7 +139,9 @@ def test_dead_inputs_are_never_grown_but_by_accident() -> None:
     weight, counts = normal(8, 24), {}
     for variant in ("default", "released"):
         method = DSnoT(variant=variant, max_cycles=4)  # type: ignore[arg-type]
-        counts[variant] = int(method.prune(weight, seen_by(method.statistic, *seen_windows), parse_pattern("0.5")).kept[:, :4].sum())
+        counts[variant] = int(
+            method.prune(weight, seen_by(method.statistic, *seen_windows), parse_pattern("0.5")).kept[:, :4].sum()
+        )
     assert counts["default"] == 0 < counts["released"]
 
 

@@ -125,7 +125,8 @@ def test_one_row_of_equal_weights_is_wanda_by_row() -> None:
     """Relative importance is the same everywhere then, up to the column's own weight."""
     weight, seen = torch.ones(1, 12), seen_by(norms, inputs(40, 12))
     assert torch.equal(
-        RIA(group="row").prune(weight, seen, Unstructured(0.5)).kept, Wanda().prune(weight, seen, Unstructured(0.5)).kept
+        RIA(group="row").prune(weight, seen, Unstructured(0.5)).kept,
+        Wanda().prune(weight, seen, Unstructured(0.5)).kept,
     )
 
 

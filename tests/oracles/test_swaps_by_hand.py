@@ -54,7 +54,10 @@ def steepest(weight: Tensor, kept: Tensor, matrix: Tensor, of: int, steps: int) 
     kept = kept.clone()
     for o, _ in itertools.product(range(len(weight)), range(steps)):
         now = float(losses(weight[o : o + 1], kept[o : o + 1], matrix))
-        tried = {pair: float(losses(weight[o : o + 1], exchanged(kept[o], pair)[None], matrix)) for pair in pairs(kept[o], of)}
+        tried = {
+            pair: float(losses(weight[o : o + 1], exchanged(kept[o], pair)[None], matrix))
+            for pair in pairs(kept[o], of)
+        }
         best = min(tried, key=tried.__getitem__, default=None)
         if best is None or tried[best] >= now * (1 - 1e-6):
             continue

@@ -89,7 +89,10 @@ def test_one_column_at_a_time_is_the_step_of_sparsegpt() -> None:
     """The same mask, one block of one column: optimal brain surgeon either way."""
     weight, seen = normal(8, 4), seen_by(Thanos().statistic, inputs(50, 4))
     weight[:, 0] *= 1e-4
-    one, other = Thanos(blocksize=4).prune(weight, seen, NofM(3, 4)), SparseGPT().prune(weight, seen["gram"], NofM(3, 4))
+    one, other = (
+        Thanos(blocksize=4).prune(weight, seen, NofM(3, 4)),
+        SparseGPT().prune(weight, seen["gram"], NofM(3, 4)),
+    )
     assert torch.equal(one.kept, other.kept) and not one.kept[:, 0].any()
     torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-6)
 
@@ -99,9 +102,7 @@ def test_joint_compensation_has_the_least_error_for_its_mask() -> None:
     weight, tokens = normal(16, 32), normal(200, 8, seed=1) @ normal(8, 32, seed=2) + 0.1 * normal(200, 32, seed=3)
     matrix = damped(hessian(tokens))
     pruned = Thanos().prune(weight, seen_by(Thanos().statistic, tokens), Unstructured(0.6))
-    best = torch.stack(
-        [without(row, ~kept, matrix) for row, kept in zip(weight.double(), pruned.kept, strict=True)]
-    )
+    best = torch.stack([without(row, ~kept, matrix) for row, kept in zip(weight.double(), pruned.kept, strict=True)])
     torch.testing.assert_close(pruned.weight.double(), best, rtol=1e-3, atol=1e-3)
 
 
@@ -116,7 +117,10 @@ def test_rows_that_lose_nothing_or_everything(removed: Tensor) -> None:
     torch.testing.assert_close(result.double(), best, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("variant", "outliers", "dense"), [("default", 0.0, 0), ("released", 0.0, 1), ("default", 0.25, 5), ("released", 0.25, 6)])
+@pytest.mark.parametrize(
+    ("variant", "outliers", "dense"),
+    [("default", 0.0, 0), ("released", 0.0, 1), ("default", 0.25, 5), ("released", 0.25, 6)],
+)
 def test_outliers_stay_dense(variant: str, outliers: float, dense: int) -> None:
     weight, tokens = normal(20, 24), inputs(100, 24)
     method = Thanos(variant=variant, outliers=outliers)  # type: ignore[arg-type]
