@@ -27,8 +27,8 @@ class Thanos:
     """Ilin and Richtárik 2025 (arXiv 2504.05346), algorithms 1 and 2: the mask is Wanda's, found anew for each block.
 
     From left to right, a block of columns loses those of the ⌊n·s⌋ − (zeros so far) weights of least |w| ‖x‖ among all
-    that are left which lie in it (N:M: the least of each group), and each row is compensated for all of them at once, in
-    every column from the block on. The matrix loses ⌊n·s⌋ weights exactly; inputs never seen go first.
+    that are left which lie in it (N:M: the least of each group), and each row is compensated for all of them at once,
+    in every column from the block on. The matrix loses ⌊n·s⌋ weights exactly; inputs never seen go first.
 
     For N:M the share `outliers` of the outputs, those of largest ‖w ∘ ‖x‖‖, stays dense (α of the paper).
     `variant=released` is the authors' code (vectozavr/thanos, 1bc9aed): there one output more stays dense, so that even
