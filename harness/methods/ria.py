@@ -26,8 +26,9 @@ Importance = Literal["sum", "retained_degree"]
 class RIA:
     """Zhang et al. 2024 (ICLR; OpenReview Tr0lPx9woF), eq. 3: (|w| / Σ|column| + |w| / Σ|row|) · ‖x‖^`a`.
 
-    As in the authors' code (7bc55b0) the whole matrix is compared and the ⌊n·s⌋-th score goes too; `group=row` is their
-    `--per_outneuron`, ⌊I·s⌋ of each row. Scores are in float32, where theirs has the model's dtype.
+    As in the authors' code (7bc55b0) the whole matrix is compared; `group=row` is their `--per_outneuron`. ⌊n·s⌋ weights
+    of a group go. `variant=released` lets the threshold itself and all its ties go too, as that code does over a matrix:
+    where more inputs than asked were never seen, all their weights go. Scores are in float32, theirs in the model's dtype.
 
     For N:M, `reallocation` permutes the inputs before they are grouped, so that important ones do not meet: sorted by
     `importance` (the sum of their scores; or the sum of what unstructured pruning in `group` leaves of them) they are
@@ -40,6 +41,7 @@ class RIA:
     reallocation: bool = False
     importance: Importance = "sum"
     lsa: bool = False
+    variant: Literal["default", "released"] = "default"
 
     statistic = norms
 
@@ -68,7 +70,8 @@ class RIA:
         return Pruned(weight * kept, kept)
 
     def _kept(self, score: Tensor, pattern: Pattern) -> Tensor:
-        return keep(score, pattern, self.group, quota="threshold" if self.group == "matrix" else "exact")
+        released = self.variant == "released" and self.group == "matrix"
+        return keep(score, pattern, self.group, quota="threshold" if released else "exact")
 
     def _worth(self, score: Tensor, pattern: NofM) -> Tensor:
         """The worth of each input (I,) to a permutation."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.core.interfaces import LinearMethod, Pruned, SharingMethod
-from harness.core.pattern import Pattern
+from harness.core.pattern import NofM, Pattern
 from harness.core.statistic import Gram, Seen, Statistic, gram, together
 from harness.core.swaps import swapped, working_bytes
 from harness.methods.wanda import Wanda
@@ -35,7 +35,7 @@ class Swaps:
     """
 
     inner: Any = field(default_factory=Wanda, metadata={"component": "method"})
-    rounds: int = 6
+    rounds: int = 4
     exchanges: int = 32
     shortlist: int = 64
 
@@ -92,22 +92,35 @@ class Swaps:
     def _refined(
         self, weights: Sequence[Tensor], matrix: Tensor, patterns: Sequence[Pattern], first: Sequence[Pruned]
     ) -> list[Pruned]:
-        refined = []
-        for weight, pattern, start in zip(weights, patterns, first, strict=True):
-            kept = start.kept
+        """Matrices of one pattern in one go, one above the other, unless they are permuted."""
+        refined = [start.kept for start in first]
+        batches: dict[object, list[int]] = {}
+        for place, (pattern, start) in enumerate(zip(patterns, first, strict=True)):
             if 0 < pattern.sparsity < 1:
-                kept = self._swapped(weight, start, matrix, pattern)
-            refined.append(start._replace(weight=weight * kept, kept=kept))
-        return refined
+                key = ("alone", place) if start.order is not None else _group_of(pattern)
+                batches.setdefault(key, []).append(place)
+        for places in batches.values():
+            rows = torch.cat([weights[place] for place in places]) if len(places) > 1 else weights[places[0]]
+            kept = torch.cat([refined[place] for place in places])
+            swapped_rows = self._swapped(rows, kept, first[places[0]].order, matrix, patterns[places[0]])
+            for place, part in zip(places, swapped_rows.split([len(weights[place]) for place in places]), strict=True):
+                refined[place] = part
+        results = zip(weights, refined, first, strict=True)
+        return [start._replace(weight=weight * kept, kept=kept) for weight, kept, start in results]
 
-    def _swapped(self, weight: Tensor, start: Pruned, matrix: Tensor, pattern: Pattern) -> Tensor:
+    def _swapped(self, weight: Tensor, kept: Tensor, order: Tensor | None, matrix: Tensor, pattern: Pattern) -> Tensor:
         """The mask (O, I); a permuted pattern is exchanged within its own groups."""
         settings = {"rounds": self.rounds, "swaps": self.exchanges, "shortlist": self.shortlist}
-        if (order := start.order) is None:
-            return swapped(weight, start.kept, matrix, pattern, **settings)
-        kept = torch.empty_like(start.kept)
-        kept[:, order] = swapped(weight[:, order], start.kept[:, order], matrix[order][:, order], pattern, **settings)
-        return kept
+        if order is None:
+            return swapped(weight, kept, matrix, pattern, **settings)
+        refined = torch.empty_like(kept)
+        refined[:, order] = swapped(weight[:, order], kept[:, order], matrix[order][:, order], pattern, **settings)
+        return refined
+
+
+def _group_of(pattern: Pattern) -> int:
+    """What tells apart how rows are exchanged: the size of the groups, 0 without; the counts are those of the mask."""
+    return pattern.of if isinstance(pattern, NofM) else 0
 
 
 @lru_cache

@@ -41,7 +41,9 @@ def test_the_score_over_matrix_and_row(sparsity: float, a: float) -> None:
     weight, tokens = normal(9, 14), inputs(60, 14)
     score, seen = slow_score(weight, tokens, a), seen_by(norms, tokens)
     kept = RIA(a=a).prune(weight, seen, Unstructured(sparsity)).kept
-    assert torch.equal(kept, score > score.flatten().sort().values[int(126 * sparsity)])
+    released = RIA(a=a, variant="released").prune(weight, seen, Unstructured(sparsity)).kept
+    ordered, count = score.flatten().sort().values, int(126 * sparsity)
+    assert torch.equal(kept, score >= ordered[count]) and torch.equal(released, score > ordered[count])
     rows = RIA(a=a, group="row").prune(weight, seen, Unstructured(sparsity)).kept
     assert torch.equal(rows, score.argsort(dim=1).argsort(dim=1) >= int(14 * sparsity))
 
@@ -53,7 +55,16 @@ def test_scores_of_zero_are_no_trouble() -> None:
     pruned = RIA().prune(weight, seen_by(norms, inputs(30, 8)), Unstructured(0.5))
     assert torch.isfinite(RIA().score(weight, seen_by(norms, inputs(30, 8)))).all()
     assert not pruned.kept[2].any() and not pruned.kept[:, 5].any()
-    assert int(pruned.kept.sum()) == 48 - 25
+    assert int(pruned.kept.sum()) == 48 - 24
+
+
+def test_more_inputs_unseen_than_asked_for() -> None:
+    """The sparsity stays what was asked for; the released code removes every tie."""
+    weight, tokens = normal(6, 10), inputs(30, 10)
+    tokens[:, :8] = 0
+    seen = seen_by(norms, tokens)
+    assert int((~RIA().prune(weight, seen, Unstructured(0.7)).kept).sum()) == 42
+    assert int((~RIA(variant="released").prune(weight, seen, Unstructured(0.7)).kept).sum()) == 48
 
 
 def test_inputs_are_dealt_there_and_back() -> None:
