@@ -26,9 +26,10 @@ Importance = Literal["sum", "retained_degree"]
 class RIA:
     """Zhang et al. 2024 (ICLR; OpenReview Tr0lPx9woF), eq. 3: (|w| / Σ|column| + |w| / Σ|row|) · ‖x‖^`a`.
 
-    As in the authors' code (7bc55b0) the whole matrix is compared; `group=row` is their `--per_outneuron`. ⌊n·s⌋ weights
-    of a group go. `variant=released` lets the threshold itself and all its ties go too, as that code does over a matrix:
-    where more inputs than asked were never seen, all their weights go. Scores are in float32, theirs in the model's dtype.
+    As in the authors' code (7bc55b0) the whole matrix is compared; `group=row` is their `--per_outneuron`. ⌊n·s⌋
+    weights of a group go. `variant=released` lets the threshold and all its ties go too, as that code does over a
+    matrix: where more inputs than asked were never seen, all their weights go. Scores are in float32, where theirs have
+    the model's dtype.
 
     For N:M, `reallocation` permutes the inputs before they are grouped, so that important ones do not meet: sorted by
     `importance` (the sum of their scores; or the sum of what unstructured pruning in `group` leaves of them) they are
