@@ -37,8 +37,9 @@ class DSnoT:
 
     An inner method that scores (magnitude, wanda, ria) is compared by row, as there; of others the mask is taken.
     `skip=mlp` leaves the feed-forward part with the inner mask, as the released settings do. `variant=released` has
-    that code's accidents as well: a row that has run out of candidates takes kept weights for pruned ones or pruned for
-    kept, so that the number of zeros drifts, and inputs that were never seen are grown first.
+    that code's accidents as well: a row that has run out of candidates of one sign goes on with those of the other, the
+    largest scores first, then takes kept weights for pruned ones, so that the number of zeros can drift; and inputs
+    that were never seen are grown first.
     """
 
     inner: Any = field(default_factory=Wanda, metadata={"component": "method"})
