@@ -181,6 +181,7 @@ def need_of(
         plain = cuda and itemsize == 4  # on a CPU it goes in pieces (`models/attention.py`)
         passing += _batch(geometry, tokens, length, itemsize, plain=plain) + _grams(cfg, geometry)
         choosing += _factors(cfg, geometry, fast=is_fast(cfg, itemsize, cuda)) + _epochs(cfg.method, geometry, length)
+        choosing += _beside(cfg.method, geometry, cuda)
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
@@ -226,8 +227,9 @@ def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int, *, plain
 
 
 def _grams(cfg: RunConfig, geometry: Geometry) -> float:
-    """Gram matrices of all distinct inputs of a block."""
-    return 0.0 if getattr(cfg.method, "statistic", gram) in (None, norms) else 4.0 * geometry.gram_elements
+    """Gram matrices of all distinct inputs of a block, unless a method says that its statistic has none."""
+    without = getattr(cfg.method, "statistic", gram) in (None, norms) or not getattr(cfg.method, "sees_gram", True)
+    return 0.0 if without else 4.0 * geometry.gram_elements
 
 
 def _factors(cfg: RunConfig, geometry: Geometry, *, fast: bool) -> float:
@@ -248,6 +250,14 @@ def _epochs(method: Any, geometry: Geometry, length: int) -> float:
     if not hasattr(method, "passing_bytes"):
         return 0.0
     return float(method.passing_bytes(length, geometry.hidden, geometry.wide, gated=geometry.gated))
+
+
+def _beside(method: Any, geometry: Geometry, cuda: bool) -> float:
+    """What a method has beside one matrix while it prunes it, if it says so; of the largest as of both shapes."""
+    if not hasattr(method, "working_bytes"):
+        return 0.0
+    shapes = ((geometry.hidden, geometry.wide), (geometry.wide, geometry.hidden), (geometry.hidden, geometry.hidden))
+    return float(max(method.working_bytes(*shape, cuda=cuda) for shape in shapes))
 
 
 def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:

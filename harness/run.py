@@ -50,7 +50,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told."""
+    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told.
+
+    `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
+    """
 
     allocation: Allocation
     scope: range
@@ -58,6 +61,7 @@ class Reduced:
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
+    orders: Mapping[str, Tensor]
 
 
 def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Record:
@@ -96,11 +100,11 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
                 judges = cfg.evaluators.values()
                 measures = [asdict(one) for judge in judges for one in judge(model, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation)
+    sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation, reduced.orders)
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint)
+            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
             remark(reason)
@@ -167,7 +171,8 @@ def _reduce(
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
-    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation)
+    orders = {site: result.order for site, result in pruned.items() if result.order is not None}
+    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders)
 
 
 def _method_and_walk(
@@ -264,7 +269,7 @@ def prune(
         for site, one in pruned.items():
             block.write(site, one.weight)
             kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
-            done[site] = Pruned(torch.empty(0), kept, one.note)  # the weight lives in the model now
+            done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
         if told is not None and facts:
             told[str(block.index)] = dict(facts)
         if finished and not earlier:

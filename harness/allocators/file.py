@@ -14,7 +14,7 @@ from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, mean_sparsity
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Probe
-from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.core.pattern import PERMUTED, NofM, Pattern, Unstructured
 from harness.core.proposals import sizes
 
 TOLERANCE = 1e-3
@@ -175,7 +175,7 @@ def _pattern(entry: Any) -> Pattern:
     if isinstance(entry, Mapping):
         pattern = entry.get("pattern", "unstructured")
         return _pattern(entry["asked"] if pattern == "unstructured" else pattern)
-    if match := re.fullmatch(r"(\d+)of(\d+)", str(entry)):
+    if match := re.fullmatch(r"(\d+)of(\d+)", str(entry).removesuffix(PERMUTED)):
         keep, of = int(match[1]), int(match[2])
         if 0 <= keep <= of and of > 0:
             return NofM(keep, of)

@@ -250,12 +250,13 @@ def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]
     weights = block.weights
     made: dict[str, dict[Pattern, Tensor]] = {site: {} for site in weights}
     lifted = as_block_method(method)
+    method_of = lifted.method_for(block) if isinstance(lifted, EachLinear) else None
     seen = block.observe(lifted.method.statistic) if isinstance(lifted, EachLinear) and lifted.method.statistic else {}
     for rung in range(max(len(ladders[site]) for site in weights)):
         patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
         removing = {site: pattern for site, pattern in patterns.items() if pattern.sparsity > 0}
-        if isinstance(lifted, EachLinear):
-            pruned = {site: lifted.method.prune(weights[site], seen.get(site), removing[site]) for site in removing}
+        if method_of is not None:
+            pruned = {site: method_of(site).prune(weights[site], seen.get(site), removing[site]) for site in removing}
         else:
             pruned = dict(lifted.prune_block(block, patterns)) if removing else {}
         for site in removing:

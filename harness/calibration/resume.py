@@ -157,6 +157,8 @@ class FinishedBlocks:
         nonzeros = {site: (weights[site] != 0).to(kept.device) for site, kept in asked.items()}
         masks = {site: kept for site, kept in asked.items() if not torch.equal(kept, nonzeros[site])}
         tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
+        orders = {site: one.order for site, one in block.pruned.items() if one.order is not None}
+        tensors |= {f"order/{site}": order for site, order in orders.items()}
         facts = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
         about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}
         return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, about)
@@ -194,5 +196,6 @@ class FinishedBlocks:
                     return None
                 masked = f"kept/{site}" in names
                 kept = file.get_tensor(f"kept/{site}").to(weight.device) if masked else weight != 0
-                pruned[site] = Pruned(weight, kept, note)
+                order = file.get_tensor(f"order/{site}") if f"order/{site}" in names else None
+                pruned[site] = Pruned(weight, kept, note, order=order)
         return Block(pruned, facts["told"])

@@ -23,12 +23,14 @@ class Pruned(NamedTuple):
     """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback).
 
     `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
+    `order` (I,) are the inputs in the order in which an N:M pattern holds; None where it is their own.
     """
 
     weight: Tensor
     kept: Tensor
     note: str = ""
     sound: Tensor | None = None
+    order: Tensor | None = None
 
 
 class FeedForward(NamedTuple):

@@ -142,12 +142,32 @@ def _drop_lowest(groups: Tensor, count: int) -> Tensor:
     return above
 
 
-def satisfies(weight: Tensor, pattern: Pattern) -> bool:
-    """Whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one."""
+PERMUTED = " permuted"
+"""What follows the name of a pattern that holds in another order of the inputs than their own."""
+
+
+def satisfies(weight: Tensor, pattern: Pattern, order: Tensor | None = None) -> bool:
+    """Whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one.
+
+    Args:
+        order: the inputs (I,), each once, in the order in which they make the groups; None is their own.
+    """
     if isinstance(pattern, Unstructured):
         return True
-    nonzeros = (weight.reshape(-1, pattern.of) != 0).sum(dim=1)
-    return bool((nonzeros <= pattern.keep).all())
+    nonzero = weight != 0
+    if order is not None:
+        inputs = torch.arange(weight.shape[1], device=order.device)
+        if order.shape != inputs.shape or not torch.equal(order.sort().values.to(inputs.dtype), inputs):
+            return False
+        nonzero = nonzero[:, order.to(nonzero.device)]
+    return bool((nonzero.reshape(-1, pattern.of).sum(dim=1) <= pattern.keep).all())
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """True for the `count` lowest of all scores (O, I), of equal ones the earliest."""
+    if count >= scores.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    return ~_drop_lowest(scores.reshape(1, -1), count).reshape(scores.shape)
 
 
 def misfit(pattern: Pattern, shape: tuple[int, int]) -> str | None:

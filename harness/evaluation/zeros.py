@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.core.pattern import NofM, Pattern, satisfies
+from harness.core.pattern import PERMUTED, NofM, Pattern, satisfies
 from harness.models.anatomy import Anatomy
 from harness.models.placement import placement_of
 
@@ -24,23 +24,37 @@ def fraction_of_zeros(model: nn.Module, anatomy: Anatomy, scope: range | None) -
 
 
 def achieved_sites(
-    model: nn.Module, anatomy: Anatomy, scope: range, asked: Mapping[str, Pattern]
+    model: nn.Module,
+    anatomy: Anatomy,
+    scope: range,
+    asked: Mapping[str, Pattern],
+    orders: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Per matrix in scope: the zeros asked for and achieved, and the pattern that every group obeys."""
+    """Per matrix in scope: the zeros asked for and achieved, and the pattern that every group obeys.
+
+    Args:
+        orders: the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
+    """
     placement = placement_of(model, anatomy)
     sites: dict[str, dict[str, Any]] = {}
     for index in scope:
         with placement.on_device(index):
             for site, linear in anatomy.block_linears(model, index).items():
-                sites[site] = _facts(linear.weight.data, asked.get(site))
+                sites[site] = _facts(linear.weight.data, asked.get(site), (orders or {}).get(site))
     return sites
 
 
-def _facts(weight: Tensor, pattern: Pattern | None) -> dict[str, Any]:
-    holds = isinstance(pattern, NofM) and satisfies(weight, pattern)
+def _facts(weight: Tensor, pattern: Pattern | None, order: Tensor | None) -> dict[str, Any]:
+    """A pattern that holds in the inputs' own order is named so, whatever else is known."""
+    name = "unstructured"
+    if isinstance(pattern, NofM):
+        if satisfies(weight, pattern):
+            name = str(pattern)
+        elif order is not None and satisfies(weight, pattern, order):
+            name = f"{pattern}{PERMUTED}"
     return {
         "asked": pattern.sparsity if pattern else 0.0,
         "achieved": int((weight == 0).sum()) / weight.numel(),
         "parameters": weight.numel(),
-        "pattern": str(pattern) if holds else "unstructured",
+        "pattern": name,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +23,30 @@ class EachLinear:
     method: LinearMethod
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
-        seen, weights = self._seen(block, patterns), block.weights
+        seen, weights, method_of = self._seen(block, patterns), block.weights, self.method_for(block)
         pruned: dict[str, Pruned] = {}
-        groups = _with_the_same(seen, patterns)
-        if isinstance(self.method, SharingMethod):
-            for sites in groups:
-                self.method.prepare(seen[sites[0]])
+        groups = _with_the_same(seen, patterns, method_of)
         for sites in groups:
-            state = seen.get(sites[0])
-            if isinstance(self.method, SharingMethod):
+            if isinstance(method := method_of(sites[0]), SharingMethod):
+                method.prepare(seen[sites[0]])
+        for sites in groups:
+            state, method = seen.get(sites[0]), method_of(sites[0])
+            if isinstance(method, SharingMethod):
                 asked = [patterns[site] for site in sites]
-                results = self.method.prune_together([weights[site] for site in sites], state, asked)
+                results = method.prune_together([weights[site] for site in sites], state, asked)
             else:
-                results = [self.method.prune(weights[site], state, patterns[site]) for site in sites]
+                results = [method.prune(weights[site], state, patterns[site]) for site in sites]
             pruned |= zip(sites, results, strict=True)
         for site in _unsound(pruned):
-            pruned[site] = self.method.prune(weights[site], seen[site], patterns[site])
+            pruned[site] = method_of(site).prune(weights[site], seen[site], patterns[site])
         return {site: pruned[site]._replace(sound=None) for site in patterns}
+
+    def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
+        """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
+        if not hasattr(self.method, "for_part"):
+            return lambda site: self.method
+        inside, attention, mlp = block.feed_forward.sites, *map(self.method.for_part, ("attention", "mlp"))
+        return lambda site: mlp if site in inside else attention
 
     def _seen(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, Seen]:
         """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
@@ -49,11 +56,13 @@ class EachLinear:
         return {site: known(site, knows) for site in patterns} if knows and known else {}
 
 
-def _with_the_same(seen: Mapping[str, Any], patterns: Mapping[str, Pattern]) -> list[list[str]]:
-    """The sites in groups that share what was seen; each alone where nothing was."""
+def _with_the_same(
+    seen: Mapping[str, Any], patterns: Mapping[str, Pattern], method_of: Callable[[str], LinearMethod]
+) -> list[list[str]]:
+    """The sites in groups that share what was seen, and their method; each alone where nothing was seen."""
     groups: dict[Any, list[str]] = {}
     for site in patterns:
-        groups.setdefault(id(seen[site]) if site in seen else site, []).append(site)
+        groups.setdefault((id(seen[site]), id(method_of(site))) if site in seen else site, []).append(site)
     return list(groups.values())
 
 

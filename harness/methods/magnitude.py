@@ -29,7 +29,11 @@ class Magnitude:
     statistic = None
     knows = Order
 
+    def score(self, weight: Tensor, seen: Seen) -> Tensor:
+        """What weights (O, I) are compared by."""
+        return weight.abs()
+
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
         known = seen.smallest if isinstance(seen, Order) else None
-        kept = keep(weight.abs(), pattern, self.group, quota="threshold", smallest=known)
+        kept = keep(self.score(weight, seen), pattern, self.group, quota="threshold", smallest=known)
         return Pruned(weight * kept, kept)

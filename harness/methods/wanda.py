@@ -24,6 +24,10 @@ class Wanda:
     statistic = norms
     revision = 2  # 1: a plain sum of squares, whose rounding swapped one near tie at 90 %
 
+    def score(self, weight: Tensor, seen: Seen) -> Tensor:
+        """What weights (O, I) are compared by."""
+        return weight.abs() * seen.mean.sqrt()
+
     def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
-        kept = keep(weight.abs() * seen.mean.sqrt(), pattern, self.group)
+        kept = keep(self.score(weight, seen), pattern, self.group)
         return Pruned(weight * kept, kept)

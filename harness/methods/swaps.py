@@ -1,0 +1,129 @@
+"""SparseSwaps: a mask refined by exchanges that lower the squared error of the outputs.
+
+Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.catalogue import component
+from harness.core.errors import UserError
+from harness.core.interfaces import LinearMethod, Pruned, SharingMethod
+from harness.core.pattern import NofM, Pattern
+from harness.core.statistic import Gram, Seen, Statistic, gram, together
+from harness.core.swaps import swapped, working_bytes
+from harness.methods.wanda import Wanda
+
+
+@component("method", "swaps")
+@dataclass(frozen=True)
+class Swaps:
+    """Zimmer et al. 2025 (arXiv 2512.10922), from its objective, on the mask of `inner`: weights stay what they are.
+
+    In every row the pruned and the kept weight whose exchange lowers ‖(W − Ŵ) X‖² most change places, for N:M within
+    their group, so each row keeps the number of zeros that the inner mask has. Candidates are the `shortlist` best of
+    each side by the terms of their own (for N:M the groups), 0 takes all; `rounds` times they are chosen anew, and up
+    to `exchanges` made between. `exchanges=1` and `shortlist=0` are the steepest descent. The error of a matrix never
+    rises; whatever an inner method did to the weights themselves is dropped.
+    """
+
+    inner: Any = field(default_factory=Wanda, metadata={"component": "method"})
+    rounds: int = 4
+    exchanges: int = 32
+    shortlist: int = 64
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or self.exchanges < 1 or self.shortlist < 0:
+            raise UserError("method.rounds and method.shortlist have to be at least 0 and method.exchanges at least 1.")
+        if not isinstance(self.inner, LinearMethod):
+            raise UserError(
+                "method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do."
+            )
+
+    @property
+    def statistic(self) -> Statistic:
+        inner = self.inner.statistic
+        return gram if inner in (None, gram) else _seeing(inner)
+
+    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
+        """The rows at once with their pairs, what is computed from both, and what the inner method has beside it."""
+        inner = getattr(self.inner, "working_bytes", lambda *shape, cuda: 0)(outputs, inputs, cuda=cuda)
+        return max(inner, working_bytes(outputs, inputs, self.shortlist, cuda=cuda))
+
+    def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
+        refuses = getattr(self.inner, "refuses", None)
+        return refuses(pattern, shape) if refuses else None
+
+    @torch.no_grad()
+    def prepare(self, seen: Gram | Mapping[str, Seen]) -> None:
+        if isinstance(self.inner, SharingMethod):
+            self.inner.prepare(self._parts(seen)[0])
+
+    @torch.no_grad()
+    def prune(self, weight: Tensor, seen: Gram | Mapping[str, Seen], pattern: Pattern) -> Pruned:
+        inner, matrix = self._parts(seen)
+        (pruned,) = self._refined([weight], matrix, [pattern], [self.inner.prune(weight, inner, pattern)])
+        return pruned
+
+    @torch.no_grad()
+    def prune_together(
+        self, weights: Sequence[Tensor], seen: Gram | Mapping[str, Seen], patterns: Sequence[Pattern]
+    ) -> list[Pruned]:
+        inner, matrix = self._parts(seen)
+        if isinstance(self.inner, SharingMethod):
+            first = self.inner.prune_together(weights, inner, patterns)
+        else:
+            first = [self.inner.prune(weight, inner, each) for weight, each in zip(weights, patterns, strict=True)]
+        return self._refined(weights, matrix, patterns, first)
+
+    def _parts(self, seen: Gram | Mapping[str, Seen]) -> tuple[Seen, Tensor]:
+        """What the inner method saw, and the Gram matrix (I, I)."""
+        if isinstance(seen, Gram):
+            return seen if self.inner.statistic is gram else None, seen.matrix
+        return seen["inner"], seen["gram"].matrix
+
+    def _refined(
+        self, weights: Sequence[Tensor], matrix: Tensor, patterns: Sequence[Pattern], first: Sequence[Pruned]
+    ) -> list[Pruned]:
+        """Matrices of one pattern in one go, one above the other, unless they are permuted."""
+        refined = [start.kept for start in first]
+        batches: dict[object, list[int]] = {}
+        for place, (pattern, start) in enumerate(zip(patterns, first, strict=True)):
+            if 0 < pattern.sparsity < 1:
+                key = ("alone", place) if start.order is not None else _group_of(pattern)
+                batches.setdefault(key, []).append(place)
+        for places in batches.values():
+            rows = torch.cat([weights[place] for place in places]) if len(places) > 1 else weights[places[0]]
+            kept = torch.cat([refined[place] for place in places])
+            swapped_rows = self._swapped(rows, kept, first[places[0]].order, matrix, patterns[places[0]])
+            for place, part in zip(places, swapped_rows.split([len(weights[place]) for place in places]), strict=True):
+                refined[place] = part
+        results = zip(weights, refined, first, strict=True)
+        return [start._replace(weight=weight * kept, kept=kept) for weight, kept, start in results]
+
+    def _swapped(self, weight: Tensor, kept: Tensor, order: Tensor | None, matrix: Tensor, pattern: Pattern) -> Tensor:
+        """The mask (O, I); a permuted pattern is exchanged within its own groups."""
+        settings = {"rounds": self.rounds, "swaps": self.exchanges, "shortlist": self.shortlist}
+        if order is None:
+            return swapped(weight, kept, matrix, pattern, **settings)
+        refined = torch.empty_like(kept)
+        refined[:, order] = swapped(weight[:, order], kept[:, order], matrix[order][:, order], pattern, **settings)
+        return refined
+
+
+def _group_of(pattern: Pattern) -> int:
+    """What tells apart how rows are exchanged: the size of the groups, 0 without; the counts are those of the mask."""
+    return pattern.of if isinstance(pattern, NofM) else 0
+
+
+@lru_cache
+def _seeing(inner: Statistic) -> Statistic:
+    """One object for each inner statistic: what is asked for twice is one statistic."""
+    return together({"inner": inner, "gram": gram})
