@@ -17,16 +17,9 @@ from harness.core.statistic import norms
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
 from harness.evaluation.protocol import Context
-from harness.models.loading import (
-    Checkpoint,
-    architecture,
-    find_checkpoint,
-    other_gpus,
-    resolve_device,
-    resolve_dtype,
-    tokenizer_hashes,
-    weights_hash,
-)
+from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, tokenizer_hashes, weights_hash
+from harness.models.loading import resolve_dtype
+from harness.models.machine import other_gpus, resolve_device
 from harness.needs import Need, Waits, check_memory, database_bytes, need_of, of_config
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
@@ -80,7 +73,8 @@ def look_up(cfg: RunConfig) -> Inputs:
         UserError: a file is missing or not the one known, a window is longer than the context, …
     """
     checkpoint = find_checkpoint(cfg.model)
-    cfg.scope.blocks(int(checkpoint.config.get("num_hidden_layers") or 1))
+    if checkpoint.blocks is not None:
+        cfg.scope.blocks(checkpoint.blocks)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)

@@ -67,7 +67,7 @@ def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
 def is_saved(folder: Path, fingerprint: str) -> bool:
     """Whether the model of this run lies in the folder."""
     try:
-        mark = json.loads((folder / MARK).read_text())
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     known = isinstance(mark, dict) and mark.get("fingerprint") == fingerprint

@@ -24,15 +24,11 @@ from harness.config import RunConfig
 from harness.core.errors import Refusal
 from harness.evaluation.protocol import Context
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import (
-    architecture,
-    available,
-    lend,
-    load_model,
-    load_tokenizer,
-    tokenizer_hashes,
-)
+from harness.models.checkpoint import architecture, tokenizer_hashes
+from harness.models.loading import load_config, load_model
+from harness.models.machine import available, lend
 from harness.models.placement import Where
+from harness.models.tokenizer import load_tokenizer
 from harness.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -112,14 +108,15 @@ class Session:
         Raises:
             UserError: see `load_model` and `self_check`.
         """
-        tokenizer = self._tokenizer(cfg, ready)
+        config = load_config(ready.inputs.checkpoint, cfg.model)
+        tokenizer = self._tokenizer(cfg, ready, config)
         key = _model_key(cfg, ready)
         if self._held and self._held.key == key and _restored(self._held):
             self.tally["model"] += 1
         else:
             self.drop()
             where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
-            model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where)
+            model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where, config)
             anatomy = anatomy_of(model)
             self_check(model, anatomy)
             if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
@@ -158,10 +155,10 @@ class Session:
             found += [dict(measure) for measure in self._measures[key]]
         return found
 
-    def _tokenizer(self, cfg: RunConfig, ready: Prepared) -> Any:
+    def _tokenizer(self, cfg: RunConfig, ready: Prepared, config: Any) -> Any:
         checkpoint = ready.inputs.checkpoint
         key = json.dumps([tokenizer_hashes(checkpoint), _code(cfg, ready)], sort_keys=True)
-        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, cfg.model)
+        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, cfg.model, config)
         self._tokenizers[key] = tokenizer  # the last one again
         for oldest in list(self._tokenizers)[:-TOKENIZERS]:
             del self._tokenizers[oldest]

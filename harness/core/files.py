@@ -10,6 +10,7 @@ import fcntl
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,11 +18,40 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from harness.core.errors import UserError
+
 LOCK = ".lock"
 """In a folder that is in use: a file that its user holds."""
 DAY = 86400
 _MACHINE = "".join(character for character in platform.node() if character.isalnum())[:32] or "here"
 _PREFIX, _SUFFIX = f".{_MACHINE}-", ".tmp"
+
+
+def at_home(path: str | Path) -> Path:
+    """A path whose `~` is the home folder.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"the home folder in {path} cannot be found; write the path without ~.") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there to be read.
+
+    Raises:
+        UserError: there is something else of that name, from which reading might never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is not a file.")
+    return True
 
 
 def write_atomically(path: Path, text: str) -> None:

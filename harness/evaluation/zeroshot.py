@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.catalogue import component
 from harness.core.errors import UserError, unknown
+from harness.core.hub import asking, why_nothing
 from harness.data.corpora import Local, local_file, read_known
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
 from harness.evaluation.protocol import Context, Measure, Protocol
@@ -124,11 +125,12 @@ class ZeroShot:
         if not reports_accuracy(read_template(self._path())):
             raise UserError(f"the lm-eval task '{self.task}' reports no accuracy, so that the harness cannot score it.")
         try:
-            return hub_task(self._path())
+            with asking(f"the task {self.task}"):
+                return hub_task(self._path())
         except Exception as error:
             raise UserError(
                 f"the task '{self.task}' is neither below HARNESS_ASSETS nor to be had from the hub "
-                f"({type(error).__name__}); on a machine with a network run: "
+                f"({why_nothing(error)}); on a machine with a network run: "
                 f"python -m harness prefetch 'evaluation=[{self.task}]'"
             ) from error
 

@@ -259,7 +259,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         out: TextIO = sys.stderr
         if not out.isatty():  # lm-eval draws its bars wherever it is
-            out = stack.enter_context(open(os.devnull, "w"))
+            out = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(out))
             if not datasets.are_progress_bars_disabled():
                 stack.callback(datasets.enable_progress_bars)

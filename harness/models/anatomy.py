@@ -91,6 +91,11 @@ FAMILIES = {
 """`model_type` of the Hugging Face configuration → layout."""
 
 
+def no_layout(family: str) -> UserError:
+    """The error for a family that the harness does not know."""
+    return UserError(f"the model family '{family}' has no layout; known: {', '.join(sorted(FAMILIES))}.")
+
+
 def anatomy_of(model: nn.Module) -> Anatomy:
     """The layout of a loaded model, checked against its weights.
 
@@ -99,7 +104,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     """
     family = getattr(model.config, "model_type", "?")
     if family not in FAMILIES:
-        raise UserError(f"the model family '{family}' has no layout; known: {', '.join(sorted(FAMILIES))}.")
+        raise no_layout(family)
     anatomy = FAMILIES[family]
     for index, block in enumerate(anatomy.block_list(model)):
         matrices = sum(p.numel() for p in block.parameters() if p.dim() >= 2)

@@ -18,19 +18,12 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
 from harness.models.anatomy import anatomy_of
-from harness.models.loading import (
-    Checkpoint,
-    ModelChoice,
-    architecture,
-    file_hash,
-    find_checkpoint,
-    load_model,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-    weights_hash,
-)
+from harness.models.checkpoint import Checkpoint, ModelChoice, architecture, find_checkpoint, weights_hash
+from harness.models.loading import load_model, resolve_dtype
+from harness.models.machine import resolve_device
 from harness.models.placement import Where, placement_of
+from harness.models.tokenizer import load_tokenizer
+from harness.models.weights import file_hash
 
 CPU = torch.device("cpu")
 
