@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.stream import first
+from harness.calibration.replay import first
 from harness.data.corpora import EMBEDDED, assets
 from harness.record.provenance import ROOT, provenance
 from harness.record.schema import hardware_name

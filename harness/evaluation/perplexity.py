@@ -15,16 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.calibration.replay import first, last_output, logits_behind
 from harness.calibration.shares import each
-from harness.calibration.stream import (
-    SHORT_TOKENS_PER_BATCH,
-    TOKENS_PER_BATCH,
-    Stream,
-    Walk,
-    first,
-    last_output,
-    logits_behind,
-)
+from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
 from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.core.halving import halving
