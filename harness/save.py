@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from harness.core.errors import UserError
-from harness.core.files import staged, write_atomically
+from harness.core.files import LOCK, staged, write_atomically
+from harness.models.loading import as_published
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 MARK = "pruning.json"
-"""In a folder that runs save to: the fingerprint of the run whose model lies there whole, or null."""
+"""In a folder that runs save to: the fingerprint of the run whose model lies there whole, or null, and its files."""
 
 
 def save_model(
@@ -25,21 +27,25 @@ def save_model(
 ) -> None:
     """Write model and tokenizer, read the pruned matrices back and count their zeros; then put them in their places.
 
+    The configuration is the checkpoint's own. What an earlier run saved in the folder goes, even where this one writes
+    nothing of that name.
+
     Raises:
         UserError: the folder cannot be written.
     """
     mark = folder / MARK
     try:
+        earlier = _written(folder)
         with staged(folder) as stage:
-            model.save_pretrained(stage)
+            with as_published(model):
+                model.save_pretrained(stage)
             tokenizer.save_pretrained(stage)
             _count_again(stage, sites)
-            new = {path.name for path in stage.iterdir()}
-            _write_mark(mark, None)  # from here on the folder holds neither model whole
-        for path in folder.glob("*.safetensors*"):
-            if path.name not in new:  # of a model in more files
-                path.unlink()
-        _write_mark(mark, fingerprint)
+            new = {path.name for path in stage.iterdir() if path.name != LOCK}
+            _write_mark(mark, None, earlier | new)  # from here on the folder holds neither model whole
+        for name in earlier - new:
+            _remove(folder / name)
+        _write_mark(mark, fingerprint, new)
     except AssertionError:
         raise
     except Exception as error:  # each library has its own for a full disk
@@ -47,8 +53,30 @@ def save_model(
         raise UserError(f"save={folder} cannot be written: {reason}.") from error
 
 
-def _write_mark(mark: Path, fingerprint: str | None) -> None:
-    write_atomically(mark, json.dumps({"fingerprint": fingerprint}) + "\n")
+def _write_mark(mark: Path, fingerprint: str | None, files: set[str]) -> None:
+    write_atomically(mark, json.dumps({"fingerprint": fingerprint, "files": sorted(files)}) + "\n")
+
+
+def _read_mark(folder: Path) -> Mapping[str, Any]:
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def _written(folder: Path) -> set[str]:
+    """Names of the files and folders that earlier runs wrote there; those of before they said so hold weights only."""
+    said = _read_mark(folder).get("files")
+    names = said if isinstance(said, list) else [path.name for path in folder.glob("*.safetensors*")]
+    return {name for name in map(str, names) if Path(name).name == name and not name.startswith(".") and name != MARK}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
@@ -66,12 +94,7 @@ def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
 
 def is_saved(folder: Path, fingerprint: str) -> bool:
     """Whether the model of this run lies in the folder."""
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    known = isinstance(mark, dict) and mark.get("fingerprint") == fingerprint
-    return known and any(folder.glob("*.safetensors"))
+    return _read_mark(folder).get("fingerprint") == fingerprint and any(folder.glob("*.safetensors"))
 
 
 def check_targets(targets: Sequence[tuple[Path, Path]]) -> None:

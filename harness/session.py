@@ -22,6 +22,8 @@ from harness.calibration.sharing import Sharing, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
 from harness.core.errors import Refusal
+from harness.data.vocabulary import check_tokens, tell_unknown
+from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context
 from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.checkpoint import architecture, tokenizer_hashes
@@ -106,10 +108,12 @@ class Session:
         """The dense model, its tokenizer and layout: as the last point found it, or from disk.
 
         Raises:
-            UserError: see `load_model` and `self_check`.
+            UserError: see `load_config`, `load_tokenizer`, `check_tokens`, `load_model` and `self_check`.
         """
         config = load_config(ready.inputs.checkpoint, cfg.model)
         tokenizer = self._tokenizer(cfg, ready, config)
+        rows = int(config.get_text_config().vocab_size)
+        _check_texts(cfg, ready, tokenizer, rows)
         key = _model_key(cfg, ready)
         if self._held and self._held.key == key and _restored(self._held):
             self.tally["model"] += 1
@@ -188,6 +192,21 @@ class Session:
                 store.clear()
         if available(ready.device) < ready.need.beside_weights:
             held.master = {}
+
+
+def _check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> None:
+    """Look at the tokens of all texts before a model is loaded; those of tasks are looked at when they are scored."""
+    inputs = ready.inputs
+    texts = {}
+    if inputs.needs_calibration:
+        windows = calibration_windows(cfg.calibration, tokenizer, inputs.calibration_length)
+        texts[f"calibration={cfg.calibration.corpus}"] = windows
+    context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
+    for name, evaluator in cfg.evaluators.items():
+        if hasattr(evaluator, "tokens"):
+            texts[f"evaluation={name}"] = evaluator.tokens(tokenizer, context)
+    for text, windows in texts.items():
+        tell_unknown(check_tokens(windows, tokenizer, rows, text), text)
 
 
 def _nothing(batches: Sequence[Tensor]) -> tuple[Store, Store]:

@@ -79,8 +79,7 @@ def atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            with suppress(OSError):  # not every file system has modes
-                temporary.chmod(0o644)
+            _make_ordinary(temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -90,7 +89,7 @@ def atomically(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder whose files take their places in `folder` once all are whole.
+    """A folder whose files and folders take their places in `folder` once all are whole; a folder replaces another.
 
     Raises:
         OSError: the folder cannot be written; it stays as it was, unless the last step, renaming, is what fails.
@@ -101,10 +100,30 @@ def staged(folder: Path) -> Iterator[Path]:
         stage = _locked_stage(folder, stack)
         stack.callback(shutil.rmtree, stage, ignore_errors=True)
         yield stage
+        for path in sorted(stage.rglob("*")):
+            if path.is_file():
+                _make_ordinary(path)
+        replaced = stage / "replaced"
         for path in sorted(stage.iterdir()):
             if path.name != LOCK:
-                path.replace(folder / path.name)
+                _put(path, folder / path.name, replaced)
     _sync(folder)
+
+
+def _put(path: Path, target: Path, replaced: Path) -> None:
+    """Rename a file or folder; where a folder is in the way or is what comes, what was there goes aside first."""
+    if (target.is_dir() and not target.is_symlink()) or (path.is_dir() and target.exists()):
+        replaced.mkdir(exist_ok=True)
+        target.replace(replaced / target.name)
+    path.replace(target)
+
+
+def _make_ordinary(path: Path) -> None:
+    """The mode that a file has which anybody else writes; some libraries and temporary files keep it to its owner."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    with suppress(OSError):  # not every file system has modes
+        path.chmod(0o666 & ~mask)
 
 
 @contextmanager

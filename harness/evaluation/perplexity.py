@@ -81,9 +81,10 @@ class Perplexity:
             },
         )
 
-    def __call__(self, model: PreTrainedModel, tokenizer: Any, context: Context) -> Iterator[Measure]:
+    def tokens(self, tokenizer: Any, context: Context) -> Tensor:
+        """The windows (N, L) that are scored."""
         limits = [limit for limit in (self.windows, context.limit) if limit]
-        windows = evaluation_windows(
+        return evaluation_windows(
             self.corpus,
             self.split,
             tokenizer,
@@ -91,6 +92,9 @@ class Perplexity:
             documents=self.documents,
             limit=min(limits, default=None),
         )
+
+    def __call__(self, model: PreTrainedModel, tokenizer: Any, context: Context) -> Iterator[Measure]:
+        windows = self.tokens(tokenizer, context)
         mean = mean_nll(model, windows, context.device, label=self.corpus)
         value = math.exp(mean) if mean < 700 else math.inf
         finite = math.isfinite(value)

@@ -14,6 +14,7 @@ from harness.catalogue import component
 from harness.core.errors import UserError, unknown
 from harness.core.hub import asking, why_nothing
 from harness.data.corpora import Local, local_file, read_known
+from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.evaluation.zeroshot_lm import (
@@ -103,6 +104,8 @@ class ZeroShot:
             notes.append(f"batches of {lm.batch_size}, not {self.batch_size}, after running out of memory")
         if lm.truncated:
             notes.append(f"{lm.truncated} requests were cut to the model's context of {lm.max_length} tokens")
+        if lm.unknown > TOLD:
+            notes.append(unknown_tokens(lm.unknown, "the task"))
         if lm.undefined:
             notes.append(f"not finite: {lm.undefined} log-likelihoods are not numbers")
         protocol = str(self.protocol(context))
