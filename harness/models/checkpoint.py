@@ -32,8 +32,11 @@ SIZES = (
 BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Names under which families keep the number of their blocks."""
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
-NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
-"""Entries of `config.json` that do not decide what is computed; the dtype of a run is an option of its own."""
+NOT_ARCHITECTURE = (
+    *("transformers_version", "_name_or_path", "dtype", "torch_dtype"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+)
+"""Entries of `config.json` that do not decide what is computed: the dtype and the attention are the run's."""
 
 
 @dataclass(frozen=True)
