@@ -69,7 +69,7 @@ def _written(folder: Path) -> set[str]:
     """Names of the files and folders that earlier runs wrote there; those of before they said so hold weights only."""
     said = _read_mark(folder).get("files")
     names = said if isinstance(said, list) else [path.name for path in folder.glob("*.safetensors*")]
-    return {name for name in map(str, names) if Path(name).name == name and not name.startswith(".") and name != MARK}
+    return {name for name in map(str, names) if name == Path(name).name and name[:1] not in ("", ".") and name != MARK}
 
 
 def _remove(path: Path) -> None:

@@ -23,7 +23,11 @@ def mask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def with_model(options: list[str], folder: Path) -> list[str]:
-    return [*(text for text in options if not text.startswith("model.path")), f"model.path={folder}", "method=magnitude"]
+    return [
+        *(text for text in options if not text.startswith("model.path")),
+        f"model.path={folder}",
+        "method=magnitude",
+    ]
 
 
 def test_files_have_the_mode_that_files_have(mask: int, typed: Callable, options: list[str], tmp_path: Path) -> None:
@@ -57,7 +61,9 @@ def test_a_second_save_replaces_folders_and_leaves_nothing_of_the_first(
         done = typed(*with_model(options, source), f"save={kept}", f"sparsity={sparsity}")
         assert done.status == 0, done.err
         assert (kept / "additional_chat_templates" / "tool_use.jinja").is_file()
-        assert json.loads((kept / "pruning.json").read_text(encoding="utf-8"))["fingerprint"] == done.record["fingerprint"]
+        assert (
+            json.loads((kept / "pruning.json").read_text(encoding="utf-8"))["fingerprint"] == done.record["fingerprint"]
+        )
     (kept / "mine.txt").write_text("notes", encoding="utf-8")
     path.write_text(json.dumps(plain), encoding="utf-8")
     done = typed(*with_model(options, source), f"save={kept}", "sparsity=0.7")
