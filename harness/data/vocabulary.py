@@ -70,4 +70,4 @@ def unknown_share(tokens: Tensor, tokenizer: Any) -> float:
 
 def embedding_rows(model: torch.nn.Module) -> int:
     """How many tokens a model has rows for."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
