@@ -31,7 +31,6 @@ from harness import catalogue
 from harness.config import RunConfig, Scope
 from harness.core.allocation import Budget
 from harness.core.errors import UserError, unknown
-from harness.core.files import at_home
 from harness.core.pattern import parse_pattern
 from harness.values import (
     amount,
@@ -298,7 +297,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         cache=made(_cache, "cache"),
         cache_gib=amount(composed, "cache_gib"),
         checkpoint_every=amount(composed, "checkpoint_every"),
-        save=at_home(str(composed["save"])) if composed["save"] else None,
+        save=folder("save", composed["save"]) if composed["save"] else None,
         force=boolean(composed, "force"),
         share=boolean(composed, "share"),
         inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
