@@ -40,7 +40,7 @@ def main() -> None:
         ]
     )
     print(text)
-    (ROOT / "results" / "bench" / f"convergence_{scale}.md").write_text(text)
+    (ROOT / "results" / "bench" / f"convergence_{scale}.md").write_text(text, encoding="utf-8")
 
 
 def _reached(mine: pd.DataFrame) -> dict[str, str]:

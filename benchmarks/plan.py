@@ -74,20 +74,20 @@ def main() -> None:
             for point in measured(name, options.overrides, only):
                 print(json.dumps(point), flush=True)
                 write_raw("plan", {"device": device().type, "points": [*kept_beside(point), point]})
-    kept = json.loads(KEPT.read_text())
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
     report(kept["points"], kept["device"])
 
 
 def kept_beside(point: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The other points that the file holds now."""
-    kept = json.loads(KEPT.read_text())["points"] if KEPT.exists() else []
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))["points"] if KEPT.exists() else []
     return [other for other in kept if other["overrides"] != point["overrides"]]
 
 
 def measured(name: str, overrides: Sequence[str], only: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """The points of one model, or some: the overrides of each, seconds of its stages, peaks in bytes, and where."""
     with tempfile.TemporaryDirectory() as folder:
-        geometry = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["geometry"]
+        geometry = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))["geometry"]
         where = []
         if name.startswith(("opt", "llama")):
             save_random(geometry, Path(folder))

@@ -84,7 +84,7 @@ def report(folder: Path, repeat: int) -> str:
     """Time everything in a folder of its own and write the table."""
     conf, records = folder / "conf", folder / "results" / "records"
     shutil.copytree(compose.CONF, conf)
-    (conf / "study" / f"{NAME}.yaml").write_text(yaml.safe_dump(STUDY))
+    (conf / "study" / f"{NAME}.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
     compose.CONF = grid.CONF = conf
     compose.register()
     points = [point.cfg for point in grid.load_study(NAME, SCALE, [f"records={records}"]).points if point.cfg]
@@ -92,7 +92,7 @@ def report(folder: Path, repeat: int) -> str:
     for number, cfg in enumerate(points):
         schema.write(record_of(cfg, number), records)
     rows += [row(command, "all records", conf, records, repeat) for command in ("plan", "status", "tables")]
-    shown = (folder / "results" / "tables" / NAME / SCALE / "table.md").read_text()
+    shown = (folder / "results" / "tables" / NAME / SCALE / "table.md").read_text(encoding="utf-8")
     assert shown.count("| opt-125m ") == len(points) // len(MODELS) // 10, "a row for all seeds of a point"
     size = sum(path.stat().st_size for path in records.glob("*.json"))
     lines = [
@@ -106,7 +106,7 @@ def report(folder: Path, repeat: int) -> str:
         "",
     ]
     text = "\n".join(lines)
-    (ROOT / "results" / "bench" / "scale.md").write_text(text)
+    (ROOT / "results" / "bench" / "scale.md").write_text(text, encoding="utf-8")
     return text
 
 

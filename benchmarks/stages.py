@@ -35,7 +35,7 @@ def main() -> None:
     print(table)
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stages.md").write_text(table)
+    (folder / "stages.md").write_text(table, encoding="utf-8")
 
 
 def _measure(method: str, overrides: list[str], repeat: int) -> list[dict[str, dict[str, float]]]:

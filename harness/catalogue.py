@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.errors import UserError, unknown
+from harness.core.files import at_home
 
 KINDS = {
     "method": "harness.methods",
@@ -66,7 +67,7 @@ def load_plugin(where: str) -> None:
     """
     try:
         if where.endswith(".py"):
-            path = Path(where).expanduser()
+            path = at_home(where)
             if not path.is_file():
                 raise UserError(f"plugins={where}: there is no such file.")
             name = "plugin_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]

@@ -164,7 +164,9 @@ def choice_settings(group: str, choice: str, fixed: Sequence[str]) -> Any:
         if choice in known:
             return catalogue.defaults(group, choice)
         file = CONF / group / f"{choice}.yaml"
-        if file.is_file() and not re.search(r"^(defaults:|# *@package)", text := file.read_text(), re.MULTILINE):
+        if file.is_file() and not re.search(
+            r"^(defaults:|# *@package)", text := file.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             return plain(OmegaConf.create({group: OmegaConf.create(text)}), resolve=False)[group]
     return compose_plain([*fixed, f"{group}={choice}"], resolved=False)[group]
 
@@ -295,7 +297,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         cache=made(_cache, "cache"),
         cache_gib=amount(composed, "cache_gib"),
         checkpoint_every=amount(composed, "checkpoint_every"),
-        save=Path(str(composed["save"])).expanduser() if composed["save"] else None,
+        save=folder("save", composed["save"]) if composed["save"] else None,
         force=boolean(composed, "force"),
         share=boolean(composed, "share"),
         inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from harness.core.errors import UserError, unknown
 from harness.core.pattern import Pattern
 from harness.data.windows import Calibration
-from harness.models.loading import ModelChoice
+from harness.models.checkpoint import ModelChoice
 
 Inputs = Literal["pruned", "dense"]
 """What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""

@@ -22,7 +22,7 @@ from harness.core.memory import AHEAD, GIB
 from harness.core.search import Ladder
 from harness.core.statistic import gram, norms
 from harness.evaluation import perplexity
-from harness.models.loading import available, free_memory, lent_on
+from harness.models.machine import available, free_memory, lent_on
 
 LIBRARIES = 1.0 * GIB
 """Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""

@@ -17,16 +17,10 @@ from harness.core.statistic import norms
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
 from harness.evaluation.protocol import Context
-from harness.models.loading import (
-    Checkpoint,
-    architecture,
-    find_checkpoint,
-    other_gpus,
-    resolve_device,
-    resolve_dtype,
-    tokenizer_hashes,
-    weights_hash,
-)
+from harness.models.anatomy import revised_layout
+from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, tokenizer_hashes, weights_hash
+from harness.models.loading import resolve_dtype
+from harness.models.machine import other_gpus, resolve_device
 from harness.needs import Need, Waits, check_memory, database_bytes, need_of, of_config
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
@@ -35,7 +29,7 @@ PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
 
 CACHED_BY = (
-    *("pipeline", "weights", "architecture", "tokenizer", "dtype", "device", "scope", "planner"),
+    *("pipeline", "weights", "architecture", "layout", "tokenizer", "dtype", "device", "scope", "planner"),
     *("calibration", "calibration_data", "numerics"),
 )
 """The parts of an identity that traces and searches share with other runs."""
@@ -80,7 +74,8 @@ def look_up(cfg: RunConfig) -> Inputs:
         UserError: a file is missing or not the one known, a window is longer than the context, …
     """
     checkpoint = find_checkpoint(cfg.model)
-    cfg.scope.blocks(int(checkpoint.config.get("num_hidden_layers") or 1))
+    if checkpoint.blocks is not None:
+        cfg.scope.blocks(checkpoint.blocks)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
     length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
@@ -148,7 +143,9 @@ def revisions(cfg: RunConfig) -> dict[str, Any]:
     """The revision of everything that decides the numbers; a record of others is of an earlier version."""
     parts = {"method": cfg.method, "allocator": cfg.allocator} if cfg.method else {}
     parts |= {"planner": cfg.planner, "recovery": cfg.recovery, **cfg.evaluators}
-    return {"pipeline": PIPELINE} | {name: catalogue.revision(part) for name, part in parts.items()}
+    layout = revised_layout(str((cfg.composed["model"].get("geometry") or {}).get("family")))
+    revised = {"layout": layout} if layout else {}
+    return {"pipeline": PIPELINE, **revised} | {name: catalogue.revision(part) for name, part in parts.items()}
 
 
 def _resolved(cfg: RunConfig, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -250,6 +247,8 @@ def _identity(
             for name, evaluator in cfg.evaluators.items()
         },
     }
+    if layout := revised_layout(str(inputs.checkpoint.config.get("model_type"))):
+        identity["layout"] = layout
     if cfg.numerics == "exact":
         identity["numerics"] = "exact"
     if cfg.method is not None:

@@ -33,8 +33,9 @@ from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
 from harness.models.attention import in_pieces
+from harness.models.checkpoint import weights_hash
 from harness.models.fused import fused
-from harness.models.loading import fuse_attention, weights_hash
+from harness.models.loading import fuse_attention
 from harness.models.surgery import operate
 from harness.needs import is_fast, tokens_at_once
 from harness.prepare import Prepared, protocol_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.core.files import staged, write_atomically
+from harness.core.files import LOCK, staged, write_atomically
 from harness.core.pattern import PERMUTED, parse_pattern, satisfies
+from harness.models.loading import as_published
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 MARK = "pruning.json"
-"""In a folder that runs save to: the fingerprint of the run whose model lies there whole, or null; see `orders_of`."""
+"""In a folder that runs save to: the fingerprint of the run whose model lies there whole, or null; its files; see also
+`orders_of`."""
 
 
 def save_model(
@@ -33,6 +36,9 @@ def save_model(
 ) -> None:
     """Write model and tokenizer, read the pruned matrices back and count their zeros; then put them in their places.
 
+    The configuration is the checkpoint's own. What an earlier run saved in the folder goes, even where this one writes
+    nothing of that name.
+
     Args:
         orders: the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own; they
             are kept in `MARK`, since the weights lie in the inputs' own order.
@@ -42,16 +48,17 @@ def save_model(
     """
     mark = folder / MARK
     try:
+        earlier = _written(folder)
         with staged(folder) as stage:
-            model.save_pretrained(stage)
+            with as_published(model):
+                model.save_pretrained(stage)
             tokenizer.save_pretrained(stage)
             _count_again(stage, sites, orders or {})
-            new = {path.name for path in stage.iterdir()}
-            _write_mark(mark, None)  # from here on the folder holds neither model whole
-        for path in folder.glob("*.safetensors*"):
-            if path.name not in new:  # of a model in more files
-                path.unlink()
-        _write_mark(mark, fingerprint, orders or {})
+            new = {path.name for path in stage.iterdir() if path.name != LOCK}
+            _write_mark(mark, None, earlier | new)  # from here on the folder holds neither model whole
+        for name in earlier - new:
+            _remove(folder / name)
+        _write_mark(mark, fingerprint, new, orders or {})
     except AssertionError:
         raise
     except Exception as error:  # each library has its own for a full disk
@@ -59,11 +66,35 @@ def save_model(
         raise UserError(f"save={folder} cannot be written: {reason}.") from error
 
 
-def _write_mark(mark: Path, fingerprint: str | None, orders: Mapping[str, Tensor] | None = None) -> None:
-    told: dict[str, Any] = {"fingerprint": fingerprint}
+def _write_mark(
+    mark: Path, fingerprint: str | None, files: set[str], orders: Mapping[str, Tensor] | None = None
+) -> None:
+    told: dict[str, Any] = {"fingerprint": fingerprint, "files": sorted(files)}
     if orders:
         told["orders"] = {site: order.tolist() for site, order in orders.items()}
     write_atomically(mark, json.dumps(told) + "\n")
+
+
+def _read_mark(folder: Path) -> Mapping[str, Any]:
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def _written(folder: Path) -> set[str]:
+    """Names of the files and folders that earlier runs wrote there; those of before they said so hold weights only."""
+    said = _read_mark(folder).get("files")
+    names = said if isinstance(said, list) else [path.name for path in folder.glob("*.safetensors*")]
+    return {name for name in map(str, names) if name == Path(name).name and name[:1] not in ("", ".") and name != MARK}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def orders_of(folder: Path) -> dict[str, Tensor]:
@@ -75,7 +106,7 @@ def orders_of(folder: Path) -> dict[str, Tensor]:
         UserError: the folder holds no model that a run saved.
     """
     try:
-        orders = json.loads((folder / MARK).read_text()).get("orders", {})
+        orders = json.loads((folder / MARK).read_text(encoding="utf-8")).get("orders", {})
         return {site: torch.tensor(order) for site, order in orders.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds no {MARK} of a run; save a model there with save={folder}.") from error
@@ -101,12 +132,7 @@ def _count_again(folder: Path, sites: Mapping[str, Mapping[str, Any]], orders: M
 
 def is_saved(folder: Path, fingerprint: str) -> bool:
     """Whether the model of this run lies in the folder."""
-    try:
-        mark = json.loads((folder / MARK).read_text())
-    except (OSError, ValueError):
-        return False
-    known = isinstance(mark, dict) and mark.get("fingerprint") == fingerprint
-    return known and any(folder.glob("*.safetensors"))
+    return _read_mark(folder).get("fingerprint") == fingerprint and any(folder.glob("*.safetensors"))
 
 
 def check_targets(targets: Sequence[tuple[Path, Path]]) -> None:

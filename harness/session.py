@@ -22,17 +22,15 @@ from harness.calibration.sharing import Sharing, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
 from harness.core.errors import Refusal
+from harness.data.vocabulary import check_tokens, tell_unknown
+from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context
 from harness.models.anatomy import Anatomy, anatomy_of
-from harness.models.loading import (
-    architecture,
-    available,
-    lend,
-    load_model,
-    load_tokenizer,
-    tokenizer_hashes,
-)
+from harness.models.checkpoint import architecture, tokenizer_hashes
+from harness.models.loading import load_config, load_model
+from harness.models.machine import available, lend
 from harness.models.placement import Where
+from harness.models.tokenizer import load_tokenizer
 from harness.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -110,16 +108,19 @@ class Session:
         """The dense model, its tokenizer and layout: as the last point found it, or from disk.
 
         Raises:
-            UserError: see `load_model` and `self_check`.
+            UserError: see `load_config`, `load_tokenizer`, `check_tokens`, `load_model` and `self_check`.
         """
-        tokenizer = self._tokenizer(cfg, ready)
+        config = load_config(ready.inputs.checkpoint, cfg.model)
+        tokenizer = self._tokenizer(cfg, ready, config)
+        rows = int(config.get_text_config().vocab_size)
+        _check_texts(cfg, ready, tokenizer, rows)
         key = _model_key(cfg, ready)
         if self._held and self._held.key == key and _restored(self._held):
             self.tally["model"] += 1
         else:
             self.drop()
             where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
-            model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where)
+            model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where, config)
             anatomy = anatomy_of(model)
             self_check(model, anatomy)
             if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
@@ -158,10 +159,10 @@ class Session:
             found += [dict(measure) for measure in self._measures[key]]
         return found
 
-    def _tokenizer(self, cfg: RunConfig, ready: Prepared) -> Any:
+    def _tokenizer(self, cfg: RunConfig, ready: Prepared, config: Any) -> Any:
         checkpoint = ready.inputs.checkpoint
         key = json.dumps([tokenizer_hashes(checkpoint), _code(cfg, ready)], sort_keys=True)
-        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, cfg.model)
+        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, cfg.model, config)
         self._tokenizers[key] = tokenizer  # the last one again
         for oldest in list(self._tokenizers)[:-TOKENIZERS]:
             del self._tokenizers[oldest]
@@ -191,6 +192,21 @@ class Session:
                 store.clear()
         if available(ready.device) < ready.need.beside_weights:
             held.master = {}
+
+
+def _check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> None:
+    """Look at the tokens of all texts before a model is loaded; those of tasks are looked at when they are scored."""
+    inputs = ready.inputs
+    texts = {}
+    if inputs.needs_calibration:
+        windows = calibration_windows(cfg.calibration, tokenizer, inputs.calibration_length)
+        texts[f"calibration={cfg.calibration.corpus}"] = windows
+    context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
+    for name, evaluator in cfg.evaluators.items():
+        if hasattr(evaluator, "tokens"):
+            texts[f"evaluation={name}"] = evaluator.tokens(tokenizer, context)
+    for text, windows in texts.items():
+        tell_unknown(check_tokens(windows, tokenizer, rows, text), text)
 
 
 def _nothing(batches: Sequence[Tensor]) -> tuple[Store, Store]:

@@ -12,9 +12,10 @@ from typing import Any
 from harness import catalogue
 from harness.config import Tracker
 from harness.core.errors import UserError, unknown
+from harness.core.files import at_home
 from harness.data.corpora import EMBEDDED, assets
 from harness.data.windows import Calibration
-from harness.models.loading import ASSETS, ModelChoice
+from harness.models.checkpoint import ASSETS, ModelChoice
 
 MODEL_SETTINGS = ("name", "path", "revision", "trust_remote_code", "window", "geometry")
 
@@ -37,7 +38,7 @@ def folder(key: str, value: Any) -> Path:
     """
     if not value:
         raise UserError(f"{key}= needs a folder.")
-    return Path(str(value)).expanduser()
+    return at_home(str(value))
 
 
 def integer(composed: Mapping[str, Any], key: str) -> int:

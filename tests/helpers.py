@@ -256,6 +256,28 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
     return model.to(dtype)
 
 
+def given_tokens(model: Any, *indices: int) -> Any:
+    """The model, some of whose blocks are called with something that follows from the tokens themselves.
+
+    As in models with embeddings of their own in every block: (B, L, 1), from a number of each token, its sine.
+    """
+
+    def call(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tokens = positional[0] if positional else named["input_ids"]
+        model.of_tokens = torch.sin(tokens.float())[..., None].to(next(model.parameters()).dtype)
+
+    def add(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return positional, {"of_tokens": model.of_tokens, **named}  # what is replayed comes with it
+
+    for index in indices:
+        block = model.model.layers[index]
+        run = block.forward
+        block.forward = lambda hidden, of_tokens, run=run, **named: run(hidden, **named) * (1 + 0.5 * of_tokens)
+        block.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
+    model.model.register_forward_pre_hook(call, with_kwargs=True)
+    return model
+
+
 def windows(count: int, length: int = 24, seed: int = 0) -> Tensor:
     """Random token ids (N, L) that no family takes for padding."""
     return torch.randint(3, 64, (count, length), generator=torch.Generator().manual_seed(seed))

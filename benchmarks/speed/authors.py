@@ -89,7 +89,7 @@ def main() -> None:
     give_tokenizer()
     sys.argv = [str(clone / "main.py"), *sys.argv[end + 1 :]]
     runpy.run_path(sys.argv[0], run_name="__main__")
-    Path("told.json").write_text(json.dumps(told))
+    Path("told.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def module_of(name: str) -> types.ModuleType:

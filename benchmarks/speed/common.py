@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.stream import first
+from harness.calibration.replay import first
 from harness.data.corpora import EMBEDDED, assets
 from harness.record.provenance import ROOT, provenance
 from harness.record.schema import hardware_name
@@ -72,7 +72,7 @@ def random_model(shape: Shape, blocks: int, where: torch.device, window: int = 4
 def shaped(shape: str, folder: Path) -> list[str]:
     """A random checkpoint of a shape with all its blocks, and the overrides that choose it."""
     model = random_model(SHAPES[shape], SHAPES[shape].blocks, device())
-    tokens = json.loads((tokenizer_folder() / "config.json").read_text())
+    tokens = json.loads((tokenizer_folder() / "config.json").read_text(encoding="utf-8"))
     model.config.bos_token_id, model.config.eos_token_id = tokens["bos_token_id"], tokens["eos_token_id"]
     model.save_pretrained(folder / shape)
     copy_tokenizer(folder / shape)
@@ -141,7 +141,7 @@ def write(
     """
     where = where or measured_on()
     text = "\n".join([f"# {title}", "", f"{where}; {about}", "", *lines, ""])
-    (bench_folder() / f"{name}.md").write_text(text)
+    (bench_folder() / f"{name}.md").write_text(text, encoding="utf-8")
     if data is not None:
         write_raw(name, data, where)
     print(text)
@@ -150,7 +150,7 @@ def write(
 def write_raw(name: str, data: Mapping[str, Any], where: str | None = None) -> None:
     """Write numbers with what they were measured on to `results/bench/<name>.json`."""
     content = {"where": where or measured_on(), **data}
-    (bench_folder() / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (bench_folder() / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def bench_folder() -> Path:

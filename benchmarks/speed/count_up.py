@@ -113,7 +113,7 @@ def sparsegpt_more(shape: str) -> float:
     kept = bench_folder() / f"block_{shape}.json"
     if not kept.exists():
         raise SystemExit(f"{kept.name} is not there: run python -m benchmarks.speed.block --shape {shape} --authors …")
-    told = json.loads(kept.read_text())
+    told = json.loads(kept.read_text(encoding="utf-8"))
     one, other = (statistics.median(told[f"{method}, authors"]["seconds"]) for method in ("sparsegpt", "wanda"))
     return SHAPES[shape].blocks * (one - other)
 

@@ -22,7 +22,7 @@ from benchmarks.speed.points import ALLOCATORS, METHODS, Given, Point, Side
 from harness import compose
 from harness.data.corpora import corpus_named
 from harness.data.windows import calibration_windows, evaluation_windows
-from harness.models.loading import load_tokenizer
+from harness.models.tokenizer import load_tokenizer
 from harness.prepare import look_up
 from harness.record.provenance import ROOT
 
@@ -128,7 +128,7 @@ def run_alone(point: Point, common: Setting) -> Side:
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{clone.name}, {point.name}: {done.stderr.decode()[-3000:]}")
-    told = json.loads((folder / "told.json").read_text())
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     (folder / "told.json").unlink()
     # magnitude alone is not calibrated
     if any(common.tokens[use] != tokens for use, tokens in told["tokens"].items()):

@@ -148,7 +148,7 @@ def theirs(folder: Path, shape: Shape, ids: Tensor) -> Side:
 def load_authors(folder: Path, device: torch.device) -> types.ModuleType:
     """Their modules, read from the clone; without a GPU its calls are no-ops and half precision is float32."""
     for name in ("quant", "pruning_utils", "model_utils"):
-        source = (folder / f"{name}.py").read_text()
+        source = (folder / f"{name}.py").read_text(encoding="utf-8")
         if device.type == "cpu":
             source = source.replace(".half()", ".float()").replace("torch.float16", "torch.float32")
             source = source.replace("torch.cuda.synchronize()", "None").replace("torch.cuda.empty_cache()", "None")

@@ -107,7 +107,7 @@ def timed(chosen: Sequence[Point], overrides: Sequence[str], folder: Path) -> Si
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode:
         raise SystemExit(done.stderr.decode())
-    told = json.loads((folder / "told.json").read_text())
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     given = {name: Given(**one) for name, one in told["points"].items()}
     return Side(seconds, processor, given, Counter(told["counts"]), Counter(told["stages"]))
 
@@ -131,7 +131,7 @@ def child(order: dict[str, Any], overrides: Sequence[str]) -> None:
         seconds = time.perf_counter() - started
         side.points[point.name] = Given(values, record.sparsity["achieved"] or 0.0, seconds)
         side.stages.update({name: stage["seconds"] for name, stage in record.stages.items()})
-    (folder / "told.json").write_text(json.dumps(side.plain))
+    (folder / "told.json").write_text(json.dumps(side.plain), encoding="utf-8")
 
 
 def count(counts: Counter[str], name: str, where: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, mean_sparsity
 from harness.core.errors import Refusal, UserError
+from harness.core.files import at_home, is_there
 from harness.core.interfaces import Probe
 from harness.core.pattern import PERMUTED, NofM, Pattern, Unstructured
 from harness.core.proposals import sizes
@@ -108,7 +109,9 @@ def read_allocation(path: str | Path) -> Saved:
         UserError: the file cannot be read or is none.
     """
     try:
-        content = json.loads(Path(path).expanduser().read_text())
+        file = at_home(path)
+        is_there(file)  # or refused: a device has no end
+        content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, Mapping) or not isinstance(content.get("config", {}), Mapping):
             raise ValueError("it is no object of sites")
         saved = _of_record(content) if "fingerprint" in content else _of_sites(content)

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from harness.calibration.bank import Bank, check_size, find_room
 from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, standing_in, stream
+from harness.calibration.replay import standing_in
+from harness.calibration.stream import Stream, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
@@ -53,7 +54,7 @@ class LevelAssembler:
     def _enter(self, window: Tensor) -> Tensor:
         hidden = self._stream.embed(window)
         for index in range(self._scope.start):
-            hidden = self._stream.run_block(index, hidden)
+            hidden = self._stream.run_block(index, hidden, window)
         return hidden
 
     @torch.no_grad()
@@ -77,22 +78,24 @@ class LevelAssembler:
                     levels = tuple(candidates[member][site] for site in linears)
                     parted.setdefault((number, levels), []).append(member)
             with self._stream.placement.on_device(index):
-                hidden = self._run(index, linears, [(states[number][0], levels) for number, levels in parted])
+                parting = [(states[number][0], levels) for number, levels in parted]
+                hidden = self._run(index, linears, parting, self._windows[chosen.start : chosen.stop])
             states = list(zip(hidden, parted.values(), strict=True))
         losses = [0.0] * len(candidates)
         for last, members in states:
             behind = last
             for index in range(self._scope.stop, len(self._stream.blocks)):
-                behind = self._in_parts(index, behind)
+                behind = self._in_parts(index, behind, self._windows[chosen.start : chosen.stop])
             loss = self._loss(behind, chosen)
             for member in members:
                 losses[member] = loss
         return losses
 
     def _run(
-        self, index: int, linears: Mapping[str, nn.Linear], states: Sequence[tuple[Tensor, tuple[Pattern, ...]]]
-    ) -> list[Tensor]:
-        """One block over several states, each (N, L, D) with its levels by linear."""
+        self, index: int, linears: Mapping[str, nn.Linear], states: Sequence[tuple[Tensor, tuple[Pattern, ...]]],
+        tokens: Tensor,
+    ) -> list[Tensor]:  # fmt: skip
+        """One block over several states, each (N, L, D) of tokens (N, L), with its levels by linear."""
         rows, length = states[0][0].shape[:2]
         size = max(1, BATCH_TOKENS[self._windows.device.type] // (rows * length))
         outputs: list[Tensor] = []
@@ -105,16 +108,17 @@ class LevelAssembler:
             }
             with standing_in(multiplied):
                 hidden = batch[0][0] if len(batch) == 1 else torch.cat([hidden for hidden, _ in batch])
-                outputs += self._in_parts(index, hidden, len(batch)).split(rows)
+                outputs += self._in_parts(index, hidden, tokens, len(batch)).split(rows)
         return outputs
 
-    def _in_parts(self, index: int, hidden: Tensor, candidates: int = 1) -> Tensor:
-        """A block over as many windows at once as fit; those of several candidates (C · N, L, D) always fit."""
+    def _in_parts(self, index: int, hidden: Tensor, tokens: Tensor, candidates: int = 1) -> Tensor:
+        """A block over as many windows (N, L) at once as fit; those of several candidates (C · N, L, D) always fit."""
         size = max(1, BATCH_TOKENS[hidden.device.type] // hidden.shape[1])
         if candidates > 1 or len(hidden) <= size:
-            return self._stream.run_block(index, hidden)
+            return self._stream.run_block(index, hidden, tokens.repeat(candidates, 1))
         with self._stream.placement.on_device(index):
-            return torch.cat([self._stream.run_block(index, part) for part in hidden.split(size)])
+            pairs = zip(hidden.split(size), tokens.split(size), strict=True)
+            return torch.cat([self._stream.run_block(index, part, behind) for part, behind in pairs])
 
     def _loss(self, hidden: Tensor, chosen: range) -> float:
         """Of one candidate's last hidden state (N, L, D), in float32, some positions at a time."""
@@ -148,7 +152,7 @@ class LevelAssembler:
         """The dense model's probabilities p (N · (L-1), V), and Σ p log p (N · (L-1),)."""
         hidden = self._before
         for index in range(self._scope.start, len(self._stream.blocks)):
-            hidden = self._in_parts(index, hidden)
+            hidden = self._in_parts(index, hidden, self._windows)
         dense = torch.empty(len(hidden) * (hidden.shape[1] - 1), self._vocabulary, device=hidden.device)
         minus_entropy = dense.new_empty(len(dense))
         for here, logits in self._logits(hidden):

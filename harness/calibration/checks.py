@@ -1,4 +1,4 @@
-"""Two self-checks before anything is pruned: the replay of the blocks is the model, and the model is causal."""
+"""Self-checks before anything is pruned: the replay of the blocks is the model, and the model is causal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from harness.calibration.replay import FOLLOW_TOKENS, same_arguments
 from harness.calibration.stream import Stream
 from harness.core.errors import UserError
 from harness.models.anatomy import Anatomy
@@ -21,16 +22,29 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}
 
 @torch.no_grad()
 def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Check both on one short window of token ids (1, L).
+    """Check the replay on two short windows of token ids (1, L), causality on the first.
+
+    What blocks are called with is compared between them: where it follows from the tokens, the blocks are marked, and a
+    stream asks the model for every batch.
 
     Raises:
-        UserError: replaying the blocks does not give the model's logits, or a later token moves earlier logits.
+        UserError: the logits are not finite, replaying the blocks does not give them, or a later token moves earlier
+            ones.
     """
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.arange(LENGTH, device=model.device)[None] * 7 % vocabulary
+    places = torch.arange(LENGTH, device=model.device)[None]
+    tokens, others = places * 7 % vocabulary, (places * 5 + 3) % vocabulary
     dense = model(tokens, use_cache=False).logits
+    if not bool(torch.isfinite(dense).all()):
+        raise UserError(
+            f"the logits of this model are not finite in {str(dense.dtype).removeprefix('torch.')}: "
+            f"{'take dtype=bfloat16 or dtype=float32, or ' if dense.dtype == torch.float16 else ''}"
+            "look at its weights and at the settings of its norms in config.json."
+        )
     limit = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(dense.abs().max()))
-    moved = float((_replayed_logits(model, anatomy, tokens) - dense).abs().max())
+    replayed = _replayed_logits(model, anatomy, [tokens, others])
+    there = (dense, model(others, use_cache=False).logits)
+    moved = max(float((one - whole).abs().max()) for one, whole in zip(replayed, there, strict=True))
     if not moved <= limit:
         raise UserError(
             f"replaying the blocks of this model moves its logits by {moved:.3g} (limit {limit:.3g}); "
@@ -43,10 +57,15 @@ def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
         raise UserError(f"changing the last token moves earlier logits by {moved:.3g}: this model is not causal here.")
 
 
-def _replayed_logits(model: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
-    """The model's own head on the replayed blocks."""
-    state = Stream(model, anatomy, [tokens])
-    hidden = state.hidden[0]
-    for index in range(len(state.blocks)):
-        hidden = state.run_block(index, hidden)
-    return state.logits(hidden)
+def _replayed_logits(model: PreTrainedModel, anatomy: Anatomy, windows: list[Tensor]) -> list[Tensor]:
+    """The model's own head on the replayed blocks, for each of several windows (1, L)."""
+    state = Stream(model, anatomy, windows)
+    if not same_arguments(*map(state.arguments, windows)):
+        state.follows_tokens = True
+        setattr(state.blocks, FOLLOW_TOKENS, True)
+    logits = []
+    for hidden, tokens in zip(state.hidden, windows, strict=True):
+        for index in range(len(state.blocks)):
+            hidden = state.run_block(index, hidden, tokens)
+        logits.append(state.logits(hidden))
+    return logits

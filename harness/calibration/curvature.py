@@ -134,18 +134,18 @@ def _squared_gradients(state: Stream, blocks: Mapping[int, Weights], hidden: Ten
     entering = [hidden]
     with torch.no_grad():
         for index in range(len(state.blocks)):
-            entering.append(state.run_block(index, entering[-1]))
+            entering.append(state.run_block(index, entering[-1], tokens))
     last = entering.pop().requires_grad_()
     (gradient,) = grad(_loss(state, last, tokens), last)
     squares: list[Tensor] = []
     for index in reversed(range(min(blocks), len(state.blocks))):
-        gradient, own = _block_squares(state, index, blocks.get(index, {}), entering.pop(), gradient)
+        gradient, own = _block_squares(state, index, blocks.get(index, {}), entering.pop(), gradient, tokens)
         squares = own + squares
     return torch.stack(squares).double().cpu() / _scale(hidden) ** 2
 
 
 def _block_squares(
-    state: Stream, index: int, weights: Weights, hidden: Tensor, gradient: Tensor
+    state: Stream, index: int, weights: Weights, hidden: Tensor, gradient: Tensor, tokens: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """From the gradient behind a block (1, L, D): the one in front of it, and the squared one of each weight.
 
@@ -153,7 +153,7 @@ def _block_squares(
     """
     hidden = hidden.detach().requires_grad_()
     with state.placement.on_device(index), _differentiable(weights) as leaves:
-        entering, *own = grad(state.run_block(index, hidden), [hidden, *leaves], gradient)
+        entering, *own = grad(state.run_block(index, hidden, tokens), [hidden, *leaves], gradient)
     return entering, [torch.linalg.vector_norm(one, dtype=torch.float32).square() for one in own]
 
 
@@ -170,10 +170,10 @@ def _quadratic_forms(
     first, count = min(blocks), len(state.blocks)
     with torch.no_grad():
         for index in range(first):
-            hidden = state.run_block(index, hidden)
+            hidden = state.run_block(index, hidden, tokens)
     entering = [(hidden, torch.zeros_like(hidden))]
     for index in range(first, count):
-        entering.append(_forward(state, index, blocks.get(index, {}), *entering[-1], directions))
+        entering.append(_forward(state, index, blocks.get(index, {}), *entering[-1], directions, tokens))
     last, tangent = entering.pop()
     last = last.requires_grad_()
     (gradient,) = grad(_loss(state, last, tokens), last, create_graph=True)
@@ -182,7 +182,7 @@ def _quadratic_forms(
     forms: list[Tensor] = []
     for index in reversed(range(first, count)):
         weights = blocks.get(index, {})
-        gradient, moving, own = _backward(state, index, weights, *entering.pop(), gradient, moving, directions)
+        gradient, moving, own = _backward(state, index, weights, *entering.pop(), gradient, moving, directions, tokens)
         forms = own + forms
     return torch.stack(forms).cpu() / _scale(hidden)
 
@@ -202,12 +202,12 @@ def _directions(draws: Draws, seed: int, number: str, weights: Weights) -> list[
 
 
 def _forward(
-    state: Stream, index: int, weights: Weights, hidden: Tensor, tangent: Tensor, directions: Directions
+    state: Stream, index: int, weights: Weights, hidden: Tensor, tangent: Tensor, directions: Directions, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a block gives (1, L, D) and the tangent of it, J (ḣ, z): Jᵀλ is linear in λ, and its derivative is J."""
     hidden = hidden.detach().requires_grad_()
     with state.placement.on_device(index), _differentiable(weights) as leaves:
-        output = state.run_block(index, hidden)
+        output = state.run_block(index, hidden, tokens)
         dummy = torch.zeros_like(output, requires_grad=True)
         gradients = grad(output, [hidden, *leaves], dummy, create_graph=True)
         (leaving,) = grad(gradients, dummy, [tangent, *directions(weights)])
@@ -223,6 +223,7 @@ def _backward(
     gradient: Tensor,
     moving: Tensor,
     directions: Directions,
+    tokens: Tensor,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """From λ and λ̇ behind a block: those in front of it, and zᵀHz of each weight.
 
@@ -232,7 +233,7 @@ def _backward(
     hidden = hidden.detach().requires_grad_()
     with state.placement.on_device(index), _differentiable(weights) as leaves:
         drawn = directions(weights)
-        output = state.run_block(index, hidden)
+        output = state.run_block(index, hidden, tokens)
         gradients = grad(output, [hidden, *leaves], gradient, create_graph=True)
         entering, *products = grad([*gradients, output], [hidden, *leaves], [tangent, *drawn, moving])
     forms = [(z.float() * Hz.float()).sum(dtype=torch.float64) for z, Hz in zip(drawn, products, strict=True)]

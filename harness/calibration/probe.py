@@ -25,7 +25,7 @@ from harness.core.pattern import Pattern
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
-from harness.models.loading import available
+from harness.models.machine import available
 from harness.models.placement import WeightsOnDevice, placement_of
 
 TRAIL = 0.25

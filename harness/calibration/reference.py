@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, StreamedBlock, _Stop
+from harness.calibration.replay import Stop
+from harness.calibration.stream import Stream, StreamedBlock
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
 from harness.core.memory import Parked
@@ -59,11 +60,11 @@ class ReferencedBlock(StreamedBlock):
         seen, shift = gram.init(inputs, linear.weight.device), made(inputs, inputs)
         drift = made(outputs, inputs) if sites[0] in (self._middle, self._last) and self.adds else None
         window = self._stream.window
-        for here, there in zip(self._stream.hidden, self._reference, strict=True):
-            for pruned, dense in zip(self._stream.pieces(here), self._stream.pieces(there), strict=True):
-                x, rest = self._run(sites[0], pruned)
+        for batches in zip(self._stream.hidden, self._reference, self._stream.batches, strict=True):
+            for pruned, dense, tokens in zip(*map(self._stream.pieces, batches), strict=True):
+                x, rest = self._run(sites[0], pruned, tokens)
                 with self._dense_weights():
-                    x_dense, rest_dense = self._run(sites[0], dense)
+                    x_dense, rest_dense = self._run(sites[0], dense, tokens)
                 seen = gram.see(seen, x.reshape(-1, window, inputs), exact=self._stream.exact)
                 shift += _product(x_dense - x, x)
                 if drift is not None:
@@ -78,8 +79,9 @@ class ReferencedBlock(StreamedBlock):
 
         A norm or a factor between them would make the target another one. Found out by adding the last outputs again.
         """
-        window = self._stream.pieces(self._stream.hidden[0])[0]
-        own = self._stream.run_piece(self.index, window)
+        few = (self._stream.pieces(part[0])[0] for part in (self._stream.hidden, self._stream.batches))
+        run = partial(self._stream.run_piece, self.index, *few)
+        own = run()
         added: list[Tensor] = []
 
         def again(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -88,21 +90,21 @@ class ReferencedBlock(StreamedBlock):
 
         handle = self._linears[self._last].register_forward_hook(again)
         try:
-            twice = self._stream.run_piece(self.index, window)
+            twice = run()
         finally:
             handle.remove()
         wanted, rounding = added[0].reshape(own.shape).float(), torch.finfo(own.dtype).eps
         off = (twice.float() - own.float() - wanted).abs()
         return bool((off <= ROUNDINGS * rounding * (own.abs() + twice.abs()).float() + 0.01 * wanted.abs()).all())
 
-    def _run(self, site: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, site: str, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs (T, I) of a linear, and what its outputs (T, O) are added to in the residual stream."""
         caught: dict[str, Tensor] = {}
 
         def before(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
             caught["x"] = positional[0].detach().flatten(0, -2)
             if site != self._last:
-                raise _Stop
+                raise Stop
 
         def behind(_: nn.Module, __: Any, output: Tensor) -> None:
             caught["y"] = output.flatten(0, -2)
@@ -112,8 +114,8 @@ class ReferencedBlock(StreamedBlock):
         with ExitStack() as stack:
             stack.callback(linear.register_forward_pre_hook(before).remove)
             stack.callback(linear.register_forward_hook(behind).remove)
-            with suppress(_Stop):
-                output = self._stream.run_piece(self.index, hidden)
+            with suppress(Stop):
+                output = self._stream.run_piece(self.index, hidden, tokens)
         rest = output.flatten(0, -2)
         return caught["x"], rest - caught["y"] if "y" in caught else rest
 
@@ -135,8 +137,8 @@ class ReferencedBlock(StreamedBlock):
     def advance(self) -> None:
         """Move both streams behind this block: the pruned one as its weights are now, the dense one as they were."""
         with self._dense_weights():
-            for position, hidden in enumerate(self._reference):
-                run = partial(self._stream.run_block, self.index, hidden)
+            for position, (hidden, tokens) in enumerate(zip(self._reference, self._stream.batches, strict=True)):
+                run = partial(self._stream.run_block, self.index, hidden, tokens)
                 self._reference[position] = self._stream.stepping_down(run)
         super().advance()
 

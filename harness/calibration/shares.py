@@ -93,7 +93,10 @@ class Shared:
         """All windows through the first device, where there is no way to merge what several saw."""
         streams = [part.stream for part in self._parts]
         whole = copy.copy(streams[0])
-        whole.learn([batch for stream in streams for batch in stream.batches])
+        device = streams[0].placement.device
+        whole.batches = [batch.to(device) for stream in streams for batch in stream.batches]
+        whole.follows_tokens = any(stream.follows_tokens for stream in streams)
+        whole.learn(whole.batches)
         whole.hidden = _Elsewhere(streams)  # type: ignore[assignment]
         return type(self._first)(whole, self.index, needs_outputs=False).observe(statistic)
 

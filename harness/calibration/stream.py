@@ -1,7 +1,8 @@
 """Walk a model block by block over calibration windows, each block seeing what was done to the ones before.
 
 The model itself makes the arguments of its blocks: they are caught by hooks in one forward per batch shape and
-replayed, so nothing here knows a mask, a rotary embedding or a family. Shapes: B windows, L tokens, D hidden size.
+replayed, so nothing here knows a mask, a rotary embedding or a family. Where they follow from the tokens themselves
+they are caught for every batch. Shapes: B windows, L tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.calibration.replay import (
+    Stop,
+    beside_hidden,
+    catch_arguments,
+    first,
+    follow_tokens,
+    logits_behind,
+    same_arguments,
+)
 from harness.calibration.shares import Shared, in_turn, shares
 from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
@@ -32,66 +42,6 @@ SHORT_TOKENS_PER_BATCH = 16384
 T = TypeVar("T")
 
 
-class _Stop(Exception):
-    """Ends a forward once what it was for has been caught."""
-
-
-def first(output: Any) -> Tensor:
-    """The hidden states of a block's output, which is a tensor or a tuple that opens with it."""
-    hidden = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(hidden, Tensor)
-    return hidden
-
-
-@contextmanager
-def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """While inside, modules run these in place of their own `forward`."""
-    own = {module: vars(module).pop("forward", None) for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, forward in own.items():
-            del module.forward
-            if forward is not None:
-                module.forward = forward
-
-
-@torch.no_grad()
-def last_output(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> Any:
-    """What the last block gives for tokens (B, L), by the model's own forward: the head does not run."""
-    caught: list[Any] = []
-
-    def stop(_: nn.Module, __: Any, output: Any) -> None:
-        caught.append(output)
-        raise _Stop
-
-    handle = blocks[-1].register_forward_hook(stop)
-    try:
-        with suppress(_Stop):
-            model(batch, use_cache=False)
-    finally:
-        handle.remove()
-    return caught[0]
-
-
-def logits_behind(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, *, tuples: bool) -> Tensor:
-    """The model's own head on hidden states (B, L, D): the blocks pass them through, nothing else runs.
-
-    Args:
-        tuples: whether the blocks give a tuple that opens with the hidden states.
-    """
-
-    def passing(*_: Any, **__: Any) -> Any:
-        return (hidden,) if tuples else hidden
-
-    tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    with standing_in(dict.fromkeys(blocks, passing)):
-        logits: Tensor = model(tokens, use_cache=False).logits
-        return logits
-
-
 class Stream:
     """The hidden states (B, L, D) of all batches in front of the current block, and how to run that block."""
 
@@ -102,28 +52,39 @@ class Stream:
         self.batches = batches = [batch.to(self.placement.device) for batch in batches]
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        self._of_tokens: dict[bytes, list[dict[str, Any]]] = {}
+        self._first: dict[tuple[int, ...], dict[str, Any]] = {}
+        self.follows_tokens = follow_tokens(self.blocks)
         self._gives_tuples = False
         self._together: int | None = None
-        self.hidden = self.placement.parked(self.embed(batch) for batch in batches)
         self.learn(batches)
+        self.hidden = self.placement.parked(self.embed(batch) for batch in batches)
+        if self.follows_tokens:
+            self.learn(batches)
 
     def learn(self, batches: Sequence[Tensor]) -> None:
-        """Catch what blocks are called with for shapes of batches (B, L) that are new."""
+        """Catch what blocks are called with for shapes of batches (B, L) that are new, or for their tokens.
+
+        All at once, while nobody observes what runs.
+        """
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
                 self.stepping_down(partial(self._remember_arguments, batch.to(self.placement.device)))
+            for piece in self.pieces(batch) if self.follows_tokens else ():
+                self._arguments_of(piece)
 
-    def run_block(self, index: int, hidden: Tensor) -> Tensor:
-        """The block's output (B, L, D) with the arguments that the model itself would give it.
+    def run_block(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """The block's output (B, L, D) with the arguments that the model itself would give it for tokens (B, L).
 
-        Those of a single window fit batches of any size.
+        Those of a single window fit batches of any size, unless they follow from its tokens.
         """
-        pieces = [self.run_piece(index, piece) for piece in self.pieces(hidden)]
+        pairs = zip(self.pieces(hidden), self.pieces(tokens), strict=True)
+        pieces = [self.run_piece(index, piece, behind) for piece, behind in pairs]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def pieces(self, hidden: Tensor) -> Sequence[Tensor]:
-        """Hidden states (B, L, D) in so many windows at once as memory allows."""
-        return [hidden] if self._together is None else hidden.split(self._together)
+    def pieces(self, batch: Tensor) -> Sequence[Tensor]:
+        """Hidden states (B, L, D), or tokens (B, L), in so many windows at once as memory allows."""
+        return [batch] if self._together is None else batch.split(self._together)
 
     def stepping_down(self, work: Callable[[], T]) -> T:
         """What `work` gives; where memory runs out it is done again, with half as many windows at once from then on.
@@ -136,7 +97,9 @@ class Stream:
         def sized(size: int) -> T:
             if size < start:
                 self._together = size
-                if (1, self.window) not in self._arguments:  # now, while nobody observes what runs
+                if self.follows_tokens:
+                    self.learn(self.batches)
+                elif (1, self.window) not in self._arguments:  # now, while nobody observes what runs
                     self._remember_arguments(self.batches[0][:1])
             return work()
 
@@ -144,13 +107,22 @@ class Stream:
 
     def _remember_arguments(self, batch: Tensor) -> None:
         windows = batch[: self._together or len(batch)]
-        self._arguments[tuple(windows.shape)] = self._catch_arguments(windows)
+        self._arguments[tuple(windows.shape)] = self.arguments(windows)
 
-    def run_piece(self, index: int, hidden: Tensor) -> Tensor:
+    def run_piece(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
         """The same for no more windows than are run at once."""
         shape = tuple(hidden.shape[:2])
-        arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
+        if self.follows_tokens:
+            arguments = self._arguments_of(tokens)
+        else:
+            arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
         return first(self.blocks[index](hidden, **arguments[index]))
+
+    def _arguments_of(self, tokens: Tensor) -> list[dict[str, Any]]:
+        key = tokens.cpu().numpy().tobytes()
+        if key not in self._of_tokens:
+            self._of_tokens[key] = self.arguments(tokens.to(self.placement.device))
+        return self._of_tokens[key]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's own head on what the last block gave (B, L, D)."""
@@ -162,48 +134,28 @@ class Stream:
 
         def stop(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             caught.append(positional[0] if positional else named["hidden_states"])
-            raise _Stop
+            self._compare(tuple(batch.shape), beside_hidden(named))
+            raise Stop
 
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self.model(batch, use_cache=False)
-        except _Stop:
+        except Stop:
             pass
         finally:
             handle.remove()
         return caught[0]
 
+    def _compare(self, shape: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        """Find out whether the first block is called otherwise for these tokens than for others of their shape."""
+        known = self._arguments.get(shape)
+        if not same_arguments(known[0] if known else self._first.setdefault(shape, arguments), arguments):
+            self.follows_tokens = True
+
     @torch.no_grad()
-    def _catch_arguments(self, batch: Tensor) -> list[dict[str, Any]]:
-        """What every block is called with beside the hidden states; blocks of one model may differ in it.
-
-        Only the first block runs, to show what it gives; the others are called and pass it through, the head is not.
-        """
-        caught: list[dict[str, Any]] = []
-
-        def catch(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            assert len(positional) <= 1, "blocks take the hidden states first and everything else by name"
-            caught.append({key: value for key, value in named.items() if key != "hidden_states"})
-
-        def look(_: nn.Module, __: Any, output: Any) -> None:
-            self._gives_tuples = isinstance(output, tuple | list)
-
-        def passing(*positional: Any, **named: Any) -> Any:
-            hidden = positional[0] if positional else named["hidden_states"]
-            return (hidden,) if self._gives_tuples else hidden
-
-        def stop(*_: Any, **__: Any) -> Any:
-            raise _Stop  # or the head would run, whose logits may be the largest tensor of all
-
-        handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in self.blocks]
-        handles.append(self.blocks[0].register_forward_hook(look))
-        handles.append(self.blocks[-1].register_forward_hook(stop))
-        try:
-            with suppress(_Stop), standing_in(dict.fromkeys(self.blocks[1:], passing)):
-                self.model(batch, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+    def arguments(self, batch: Tensor) -> list[dict[str, Any]]:
+        """What every block is called with for tokens (B, L), beside the hidden states."""
+        caught, self._gives_tuples = catch_arguments(self.model, self.blocks, batch)
         return caught
 
 
@@ -270,12 +222,12 @@ class StreamedBlock:
             handles.append(linear.register_forward_pre_hook(hook))
         outputs = self._placement.parked()
         try:
-            for hidden in self._stream.hidden:
+            for hidden, tokens in zip(self._stream.hidden, self._stream.batches, strict=True):
                 given = []
-                for piece in self._stream.pieces(hidden):
+                for piece, behind in zip(self._stream.pieces(hidden), self._stream.pieces(tokens), strict=True):
                     awaited.update(states)
-                    with suppress(_Stop):
-                        given.append(self._stream.run_piece(self.index, piece))
+                    with suppress(Stop):
+                        given.append(self._stream.run_piece(self.index, piece, behind))
                 if self._needs_outputs:
                     outputs.append(given[0] if len(given) == 1 else torch.cat(given))
         finally:
@@ -293,7 +245,7 @@ class StreamedBlock:
             states[name] = statistic.see(states[name], tokens.reshape(-1, window, tokens.shape[-1]), exact=exact)
             awaited.discard(name)
             if not awaited and not self._needs_outputs:
-                raise _Stop
+                raise Stop
 
         return hook
 
@@ -302,7 +254,7 @@ class StreamedBlock:
         """Move the stream's hidden states behind this block, as its weights are now."""
         if self._outputs is None:
             for position, hidden in enumerate(self._stream.hidden):
-                run = partial(self._stream.run_block, self.index, hidden)
+                run = partial(self._stream.run_block, self.index, hidden, self._stream.batches[position])
                 self._stream.hidden[position] = self._stream.stepping_down(run)
         else:
             self._stream.hidden = self._outputs

@@ -24,3 +24,14 @@ def unknown(what: str, name: object, options: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
     return UserError(f"unknown {what} '{name}'; {hint}")
+
+
+LONGEST_REASON = 400
+"""Characters of another program's message that a sentence takes over."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library says of an error, all of it in one line: its first line alone is often but a title."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+    return f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__

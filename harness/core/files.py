@@ -10,6 +10,7 @@ import fcntl
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,11 +18,40 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from harness.core.errors import UserError
+
 LOCK = ".lock"
 """In a folder that is in use: a file that its user holds."""
 DAY = 86400
 _MACHINE = "".join(character for character in platform.node() if character.isalnum())[:32] or "here"
 _PREFIX, _SUFFIX = f".{_MACHINE}-", ".tmp"
+
+
+def at_home(path: str | Path) -> Path:
+    """A path whose `~` is the home folder.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"the home folder in {path} cannot be found; write the path without ~.") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there to be read.
+
+    Raises:
+        UserError: there is something else of that name, from which reading might never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is not a file.")
+    return True
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -49,8 +79,7 @@ def atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            with suppress(OSError):  # not every file system has modes
-                temporary.chmod(0o644)
+            _make_ordinary(temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -60,7 +89,7 @@ def atomically(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder whose files take their places in `folder` once all are whole.
+    """A folder whose files and folders take their places in `folder` once all are whole; a folder replaces another.
 
     Raises:
         OSError: the folder cannot be written; it stays as it was, unless the last step, renaming, is what fails.
@@ -71,10 +100,30 @@ def staged(folder: Path) -> Iterator[Path]:
         stage = _locked_stage(folder, stack)
         stack.callback(shutil.rmtree, stage, ignore_errors=True)
         yield stage
+        for path in sorted(stage.rglob("*")):
+            if path.is_file():
+                _make_ordinary(path)
+        replaced = stage / "replaced"
         for path in sorted(stage.iterdir()):
             if path.name != LOCK:
-                path.replace(folder / path.name)
+                _put(path, folder / path.name, replaced)
     _sync(folder)
+
+
+def _put(path: Path, target: Path, replaced: Path) -> None:
+    """Rename a file or folder; where a folder is in the way or is what comes, what was there goes aside first."""
+    if (target.is_dir() and not target.is_symlink()) or (path.is_dir() and target.exists()):
+        replaced.mkdir(exist_ok=True)
+        target.replace(replaced / target.name)
+    path.replace(target)
+
+
+def _make_ordinary(path: Path) -> None:
+    """The mode that a file has which anybody else writes; some libraries and temporary files keep it to its owner."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    with suppress(OSError):  # not every file system has modes
+        path.chmod(0o666 & ~mask)
 
 
 @contextmanager

@@ -72,13 +72,21 @@ def beside(work: Callable[[], Factor], source: Tensor) -> Factor:
         return made._replace(ready=side.record_event())
 
 
+def not_finite(inputs: str) -> UserError:
+    """The error for inputs that overflow, themselves or squared; no damping mends it."""
+    return UserError(
+        f"{inputs} are not finite, or too large for their squares to be: the activations overflow in this dtype; take "
+        "dtype=bfloat16 or dtype=float32, or look for the weights that make them so large."
+    )
+
+
 def damped_inverse(gram: Tensor, damping: float) -> Inverse:
     """The inverse of the damped Gram matrix (I, I) and its factor.
 
     λ is `damping` times the mean of the diagonal; when the factorisation fails it is raised tenfold, three times.
 
     Raises:
-        UserError: the matrix cannot be factorised even so (it is not finite, say).
+        UserError: the matrix is not finite, or cannot be factorised even so.
     """
     mean = gram.diagonal().mean()
     for attempt in range(LADDER):
@@ -91,6 +99,8 @@ def damped_inverse(gram: Tensor, damping: float) -> Inverse:
             upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
             if info.item() == 0 and bool(torch.isfinite(upper).all()):
                 return Inverse(inverse, upper, used)
+    if not bool(torch.isfinite(gram).all()):
+        raise not_finite("the calibration inputs of a matrix")
     raise UserError(
         f"the Gram matrix of the calibration inputs cannot be factorised, even with damping {used:g}; "
         "use more calibration windows or a larger damping."

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from harness.core.errors import UserError, unknown
+from harness.core.files import at_home
+from harness.core.hub import asking, why_nothing
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "assets"
 Sampling = Literal["documents", "stream"]
@@ -211,7 +213,7 @@ CORPORA = {
 def assets() -> Path | None:
     """The folder of local models and texts, set by `HARNESS_ASSETS`."""
     folder = os.environ.get("HARNESS_ASSETS")
-    return Path(folder).expanduser() if folder else None
+    return at_home(folder) if folder else None
 
 
 def corpus_named(name: str) -> Corpus:
@@ -281,33 +283,35 @@ def read_known(name: str, local: Local, path: Path) -> tuple[bytes, str]:
 def _read_hub(name: str, split: str, part: Split, hub: Hub) -> Text:
     use = f"calibration={name}" if split == "train" else f"'evaluation=[{name}]'"
     try:
-        rows, revision = _hub_file_rows(part, hub) if hub.file else _hub_dataset_rows(hub)
+        rows, revision = _hub_file_rows(name, part, hub) if hub.file else _hub_dataset_rows(name, hub)
     except Exception as error:
         raise UserError(
-            f"the corpus '{name}' is neither below HARNESS_ASSETS nor to be had from the hub ({type(error).__name__}); "
+            f"the corpus '{name}' is neither below HARNESS_ASSETS nor to be had from the hub ({why_nothing(error)}); "
             f"on a machine with a network run: python -m harness prefetch {use}"
         ) from error
     digest = hashlib.sha256("\0".join(rows).encode()).hexdigest()
     return Text(tuple(rows), part.join, digest, f"{hub.repository}:{hub.file or hub.configuration}", revision)
 
 
-def _hub_file_rows(part: Split, hub: Hub) -> tuple[list[str], str | None]:
+def _hub_file_rows(name: str, part: Split, hub: Hub) -> tuple[list[str], str | None]:
     from huggingface_hub import hf_hub_download
 
     assert hub.file
-    path = Path(hf_hub_download(hub.repository, hub.file, repo_type="dataset", revision=hub.revision))
+    with asking(f"the corpus {name} ({hub.repository})"):
+        path = Path(hf_hub_download(hub.repository, hub.file, repo_type="dataset", revision=hub.revision))
     # …/snapshots/<revision>/<file>: the folder's name is the revision that was resolved
     revision = path.parts[path.parts.index("snapshots") + 1] if "snapshots" in path.parts else None
     return part.rows(gzip.decompress(path.read_bytes())), revision
 
 
-def _hub_dataset_rows(hub: Hub) -> tuple[list[str], str | None]:
+def _hub_dataset_rows(name: str, hub: Hub) -> tuple[list[str], str | None]:
     import datasets
     from huggingface_hub import dataset_info
 
-    rows = datasets.load_dataset(hub.repository, hub.configuration, split=hub.split, revision=hub.revision)
-    try:
-        revision = dataset_info(hub.repository, revision=hub.revision).sha
-    except Exception:  # offline with a warm cache: the rows are there, their revision is not told
-        revision = hub.revision
+    with asking(f"the corpus {name} ({hub.repository})"):
+        rows = datasets.load_dataset(hub.repository, hub.configuration, split=hub.split, revision=hub.revision)
+        try:
+            revision = dataset_info(hub.repository, revision=hub.revision).sha
+        except Exception:  # offline with a warm cache: the rows are there, their revision is not told
+            revision = hub.revision
     return list(rows[hub.column]), revision

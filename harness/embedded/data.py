@@ -78,7 +78,7 @@ def write_tokenizer(language: Language, folder: Path) -> None:
         "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _chunk(number: int) -> np.ndarray:

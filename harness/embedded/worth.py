@@ -34,7 +34,7 @@ def read_rows(path: str) -> list[dict[str, object]]:
 def test_text(language: Language, style: str) -> TestText:
     """Regenerate a test corpus with its costs, and insist that the stored file says the same."""
     documents = corpus(language, style, "test")
-    stored = [json.loads(line)["text"] for line in corpus_path(style, "test").read_text().splitlines()]
+    stored = [json.loads(line)["text"] for line in corpus_path(style, "test").read_text(encoding="utf-8").splitlines()]
     if stored != [str(d.text) for d in documents]:
         raise ValueError(f"embedded-{style}.test.jsonl differs from what the generator writes")
     ids = token_ids(language)

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
+from harness.calibration.replay import first, last_output, logits_behind
 from harness.calibration.shares import each
-from harness.calibration.stream import (
-    SHORT_TOKENS_PER_BATCH,
-    TOKENS_PER_BATCH,
-    Stream,
-    Walk,
-    first,
-    last_output,
-    logits_behind,
-)
+from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
 from harness.catalogue import component
 from harness.core.errors import UserError
 from harness.core.halving import halving
@@ -88,9 +81,10 @@ class Perplexity:
             },
         )
 
-    def __call__(self, model: PreTrainedModel, tokenizer: Any, context: Context) -> Iterator[Measure]:
+    def tokens(self, tokenizer: Any, context: Context) -> Tensor:
+        """The windows (N, L) that are scored."""
         limits = [limit for limit in (self.windows, context.limit) if limit]
-        windows = evaluation_windows(
+        return evaluation_windows(
             self.corpus,
             self.split,
             tokenizer,
@@ -98,6 +92,9 @@ class Perplexity:
             documents=self.documents,
             limit=min(limits, default=None),
         )
+
+    def __call__(self, model: PreTrainedModel, tokenizer: Any, context: Context) -> Iterator[Measure]:
+        windows = self.tokens(tokenizer, context)
         mean = mean_nll(model, windows, context.device, label=self.corpus)
         value = math.exp(mean) if mean < 700 else math.inf
         finite = math.isfinite(value)

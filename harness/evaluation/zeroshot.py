@@ -12,7 +12,9 @@ from torch import nn
 
 from harness.catalogue import component
 from harness.core.errors import UserError, unknown
+from harness.core.hub import asking, why_nothing
 from harness.data.corpora import Local, local_file, read_known
+from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.evaluation.zeroshot_lm import (
@@ -102,6 +104,8 @@ class ZeroShot:
             notes.append(f"batches of {lm.batch_size}, not {self.batch_size}, after running out of memory")
         if lm.truncated:
             notes.append(f"{lm.truncated} requests were cut to the model's context of {lm.max_length} tokens")
+        if lm.unknown > TOLD:
+            notes.append(unknown_tokens(lm.unknown, "the task"))
         if lm.undefined:
             notes.append(f"not finite: {lm.undefined} log-likelihoods are not numbers")
         protocol = str(self.protocol(context))
@@ -124,11 +128,12 @@ class ZeroShot:
         if not reports_accuracy(read_template(self._path())):
             raise UserError(f"the lm-eval task '{self.task}' reports no accuracy, so that the harness cannot score it.")
         try:
-            return hub_task(self._path())
+            with asking(f"the task {self.task}"):
+                return hub_task(self._path())
         except Exception as error:
             raise UserError(
                 f"the task '{self.task}' is neither below HARNESS_ASSETS nor to be had from the hub "
-                f"({type(error).__name__}); on a machine with a network run: "
+                f"({why_nothing(error)}); on a machine with a network run: "
                 f"python -m harness prefetch 'evaluation=[{self.task}]'"
             ) from error
 

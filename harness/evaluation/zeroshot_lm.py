@@ -27,6 +27,7 @@ from torch import nn
 
 from harness.core.errors import Refusal, UserError
 from harness.core.halving import halving
+from harness.data.vocabulary import check_tokens, embedding_rows
 
 FEWSHOT_SEED = 1234
 """The seed of few-shot examples, lm-eval's default."""
@@ -172,11 +173,14 @@ def language_model(model: nn.Module, tokenizer: Any, batch_size: int, add_bos_to
 
         truncated = 0
         undefined = 0
+        unknown = 0.0
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
         def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
+            tokens = torch.tensor([token for _, query, answer in requests for token in (*query, *answer)])
+            self.unknown = check_tokens(tokens, self.tokenizer, embedding_rows(self.model), "the task")
             too_long = sum(len(answer) > self.max_length for _, _, answer in requests)
             if too_long:
                 raise Refusal(f"{too_long} answers are longer than the model's context of {self.max_length} tokens.")
@@ -259,7 +263,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         out: TextIO = sys.stderr
         if not out.isatty():  # lm-eval draws its bars wherever it is
-            out = stack.enter_context(open(os.devnull, "w"))
+            out = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(out))
             if not datasets.are_progress_bars_disabled():
                 stack.callback(datasets.enable_progress_bars)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned, SharingMethod
+from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
-from harness.core.statistic import Seen
+from harness.core.statistic import Gram, Norms, Seen
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class EachLinear:
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
         seen, weights, method_of = self._seen(block, patterns), block.weights, self.method_for(block)
+        waits = any(weight.is_cuda for weight in weights.values())
+        if not waits:
+            _refuse_overflow(seen)
         pruned: dict[str, Pruned] = {}
         groups = _with_the_same(seen, patterns, method_of)
         for sites in groups:
@@ -37,6 +41,8 @@ class EachLinear:
             else:
                 results = [method.prune(weights[site], state, patterns[site]) for site in sites]
             pruned |= zip(sites, results, strict=True)
+        if waits:
+            _refuse_overflow(seen)
         for site in _unsound(pruned):
             pruned[site] = method_of(site).prune(weights[site], seen[site], patterns[site])
         return {site: pruned[site]._replace(sound=None) for site in patterns}
@@ -54,6 +60,28 @@ class EachLinear:
             return block.observe(self.method.statistic)
         knows, known = getattr(self.method, "knows", None), getattr(block, "known", None)
         return {site: known(site, knows) for site in patterns} if knows and known else {}
+
+
+def _refuse_overflow(seen: Mapping[str, Seen]) -> None:
+    """Inputs whose squares are not finite choose nothing: every score is infinite or not a number.
+
+    Raises:
+        UserError: a site has such inputs.
+    """
+    squares = {site: one for site, state in seen.items() if (one := _squares(state)) is not None}
+    if not squares:
+        return
+    finite = torch.stack([torch.isfinite(one).all() for one in squares.values()]).tolist()
+    for site, fine in zip(squares, finite, strict=True):
+        if not fine:
+            raise not_finite(f"the calibration inputs of {site}")
+
+
+def _squares(state: Any) -> torch.Tensor | None:
+    """The sums of squares (I,) in what was seen, where it is one of the harness's statistics."""
+    if isinstance(state, Norms):
+        return state.mean
+    return state.sums.diagonal() if isinstance(state, Gram) else None
 
 
 def _with_the_same(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 
 from torch import nn
 
@@ -90,6 +92,29 @@ FAMILIES = {
 }
 """`model_type` of the Hugging Face configuration → layout."""
 
+_FIRST_LLAMA = "308bacc610f15a42"
+FIRST_LAYOUTS = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _FIRST_LLAMA),
+    "opt": "2d9ed2476df399a3",
+    "phi": "e5ed4df7bc089895",
+    "phi3": "4c2e132650feee2f",
+}
+"""The digests of the layouts that records were made with before they said so; never changed when a layout is."""
+
+
+def revised_layout(family: str) -> str | None:
+    """The digest of a family's layout, None while it is the first one: it is part of what a record is of."""
+    if family not in FAMILIES:
+        return None
+    canonical = json.dumps(asdict(FAMILIES[family]), sort_keys=True)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return None if digest == FIRST_LAYOUTS.get(family) else digest
+
+
+def no_layout(family: str) -> UserError:
+    """The error for a family that the harness does not know."""
+    return UserError(f"the model family '{family}' has no layout; known: {', '.join(sorted(FAMILIES))}.")
+
 
 def anatomy_of(model: nn.Module) -> Anatomy:
     """The layout of a loaded model, checked against its weights.
@@ -99,7 +124,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     """
     family = getattr(model.config, "model_type", "?")
     if family not in FAMILIES:
-        raise UserError(f"the model family '{family}' has no layout; known: {', '.join(sorted(FAMILIES))}.")
+        raise no_layout(family)
     anatomy = FAMILIES[family]
     for index, block in enumerate(anatomy.block_list(model)):
         matrices = sum(p.numel() for p in block.parameters() if p.dim() >= 2)

@@ -305,7 +305,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _place() -> str:
     """This machine since it was started, as seen by this process: where its process numbers mean something."""
     try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {(PROC / 'self/ns/pid').stat().st_ino}"
     except OSError:
         return ""
@@ -322,7 +322,7 @@ def _lives(owner: Mapping[str, Any]) -> bool:
 def _started(pid: int) -> str | None:
     """Clock ticks from the start of the machine to that of a process; None if there is none (any more)."""
     try:
-        state, *numbers = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        state, *numbers = (PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return "hidden" if _exists(pid) else None
     except OSError:

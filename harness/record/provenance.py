@@ -29,7 +29,9 @@ def commit() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False, encoding="utf-8"
+        )
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -34,7 +34,7 @@ class Stages:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             try:
-                _RESET.write_text("5")
+                _RESET.write_text("5", encoding="utf-8")
             except OSError:
                 pass  # then the peak is that of the process so far
 
@@ -42,7 +42,9 @@ class Stages:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         if _STATUS.is_file():
-            fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+            fields = dict(
+                line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines() if ":" in line
+            )
             return int(fields["VmHWM"].split()[0]) * 1024
         import resource
 

@@ -50,8 +50,8 @@ def write(content: Mapping[str, Any], folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "allocation.json").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / "allocation.md").write_text(to_markdown(content))
+        (folder / "allocation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / "allocation.md").write_text(to_markdown(content), encoding="utf-8")
         by_site(content).to_csv(folder / "allocation.csv", index=False)
         plt = pyplot()
         save(plt, bars(plt, content), _title(content), folder, "allocation")

@@ -70,13 +70,15 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
     try:
         with staged(folder) as stage:
             compared.to_csv(stage / "table.csv", index=False)
-            (stage / "table.md").write_text(markdown)
-            (stage / "table.tex").write_text(to_latex(table, subject.title, subject.scale))
+            (stage / "table.md").write_text(markdown, encoding="utf-8")
+            (stage / "table.tex").write_text(to_latex(table, subject.title, subject.scale), encoding="utf-8")
             draw(compared, subject.layout, subject.title, subject.scale, stage, cells)
             against = ratios.ratios(measured, cells)
             if not against.empty:
                 against.to_csv(stage / "ratios.csv", index=False)
-                (stage / "ratios.md").write_text(ratios.to_markdown(against, subject.title, subject.scale))
+                (stage / "ratios.md").write_text(
+                    ratios.to_markdown(against, subject.title, subject.scale), encoding="utf-8"
+                )
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
     return Outputs(folder, markdown, comparison_text(compared), {"table": compared})

@@ -17,7 +17,7 @@ from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.core.files import staged
 from harness.execute import check_points, execute_each, finished, is_unsaved
-from harness.models.loading import find_checkpoint, weights_hash
+from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.claim import submitted

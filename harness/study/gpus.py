@@ -122,9 +122,10 @@ class _Worker:
             text=True,
             pass_fds=(theirs,),
             env={"OMP_NUM_THREADS": threads} | os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
+            encoding="utf-8",
         )
         os.close(theirs)  # its end of the pipe closes with it
-        self._answers = os.fdopen(answers)
+        self._answers = os.fdopen(answers, encoding="utf-8")
 
     def __enter__(self) -> _Worker:
         return self
@@ -170,5 +171,5 @@ def _run(label: str, composed: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with os.fdopen(int(sys.argv[1]), "w") as channel:
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
         serve(sys.stdin, channel)

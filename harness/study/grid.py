@@ -197,7 +197,7 @@ def load_study(
     """
     if name not in study_names():
         raise unknown("study", name, study_names())
-    content = yaml.safe_load((CONF / "study" / f"{name}.yaml").read_text())
+    content = yaml.safe_load((CONF / "study" / f"{name}.yaml").read_text(encoding="utf-8"))
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     if scale not in content["scales"]:

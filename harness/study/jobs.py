@@ -130,7 +130,7 @@ def run_job(folder: Path, number: int) -> list[str]:
         The paths of the records.
     """
     job = folder / f"{number}.json"
-    content = json.loads(job.read_text())
+    content = json.loads(job.read_text(encoding="utf-8"))
     os.chdir(content["folder"])  # relative paths mean what they meant at submission
     if content["assets"]:
         os.environ["HARNESS_ASSETS"] = content["assets"]
@@ -173,9 +173,9 @@ def _run_point(cfg: RunConfig, ready: Prepared, since: float, watch: Watch) -> t
 
 def ended(folder: Path, number: int) -> Ended:
     """How far a job came, from its files."""
-    points = [point["point"] for point in json.loads((folder / f"{number}.json").read_text())["points"]]
+    points = [point["point"] for point in json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))["points"]]
     outcome = _outcome(folder, number)
-    return Ended(points, json.loads(outcome.read_text()) if outcome.exists() else [])
+    return Ended(points, json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else [])
 
 
 def _outcome(folder: Path, number: int) -> Path:

@@ -173,7 +173,7 @@ def _freeze_launcher(folder: Path, name: str, cluster: str) -> None:
             "sweep": {"dir": str(folder), "subdir": "${hydra.job.num}"},
         },
     }
-    (folder / "conf" / "launch.yaml").write_text(yaml.safe_dump(content))
+    (folder / "conf" / "launch.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 def _tell(number: int, ended: jobs.Ended) -> None:

@@ -36,7 +36,7 @@ class QueueWatcher(SlurmInfoWatcher):
         try:
             asked = subprocess.run(
                 ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"],
-                capture_output=True, text=True, timeout=60, check=True,
+                capture_output=True, text=True, timeout=60, check=True, encoding="utf-8",
             )  # fmt: skip
         except (OSError, subprocess.SubprocessError):
             return

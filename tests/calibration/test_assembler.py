@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import METHODS, TINY, tiny, windows
+from helpers import METHODS, TINY, given_tokens, tiny, windows
 from torch import Tensor, nn
 
 from harness.calibration import assembler as assembling
 from harness.calibration.assembler import LevelAssembler, build_assembler
+from harness.calibration.checks import self_check
 from harness.core.errors import UserError
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.models.anatomy import anatomy_of
@@ -92,14 +93,26 @@ def test_batches_change_nothing(tokens: int, stacked: bool, monkeypatch: pytest.
     assert assembled(model).losses(candidates) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_candidate_of_a_model_whose_arguments_follow_from_tokens() -> None:
+    """Its loss is that of the model with the candidate's levels written into it, window by window."""
+    model = given_tokens(tiny("llama"), 0, 1)
+    self_check(model, anatomy_of(model))
+    candidates = drawn(model, range(2), 3)
+    for candidate, loss in zip(candidates, assembled(model).losses(candidates), strict=True):
+        other = given_tokens(tiny("llama"), 0, 1)
+        self_check(other, anatomy_of(other))
+        written(other, METHODS["wanda"], candidate, range(2))
+        assert loss == pytest.approx(mean_nll(other, windows(3, seed=5)), rel=1e-5)
+
+
 def test_equal_prefixes_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     made, runs = assembled(model), []
     run = made._stream.run_block
 
-    def counted(index: int, hidden: Tensor) -> Tensor:
+    def counted(index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
         runs.append((index, len(hidden)))
-        return run(index, hidden)
+        return run(index, hidden, tokens)
 
     monkeypatch.setattr(made._stream, "run_block", counted)
     same = drawn(model, range(2), 2)  # they agree in the first block

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, tiny
+from helpers import TINY, given_tokens, tiny
 from torch import nn
 
 from harness.calibration.checks import self_check
+from harness.calibration.replay import follow_tokens
 from harness.core.errors import UserError
 from harness.models.anatomy import anatomy_of
 
@@ -23,6 +25,15 @@ def wrapped(block: nn.Module, change: Any) -> None:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     block.forward = forward
+
+
+def test_a_family_whose_arguments_follow_tokens_is_marked() -> None:
+    """By a block behind the first, which a look at the first one alone would miss."""
+    plain, follows = tiny("llama"), given_tokens(tiny("llama"), 1)
+    for model in (plain, follows):
+        self_check(model, anatomy_of(model))
+    assert not follow_tokens(plain.model.layers) and follow_tokens(follows.model.layers)
+    assert follow_tokens(copy.deepcopy(follows).model.layers), "a replica knows it too"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -85,5 +96,5 @@ def test_a_look_at_the_next_token_alone_is_caught() -> None:
 def test_a_model_that_gives_nan_is_caught() -> None:
     model = tiny("llama")
     wrapped(model.model.layers[1], lambda hidden: hidden * float("nan"))
-    with pytest.raises(UserError, match="moves its logits by nan"):
+    with pytest.raises(UserError, match=r"the logits of this model are not finite in float32"):
         self_check(model, anatomy_of(model))

@@ -127,9 +127,9 @@ def test_a_scope_that_ends_earlier_is_a_prefix(monkeypatch: pytest.MonkeyPatch) 
     forwards: list[int] = []
     run_piece = Stream.run_piece
 
-    def forward(stream: Stream, index: int, hidden: Tensor) -> Tensor:
+    def forward(stream: Stream, index: int, *given: Tensor) -> Tensor:
         forwards.append(index)
-        return run_piece(stream, index, hidden)
+        return run_piece(stream, index, *given)
 
     monkeypatch.setattr(Stream, "run_piece", forward)
     sharing = Sharing(Store(CPU), Store(CPU, EVERYTHING), "these windows")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import METHODS, TINY, everything, linears, normal, pattern, seen_by, tiny, windows
+from helpers import METHODS, TINY, everything, given_tokens, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor, nn
 
 from harness.calibration.probe import ModelProbe
-from harness.calibration.stream import TOKENS_PER_BATCH, batched, first, stream
+from harness.calibration.replay import first
+from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, norms
@@ -85,6 +86,36 @@ def test_each_block_sees_the_model_as_pruned_so_far(name: str) -> None:
             torch.testing.assert_close(shown[site], expected, rtol=1e-4, atol=1e-5, msg=lambda m, s=site: f"{s}: {m}")
         for site in in_block:
             partly.get_submodule(site).weight.copy_(model.get_submodule(site).weight)
+
+
+@pytest.mark.parametrize("together", [None, 1])
+def test_arguments_that_follow_from_tokens_are_those_of_each_batch(together: int | None) -> None:
+    """A model whose blocks are called with embeddings of the tokens: the second batch's are not the first one's."""
+    model = given_tokens(tiny("llama"), 0, 1)
+    state = Stream(model, anatomy_of(model), BATCHES)
+    assert state.follows_tokens
+    state._together = together
+    for hidden, tokens in zip(state.hidden, BATCHES, strict=True):
+        for index in range(2):
+            hidden = state.run_block(index, hidden, tokens)
+        torch.testing.assert_close(state.logits(hidden), model(tokens, use_cache=False).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_of_a_model_whose_arguments_follow_from_tokens() -> None:
+    """What a walk shows is what the whole model computes."""
+    model = given_tokens(tiny("llama"), 0, 1)
+    expected = whole_model_inputs(model, list(linears(model, model.model.layers)))
+    for block in stream(model, anatomy_of(model), BATCHES, range(2), edited=False, label=""):
+        for site, seen in block.observe(everything).items():
+            torch.testing.assert_close(seen, expected[site], rtol=1e-4, atol=1e-4)
+
+
+def test_arguments_are_shared_where_they_do_not_follow_from_tokens() -> None:
+    """One list of arguments for each shape of batch, however many batches there are."""
+    for name in TINY:
+        model = tiny(name)
+        state = Stream(model, anatomy_of(model), BATCHES)
+        assert not state.follows_tokens and not state._of_tokens and len(state._arguments) == SHAPES
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "qwen2", "mistral"])

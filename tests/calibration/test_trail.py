@@ -28,9 +28,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     indices: list[int] = []
     run_piece = Stream.run_piece
 
-    def forward(stream: Stream, index: int, hidden: Tensor) -> Tensor:
+    def forward(stream: Stream, index: int, *given: Tensor) -> Tensor:
         indices.append(index)
-        return run_piece(stream, index, hidden)
+        return run_piece(stream, index, *given)
 
     monkeypatch.setattr(Stream, "run_piece", forward)
     return indices

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness import execute
 from harness.core.errors import UserError
+from harness.models.anatomy import FAMILIES
 from harness.record.question import answered, question
 from harness.record.schema import Record
 
@@ -55,6 +57,14 @@ def test_the_architecture_and_the_tokenizer_are_part_of_identity(
     assert copy("named", "config.json", transformers_version="4.0", _name_or_path="x") == first
     assert copy("epsilon", "config.json", rms_norm_eps=0.5) != first
     assert copy("words", "vocab.json", a=0) != first
+
+
+def test_a_revised_layout_is_another_run(typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = typed(*options, "method=magnitude").record["fingerprint"]
+    whole = FAMILIES["llama"]
+    monkeypatch.setitem(FAMILIES, "llama", replace(whole, attention=whole.attention[::-1]))
+    again = typed(*options, "method=magnitude")
+    assert "found" not in again.err and again.record["fingerprint"] != first
 
 
 def test_nothing_to_evaluate_is_allowed(typed: Callable, options: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import METHODS, TINY, linears, pattern, tiny, windows
@@ -11,7 +13,7 @@ from harness.core.edit import Edit
 from harness.core.errors import UserError
 from harness.core.pattern import NofM, satisfies
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
-from harness.models.anatomy import FAMILIES, Anatomy, anatomy_of
+from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, anatomy_of, revised_layout
 from harness.models.surgery import operate
 from harness.run import prune
 
@@ -66,6 +68,20 @@ def test_bfloat16_stays_bfloat16(method: str) -> None:
     assert fraction_of_zeros(model, anatomy_of(model), range(1)) == 0.5
     assert fraction_of_zeros(model, anatomy_of(model), None) == 0.25
     assert fraction_of_zeros(model, anatomy_of(model), range(0)) == 0.0
+
+
+def test_a_revised_layout_is_another_run_and_the_first_one_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of before say nothing of their layout: theirs are the first ones."""
+    assert set(FIRST_LAYOUTS) <= set(FAMILIES)
+    assert not any(revised_layout(family) for family in FIRST_LAYOUTS) and revised_layout("bloom") is None
+    first = FAMILIES["llama"]
+    monkeypatch.setitem(FAMILIES, "llama", replace(first, mlp=first.mlp[::-1]))
+    revised = revised_layout("llama")
+    assert revised and revised_layout("mistral") is None
+    monkeypatch.setitem(FAMILIES, "llama", replace(first, gated=False))
+    assert revised_layout("llama") not in (None, revised)
+    monkeypatch.setitem(FAMILIES, "of-tomorrow", first)
+    assert revised_layout("of-tomorrow"), "a family that came later says it"
 
 
 def test_a_dense_model_in_scope_is_counted_as_dense() -> None:
