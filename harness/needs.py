@@ -236,13 +236,17 @@ def _epochs(method: Any, geometry: Geometry, length: int) -> float:
 
 
 def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
-    """Traces: the graph and gradients of a block, a window in front of every block, its logits and their gradient."""
-    if cfg.composed["allocator"]["name"] not in ("isc", "msp") or cfg.method is None:
+    """Traces: the graph and gradients of a block, a window in front of every block, its logits and their gradient.
+
+    All of it in float32; of 16-bit weights there is a copy in float32, of one block and what is outside the blocks.
+    """
+    if not getattr(cfg.allocator, "asks_for_traces", False) or cfg.method is None:
         return 0.0
     states = geometry.blocks * length * geometry.hidden
     graph = length * (8 * geometry.hidden + 6 * geometry.wide)
     logits = 4 * length * geometry.vocabulary
-    return float((4 * geometry.block_parameters + states + graph) * itemsize + logits * 4)
+    copied = geometry.block_parameters + geometry.outside_parameters if itemsize < 4 else 0
+    return 4.0 * (4 * geometry.block_parameters + states + graph + logits + copied)
 
 
 def _judging(cfg: RunConfig, geometry: Geometry, length: int, cuda: bool) -> float:

@@ -80,6 +80,10 @@ def test_what_is_counted() -> None:
     for search, windows in (("msp", 4), ("evopress", 16)):
         judged = needed("model=llama3-8b", f"allocator={search}", "method=magnitude")
         assert judged.pruning >= 4 * windows * 2048 * 128256  # the dense model's probabilities for every fitness window
+    for tracing in ("isc", "msp"):  # in float32, whatever the weights are: a copy of those that run
+        short, single = (needed(f"allocator={tracing}", "method=magnitude", itemsize=size) for size in (2, 4))
+        copied = 2 * (short.block + short.outside)
+        assert short.pruning == single.pruning + copied >= 4 * single.block + copied
     on_disk = needed("method=wanda", "allocator=msp", "sparsity=1of4", "allocator.database=disk")
     assert on_disk.waiting == 4 * GIB
     assert needed("allocator=mrp").waiting - 4 * GIB == wanda.blocks
