@@ -35,7 +35,9 @@ SIGHTLESS = ("uniform", "file", "alphapruning")
 LOGIT_PIECES = 5
 """Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
 TIED = ("opt", "gemma", "gemma2", "gemma3_text")
-"""Families whose head is the embedding."""
+"""Families whose head is the embedding where nothing else is said."""
+UNGATED = ("opt", "phi", "gpt_neox")
+"""Families whose feed-forward part has two matrices."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Geometry:
     blocks: int
     hidden: int
     wide: int
+    query: int
     key_value: int
     heads: int
     vocabulary: int
@@ -53,7 +56,7 @@ class Geometry:
 
     @property
     def block_parameters(self) -> int:
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.key_value
+        attention = 2 * self.hidden * (self.query + self.key_value)
         return attention + (3 if self.gated else 2) * self.hidden * self.wide
 
     @property
@@ -64,20 +67,21 @@ class Geometry:
     @property
     def widths(self) -> tuple[int, ...]:
         """Input widths of the matrices of one block."""
-        return (self.hidden,) * (6 if self.gated else 5) + (self.wide,)
+        return (self.hidden,) * (5 if self.gated else 4) + (self.query, self.wide)
 
     @property
     def gram_elements(self) -> int:
         """Of the Gram matrices of a block's distinct inputs: those of attention, of its output, of the part behind."""
-        return 3 * self.hidden**2 + self.wide**2
+        return 2 * self.hidden**2 + self.query**2 + self.wide**2
 
 
 def of_facts(facts: Mapping[str, Any]) -> Geometry:
-    """The geometry that `conf/model` holds."""
+    """The geometry that `conf/model` holds; `head_dim` is there where it is not the hidden size over the heads."""
     family, hidden, heads = facts["family"], facts["hidden"], facts["heads"]
+    head = facts.get("head_dim", hidden // heads)
     return Geometry(
-        facts["blocks"], hidden, facts["intermediate"], hidden // heads * facts["kv_heads"], heads,
-        facts["vocabulary"], family not in ("opt", "phi"), family in TIED,
+        facts["blocks"], hidden, facts["intermediate"], head * heads, head * facts["kv_heads"], heads,
+        facts["vocabulary"], family not in UNGATED, facts.get("tied", family in TIED),
     )  # fmt: skip
 
 
@@ -85,14 +89,16 @@ def of_config(config: Mapping[str, Any]) -> Geometry:
     """The geometry that a checkpoint's `config.json` describes; what it leaves out is as small as it can be."""
     hidden, heads = int(config.get("hidden_size") or 1), int(config.get("num_attention_heads") or 1)
     family = str(config.get("model_type"))
+    head = int(config.get("head_dim") or hidden // heads)
     return Geometry(
         blocks=int(config.get("num_hidden_layers") or 1),
         hidden=hidden,
         wide=int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden),
-        key_value=int(config.get("head_dim") or hidden // heads) * int(config.get("num_key_value_heads") or heads),
+        query=head * heads,
+        key_value=head * int(config.get("num_key_value_heads") or heads),
         heads=heads,
         vocabulary=int(config.get("vocab_size") or 1),
-        gated=family not in ("opt", "phi"),
+        gated=family not in UNGATED,
         tied=bool(config.get("tie_word_embeddings", family in TIED)),
     )
 

@@ -18,6 +18,7 @@ import torch
 from harness.core.errors import UserError
 from harness.core.memory import free_on_gpu
 from harness.models.anatomy import Anatomy, anatomy_of
+from harness.models.packaged import PACKAGED, packaged_folder
 from harness.models.placement import Placement, Where, place
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def find_checkpoint(choice: ModelChoice) -> Checkpoint:
     if choice.path.startswith(ASSETS):
         raise UserError(f"model={choice.name} is a local model: set HARNESS_ASSETS to the folder that holds it.")
     folder, revision = Path(choice.path).expanduser(), choice.revision
+    if choice.path.startswith(PACKAGED):
+        folder = packaged_folder(choice.path, file_hash)
     if not folder.is_dir():
         if choice.path.startswith(("/", ".", "~")) or choice.path.count("/") != 1:
             raise UserError(f"the model folder {choice.path} of model={choice.name} does not exist.")
