@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-%: $(READY) ## run what a table or figure lacks and print it: make reproduce-table2 [PAPER=sparsellm] [SCALE=embedded|proxy|paper]
+reproduce-%: $(READY) ## run what a table or figure lacks and print it: make reproduce-table2 [PAPER=sparsellm] [SCALE=embedded|proxy|real|paper]
 	@$(RUN) study=$(PAPER)_$* scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 
 reproduce: $(READY) ## the same for any study: PAPER=… ITEM=table2|figure1|… SCALE=… CLUSTER=local|joblib|slurm|ray
