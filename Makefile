@@ -5,6 +5,7 @@ ITEM ?= table2
 SCALE ?= embedded
 CLUSTER ?= local
 OVERRIDES ?=
+MODEL ?=
 RECORD ?=
 OUT ?=
 # names of files: neither make nor a shell reads anything into them
@@ -30,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-%: $(READY) ## run what a table or figure lacks and print it: make reproduce-table2 [PAPER=sparsellm] [SCALE=embedded|proxy|paper]
+reproduce-%: $(READY) ## run what a table or figure lacks and print it: make reproduce-table2 [PAPER=sparsellm] [SCALE=embedded|proxy|real|paper]
 	@$(RUN) study=$(PAPER)_$* scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 
 reproduce: $(READY) ## the same for any study: PAPER=… ITEM=table2|figure1|… SCALE=… CLUSTER=local|joblib|slurm|ray
@@ -54,8 +55,8 @@ compare: $(READY) ## every cell beside the reported number, with verdict and rea
 publish: $(READY) ## copy records, table and figure of a study to results/published
 	@$(RUN) publish $(STUDY)
 
-prefetch: $(READY) ## download models and texts of a study once, so that runs work offline
-	@$(RUN) prefetch $(STUDY)
+prefetch: $(READY) ## download models and texts of a study, or MODEL=<name of conf/model>, once, so that runs work offline
+	@$(RUN) prefetch $(if $(MODEL),model=$(MODEL) $(OVERRIDES),$(STUDY))
 
 allocation: $(READY) ## what RECORD=<record or allocation.json> asks of every matrix; OUT=<folder> keeps table and figure
 	@$(RUN) allocation $(if $(RECORD),"$$RECORD") $(if $(OUT),"$$OUT")

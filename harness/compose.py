@@ -49,7 +49,7 @@ from harness.values import (
 
 CONF = Path(__file__).parent.parent / "conf"
 COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
-SCALES = ("embedded", "proxy", "paper")
+SCALES = ("embedded", "proxy", "real", "paper")
 THIS_MACHINE = ("local", "joblib", "gpus")
 """The clusters whose points run on this machine."""
 OmegaConf.register_new_resolver("gpus_here", lambda: int(torch.cuda.is_available()), replace=True)

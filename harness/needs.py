@@ -35,7 +35,9 @@ SIGHTLESS = ("uniform", "file", "alphapruning")
 LOGIT_PIECES = 5
 """Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
 TIED = ("opt", "gemma", "gemma2", "gemma3_text")
-"""Families whose head is the embedding."""
+"""Families whose head is the embedding where nothing else is said."""
+UNGATED = ("opt", "phi", "gpt_neox")
+"""Families whose feed-forward part has two matrices."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Geometry:
     blocks: int
     hidden: int
     wide: int
+    query: int
     key_value: int
     heads: int
     vocabulary: int
@@ -53,7 +56,7 @@ class Geometry:
 
     @property
     def block_parameters(self) -> int:
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.key_value
+        attention = 2 * self.hidden * (self.query + self.key_value)
         return attention + (3 if self.gated else 2) * self.hidden * self.wide
 
     @property
@@ -64,12 +67,12 @@ class Geometry:
     @property
     def widths(self) -> tuple[int, ...]:
         """Input widths of the matrices of one block."""
-        return (self.hidden,) * (6 if self.gated else 5) + (self.wide,)
+        return (self.hidden,) * (5 if self.gated else 4) + (self.query, self.wide)
 
     @property
     def gram_elements(self) -> int:
         """Of the Gram matrices of a block's distinct inputs: those of attention, of its output, of the part behind."""
-        return 3 * self.hidden**2 + self.wide**2
+        return 2 * self.hidden**2 + self.query**2 + self.wide**2
 
     @property
     def solver_elements(self) -> int:
@@ -85,11 +88,12 @@ class Geometry:
 
 
 def of_facts(facts: Mapping[str, Any]) -> Geometry:
-    """The geometry that `conf/model` holds."""
+    """The geometry that `conf/model` holds; `head_dim` is there where it is not the hidden size over the heads."""
     family, hidden, heads = facts["family"], facts["hidden"], facts["heads"]
+    head = facts.get("head_dim", hidden // heads)
     return Geometry(
-        facts["blocks"], hidden, facts["intermediate"], hidden // heads * facts["kv_heads"], heads,
-        facts["vocabulary"], family not in ("opt", "phi"), family in TIED,
+        facts["blocks"], hidden, facts["intermediate"], head * heads, head * facts["kv_heads"], heads,
+        facts["vocabulary"], family not in UNGATED, facts.get("tied", family in TIED),
     )  # fmt: skip
 
 
@@ -97,14 +101,16 @@ def of_config(config: Mapping[str, Any]) -> Geometry:
     """The geometry that a checkpoint's `config.json` describes; what it leaves out is as small as it can be."""
     hidden, heads = int(config.get("hidden_size") or 1), int(config.get("num_attention_heads") or 1)
     family = str(config.get("model_type"))
+    head = int(config.get("head_dim") or hidden // heads)
     return Geometry(
         blocks=int(config.get("num_hidden_layers") or 1),
         hidden=hidden,
         wide=int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden),
-        key_value=int(config.get("head_dim") or hidden // heads) * int(config.get("num_key_value_heads") or heads),
+        query=head * heads,
+        key_value=head * int(config.get("num_key_value_heads") or heads),
         heads=heads,
         vocabulary=int(config.get("vocab_size") or 1),
-        gated=family not in ("opt", "phi"),
+        gated=family not in UNGATED,
         tied=bool(config.get("tie_word_embeddings", family in TIED)),
     )
 
@@ -261,13 +267,17 @@ def _beside(method: Any, geometry: Geometry, cuda: bool) -> float:
 
 
 def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
-    """Traces: the graph and gradients of a block, a window in front of every block, its logits and their gradient."""
-    if cfg.composed["allocator"]["name"] not in ("isc", "msp") or cfg.method is None:
+    """Traces: the graph and gradients of a block, a window in front of every block, its logits and their gradient.
+
+    All of it in float32; of 16-bit weights there is a copy in float32, of one block and what is outside the blocks.
+    """
+    if not getattr(cfg.allocator, "asks_for_traces", False) or cfg.method is None:
         return 0.0
     states = geometry.blocks * length * geometry.hidden
     graph = length * (8 * geometry.hidden + 6 * geometry.wide)
     logits = 4 * length * geometry.vocabulary
-    return float((4 * geometry.block_parameters + states + graph) * itemsize + logits * 4)
+    copied = geometry.block_parameters + geometry.outside_parameters if itemsize < 4 else 0
+    return 4.0 * (4 * geometry.block_parameters + states + graph + logits + copied)
 
 
 def _judging(cfg: RunConfig, geometry: Geometry, length: int, cuda: bool) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness import catalogue
+from harness.calibration.curvature import REVISION as TRACES
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.memory import GIB
@@ -30,7 +31,7 @@ PIPELINE = 3
 
 CACHED_BY = (
     *("pipeline", "weights", "architecture", "layout", "tokenizer", "dtype", "device", "scope", "planner"),
-    *("calibration", "calibration_data", "numerics"),
+    *("calibration", "calibration_data", "numerics", "traces"),
 )
 """The parts of an identity that traces and searches share with other runs."""
 
@@ -260,6 +261,8 @@ def _identity(
         }
         if cfg.inputs != "pruned":
             identity["inputs"] = cfg.inputs
+        if getattr(cfg.allocator, "asks_for_traces", False) and facts["dtype"] != "float32":
+            identity["traces"] = TRACES  # in float32 all revisions are one
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
         identity |= {

@@ -235,6 +235,7 @@ TINY: dict[str, dict[str, Any]] = {
     "opt": _OPT,
     "opt-350m": _OPT | {"model_type": "opt", "do_layer_norm_before": False, "word_embed_proj_dim": 16},
     "phi": _SIZES | {"intermediate_size": 56},
+    "gpt_neox": _SIZES | {"intermediate_size": 56},
     "phi3": _GATED,
 }
 """Tiny models, two blocks each: one per supported family, with blocks that differ in their masks where families do."""

@@ -32,9 +32,11 @@ def needed(*overrides: str, **options: Any) -> Need:
     return need_of(cfg, of_facts(cfg.composed["model"]["geometry"]), **sizes)
 
 
+@pytest.mark.parametrize("head", [None, 16])
 @pytest.mark.parametrize("name", [name for name in TINY if name != "opt-350m"])
-def test_parameters_are_those_of_the_model(name: str) -> None:
-    model = tiny(name)
+def test_parameters_are_those_of_the_model(name: str, head: int | None) -> None:
+    """With heads that are wider than the hidden size has room for, too, where a family has such."""
+    model = tiny(name, **({"head_dim": head} if head and "head_dim" in TINY[name] else {}))
     geometry = of_config(model.config.to_dict())
     matrices = linears(model, anatomy_of(model).block_list(model))
     assert geometry.blocks * geometry.block_parameters == sum(linear.weight.numel() for linear in matrices.values())
@@ -43,13 +45,19 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     assert geometry.outside_parameters <= rest < geometry.outside_parameters + vectors
 
 
-@pytest.mark.parametrize("model", ["llama2-7b", "llama3-8b", "qwen2.5-7b", "opt-6.7b"])
+PUBLISHED = {
+    "llama2-7b": 6.74, "llama3-8b": 8.03, "qwen2.5-7b": 7.62, "opt-6.7b": 6.66, "llama3.2-1b": 1.236,
+    "smollm2-135m": 0.1345, "smollm2-135m-q4": 0.1345, "smollm2-360m": 0.3618, "smollm2-1.7b": 1.711,
+    "qwen3-0.6b": 0.596, "pythia-410m": 0.4053,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
 def test_published_sizes(model: str) -> None:
-    """Meta's and Alibaba's own counts of parameters, in billions."""
-    published = {"llama2-7b": 6.74, "llama3-8b": 8.03, "qwen2.5-7b": 7.62, "opt-6.7b": 6.66}
+    """Their makers' own counts of parameters, in billions."""
     geometry = of_facts(configured(f"model={model}").composed["model"]["geometry"])
     counted = geometry.blocks * geometry.block_parameters + geometry.outside_parameters
-    assert counted / 1e9 == pytest.approx(published[model], rel=0.01)
+    assert counted / 1e9 == pytest.approx(PUBLISHED[model], rel=0.01)
 
 
 def test_where_everything_is_adds_up() -> None:
@@ -84,6 +92,10 @@ def test_what_is_counted() -> None:
     for search, windows in (("msp", 4), ("evopress", 16)):
         judged = needed("model=llama3-8b", f"allocator={search}", "method=magnitude")
         assert judged.pruning >= 4 * windows * 2048 * 128256  # the dense model's probabilities for every fitness window
+    for tracing in ("isc", "msp"):  # in float32, whatever the weights are: a copy of those that run
+        short, single = (needed(f"allocator={tracing}", "method=magnitude", itemsize=size) for size in (2, 4))
+        copied = 2 * (short.block + short.outside)
+        assert short.pruning == single.pruning + copied >= 4 * single.block + copied
     on_disk = needed("method=wanda", "allocator=msp", "sparsity=1of4", "allocator.database=disk")
     assert on_disk.waiting == 4 * GIB
     assert needed("allocator=mrp").waiting - 4 * GIB == wanda.blocks

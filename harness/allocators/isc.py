@@ -42,6 +42,7 @@ class Isc:
     levels: tuple[int, ...] = ()
 
     uses_cache = True
+    asks_for_traces = True
 
     def __post_init__(self) -> None:
         if self.spread < 0 or self.windows < 1 or self.probes < 1:

@@ -53,6 +53,8 @@ class Msp(Search):
     mutation: float = 0.15
     verify: bool = False
 
+    asks_for_traces = True
+
     def __post_init__(self) -> None:
         if self.population < 2 or self.generations < 0 or self.patience < 1:
             raise UserError(

@@ -1,18 +1,24 @@
 """Traces of the loss's curvature, matrix by matrix: of the empirical Fisher matrix (MSP) and of the Hessian (ISC).
 
 The loss of a window is its mean negative log-likelihood over L − 1 targets, as perplexity has it. Blocks are run again
-one at a time, so that never more than the graph and the gradients of one exist. Shapes: N windows, L tokens, D hidden
-size, S sites, K probes.
+one at a time, so that never more than the graph and the gradients of one exist.
+
+Whatever the dtype of the model, all of this is computed in float32: float16 does not hold the second derivatives of a
+deep model, and bfloat16 moves squared gradients by percents. A block has float32 weights while it runs; what is outside
+the blocks has them throughout. The values are the model's own, so its traces are those of a float32 run.
+
+Shapes: N windows, L tokens, D hidden size, S sites, K probes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +28,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream
 from harness.core.interfaces import Draws, Site, Trace
+from harness.core.linalg import products_like
 from harness.core.rng import rng
 from harness.models.anatomy import Anatomy
 
 Weights = Mapping[Site, Tensor]
 Directions = Callable[[Weights], list[Tensor]]
 """Weights → the z of each, the same whenever it is asked."""
-REVISION = 1
-"""Raised when traces change on purpose: what is cached is of one revision."""
-FLOAT16_SCALE = 2.0**10
-"""The loss is multiplied by so much where gradients are float16, whose smallest number is 6e-8. Half a window of 2048
-targets: about the gradient of their sum, which is of order one. bfloat16 has the range of float32."""
+REVISION = 2
+"""Raised when traces change on purpose: what is cached is of one revision. 1: 16-bit models in their own dtype."""
 
 
 def fisher_trace(
@@ -45,7 +49,8 @@ def fisher_trace(
     """
     models = [model, *(_copied(model, device) for device in devices[: len(windows) - 1])]
     sites = [site for index in scope for site in anatomy.block_linears(model, index)]
-    with ThreadPoolExecutor(len(models)) as pool:  # a thread records gradients even where the caller does not
+    threads = ThreadPoolExecutor(len(models))  # a thread records gradients even where the caller does not
+    with products_like(next(model.parameters())), threads as pool:
         shares = pool.map(partial(_fisher_of, anatomy, scope), models, windows.tensor_split(len(models)))
         return _traces(sites, torch.cat(list(shares)))
 
@@ -59,9 +64,14 @@ def hessian_trace(
     weights are included, behind the matrices of their block, since the released code ranks them too. The standard error
     is over probes, of a single probe over windows.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
-        batches = windows.to(next(model.parameters()).device).split(1)
-        state = Stream(model, anatomy, batches)
+    like = next(model.parameters())
+    batches = windows.to(like.device).split(1)
+    with (
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),  # the fused kernels cannot be differentiated twice
+        products_like(like),
+        _in_float32(model, anatomy, batches) as state,
+    ):
         blocks = {index: _matrices(state, index) | _norms(state, index) for index in scope}
         rows = []
         for probe, window in progress(list(product(range(probes), range(len(windows)))), "Hessian trace"):
@@ -89,6 +99,53 @@ def _copied(model: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(model, moved)
 
 
+@contextmanager
+def _in_float32(model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor]) -> Iterator[_Float32Stream]:
+    """A stream over windows (1, L), computed in float32 for as long as this lasts."""
+    inside = {id(tensor) for tensor in _tensors(anatomy.block_list(model))}
+    with _as_float32(tensor for tensor in _tensors(model) if id(tensor) not in inside):
+        yield _Float32Stream(model, anatomy, batches)
+
+
+class _Float32Stream(Stream):
+    """A stream whose blocks are float32 while they run; whoever looks at their weights does so `at` the block."""
+
+    @contextmanager
+    def at(self, index: int) -> Iterator[None]:
+        """A block is on the device, in float32."""
+        with self.placement.on_device(index), _as_float32(_tensors(self.blocks[index])):
+            yield
+
+    def arguments(self, batch: Tensor) -> list[dict[str, Any]]:
+        """As any stream: the first block runs."""
+        with self.at(0):
+            return super().arguments(batch)
+
+    def run_block(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """As any stream."""
+        with self.at(index):
+            return super().run_block(index, hidden, tokens)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+@contextmanager
+def _as_float32(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, tensors of 16 bits hold the same numbers in float32; behind it, what they held."""
+    short = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize == 2]
+    held = [tensor.data for tensor in short]
+    try:
+        for tensor in short:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in zip(short, held, strict=True):
+            tensor.data = data
+
+
 def _matrices(state: Stream, index: int) -> dict[Site, Tensor]:
     return {site: linear.weight for site, linear in state.anatomy.block_linears(state.model, index).items()}
 
@@ -111,25 +168,21 @@ def _differentiable(weights: Weights) -> Iterator[list[Tensor]]:
 
 
 def _loss(state: Stream, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """The scaled loss of a window (1, L) from the last hidden state (1, L, D)."""
-    logits = state.logits(hidden)[:, :-1].float()  # (1, L-1, V)
-    return _scale(hidden) * nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def _scale(hidden: Tensor) -> float:
-    return FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
+    """The loss of a window (1, L) from the last hidden state (1, L, D)."""
+    logits = state.logits(hidden)[:, :-1]  # (1, L-1, V)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def _fisher_of(anatomy: Anatomy, scope: range, model: nn.Module, windows: Tensor) -> Tensor:
     """Squared gradients (N, S) of windows (N, L)."""
     batches = windows.to(next(model.parameters()).device).split(1)
-    state = Stream(model, anatomy, batches)
-    blocks = {index: _matrices(state, index) for index in scope}
-    pairs = progress(list(zip(state.hidden, batches, strict=True)), "Fisher trace")
-    return torch.stack([_squared_gradients(state, blocks, hidden, tokens) for hidden, tokens in pairs])
+    with _in_float32(model, anatomy, batches) as state:
+        blocks = {index: _matrices(state, index) for index in scope}
+        pairs = progress(list(zip(state.hidden, batches, strict=True)), "Fisher trace")
+        return torch.stack([_squared_gradients(state, blocks, hidden, tokens) for hidden, tokens in pairs])
 
 
-def _squared_gradients(state: Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor) -> Tensor:
+def _squared_gradients(state: _Float32Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor) -> Tensor:
     """The squared gradient of each site (S,), for one window (1, L) with embeddings `hidden` (1, L, D)."""
     entering = [hidden]
     with torch.no_grad():
@@ -141,24 +194,24 @@ def _squared_gradients(state: Stream, blocks: Mapping[int, Weights], hidden: Ten
     for index in reversed(range(min(blocks), len(state.blocks))):
         gradient, own = _block_squares(state, index, blocks.get(index, {}), entering.pop(), gradient, tokens)
         squares = own + squares
-    return torch.stack(squares).double().cpu() / _scale(hidden) ** 2
+    return torch.stack(squares).double().cpu()
 
 
 def _block_squares(
-    state: Stream, index: int, weights: Weights, hidden: Tensor, gradient: Tensor, tokens: Tensor
+    state: _Float32Stream, index: int, weights: Weights, hidden: Tensor, gradient: Tensor, tokens: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """From the gradient behind a block (1, L, D): the one in front of it, and the squared one of each weight.
 
     A function, so that the weights' gradients are gone before those of the next block exist.
     """
     hidden = hidden.detach().requires_grad_()
-    with state.placement.on_device(index), _differentiable(weights) as leaves:
+    with state.at(index), _differentiable(weights) as leaves:
         entering, *own = grad(state.run_block(index, hidden, tokens), [hidden, *leaves], gradient)
-    return entering, [torch.linalg.vector_norm(one, dtype=torch.float32).square() for one in own]
+    return entering, [torch.linalg.vector_norm(one).square() for one in own]
 
 
 def _quadratic_forms(
-    state: Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor, directions: Directions
+    state: _Float32Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor, directions: Directions
 ) -> Tensor:
     """zᵀHz of each site (S,), for one window (1, L) with embeddings `hidden` (1, L, D).
 
@@ -184,7 +237,7 @@ def _quadratic_forms(
         weights = blocks.get(index, {})
         gradient, moving, own = _backward(state, index, weights, *entering.pop(), gradient, moving, directions, tokens)
         forms = own + forms
-    return torch.stack(forms).cpu() / _scale(hidden)
+    return torch.stack(forms).cpu()
 
 
 def _directions(draws: Draws, seed: int, number: str, weights: Weights) -> list[Tensor]:
@@ -202,11 +255,17 @@ def _directions(draws: Draws, seed: int, number: str, weights: Weights) -> list[
 
 
 def _forward(
-    state: Stream, index: int, weights: Weights, hidden: Tensor, tangent: Tensor, directions: Directions, tokens: Tensor
+    state: _Float32Stream,
+    index: int,
+    weights: Weights,
+    hidden: Tensor,
+    tangent: Tensor,
+    directions: Directions,
+    tokens: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """What a block gives (1, L, D) and the tangent of it, J (ḣ, z): Jᵀλ is linear in λ, and its derivative is J."""
     hidden = hidden.detach().requires_grad_()
-    with state.placement.on_device(index), _differentiable(weights) as leaves:
+    with state.at(index), _differentiable(weights) as leaves:
         output = state.run_block(index, hidden, tokens)
         dummy = torch.zeros_like(output, requires_grad=True)
         gradients = grad(output, [hidden, *leaves], dummy, create_graph=True)
@@ -215,7 +274,7 @@ def _forward(
 
 
 def _backward(
-    state: Stream,
+    state: _Float32Stream,
     index: int,
     weights: Weights,
     hidden: Tensor,
@@ -231,10 +290,10 @@ def _backward(
     the Hessian of φ being symmetric, the gradient of <∇φ, (ḣ, z, λ̇)>, where the part of ∇φ for λ is the block's output.
     """
     hidden = hidden.detach().requires_grad_()
-    with state.placement.on_device(index), _differentiable(weights) as leaves:
+    with state.at(index), _differentiable(weights) as leaves:
         drawn = directions(weights)
         output = state.run_block(index, hidden, tokens)
         gradients = grad(output, [hidden, *leaves], gradient, create_graph=True)
         entering, *products = grad([*gradients, output], [hidden, *leaves], [tangent, *drawn, moving])
-    forms = [(z.float() * Hz.float()).sum(dtype=torch.float64) for z, Hz in zip(drawn, products, strict=True)]
+    forms = [(z * Hz).sum(dtype=torch.float64) for z, Hz in zip(drawn, products, strict=True)]
     return gradients[0].detach(), entering, forms

@@ -5,7 +5,8 @@ Shapes: I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,6 +24,18 @@ LADDER = 4
 def is_short_on_gpu(tensor: Tensor) -> bool:
     """Whether it has 16 bits and lies on a GPU, where a product in float32 rounds nothing but its sum."""
     return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def products_like(weight: Tensor) -> Iterator[None]:
+    """Float32 products on a GPU in TF32 where the model has 16 bits: no fewer bits than its own products have."""
+    before = torch.get_float32_matmul_precision()
+    if is_short_on_gpu(weight):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Inverse(NamedTuple):

@@ -83,6 +83,13 @@ FAMILIES = {
     "phi": Anatomy(
         "model.layers", (_QKV, ("self_attn.dense",)), (("mlp.fc1",), ("mlp.fc2",)), "mlp.activation_fn", False
     ),
+    "gpt_neox": Anatomy(
+        "gpt_neox.layers",
+        (("attention.query_key_value",), ("attention.dense",)),
+        (("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",)),
+        "mlp.act",
+        False,
+    ),
     "phi3": Anatomy(
         "model.layers",
         (("self_attn.qkv_proj",), ("self_attn.o_proj",)),

@@ -14,6 +14,7 @@ from harness.core.files import at_home, is_there
 from harness.core.hub import asking, why_nothing
 from harness.models.account import check_blocks
 from harness.models.anatomy import FAMILIES, no_layout
+from harness.models.packaged import PACKAGED, packaged_folder
 from harness.models.weights import INDEX, SINGLE, Tensor, file_hash, read_headers, read_json, weight_files
 
 ASSETS = "assets:"
@@ -94,6 +95,8 @@ def find_checkpoint(choice: ModelChoice) -> Checkpoint:
     if choice.path.startswith(ASSETS):
         raise UserError(f"model={choice.name} is a local model: set HARNESS_ASSETS to the folder that holds it.")
     folder, revision = at_home(choice.path), choice.revision
+    if choice.path.startswith(PACKAGED):
+        folder = packaged_folder(choice.path, file_hash)
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"the model path {choice.path} of model={choice.name} is not a folder.")

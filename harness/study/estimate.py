@@ -69,6 +69,8 @@ LEVELS = 5
 """Times that a search prunes every matrix, about."""
 FISHER, HESSIAN = 4, 13
 """Forward passes that a window costs in the Fisher trace, and a window and probe in the Hessian's (measured)."""
+TRACED = 137e12
+"""Operations a second that traces of a 16-bit model reach on a GPU, which are computed in TF32: as SparseLLM's fit."""
 UPDATES = 3
 """Times the launches of a forward that SparseLLM's updates of a window take."""
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
@@ -184,7 +186,7 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
     settings = cfg.composed["allocator"]
     body = 2 * window * geometry.block_parameters * geometry.blocks  # a window through the blocks
     whole = body + 2 * window * geometry.hidden * geometry.vocabulary
-    calibration = cfg.calibration.windows
+    calibration, traced = cfg.calibration.windows, 0.0
     match settings["name"]:
         case "uniform" | "file":
             windows = 0.0
@@ -193,10 +195,10 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
         case "mrp":  # a pruning and an observation a turn
             windows = RETRACED * 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
         case "isc":
-            windows = HESSIAN * settings["windows"] * settings["probes"]
+            windows, traced = 0.0, HESSIAN * settings["windows"] * settings["probes"]
         case "msp":
             trace = FISHER if settings["sensitivity"] == "fisher" else HESSIAN * settings["probes"]
-            windows = trace * settings["sensitivity_windows"] + calibration
+            windows, traced = calibration, trace * settings["sensitivity_windows"]
             windows += (settings["generations"] + 1) * settings["population"] * settings["windows"]
         case "evopress":
             pools = [settings["offspring"], *settings["survivors"][:-1]]
@@ -206,6 +208,7 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
             windows = calibration
     levels = LEVELS if settings["name"] in ("msp", "evopress") else 0
     forwards = speed.forward(windows * whole, windows / JUDGED * geometry.blocks)
+    forwards += replace(speed, rate=min(speed.rate, TRACED)).forward(traced * whole, traced / JUDGED * geometry.blocks)
     return forwards + levels * geometry.blocks * _choosing(geometry, speed)
 
 

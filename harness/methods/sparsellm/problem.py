@@ -6,8 +6,7 @@ Shapes: L tokens of one window, D hidden size, F feed-forward size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -121,15 +120,3 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     if is_short_on_gpu(x) and x.dtype == weight.dtype:
         return torch.mm(x, weight.T, out_dtype=torch.float32)
     return x.float() @ weight.float().T
-
-
-@contextmanager
-def products_like(weight: Tensor) -> Iterator[None]:
-    """Float32 products on a GPU in TF32 where the model has 16 bits: no fewer bits than its own products have."""
-    before = torch.get_float32_matmul_precision()
-    if is_short_on_gpu(weight):
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
