@@ -13,7 +13,7 @@ override OUT := $(value OUT)
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m harness
-STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) $(OVERRIDES)
+STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 export RECORD OUT
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ reproduce-%: $(READY) ## run what a table or figure lacks and print it: make rep
 	@$(RUN) study=$(PAPER)_$* scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 
 reproduce: $(READY) ## the same for any study: PAPER=… ITEM=table2|figure1|… SCALE=… CLUSTER=local|joblib|slurm|ray
-	@$(RUN) $(STUDY) cluster=$(CLUSTER)
+	@$(RUN) $(STUDY)
 
 plan: $(READY) ## the points of a study: done, to do, skipped and why, with time and memory
 	@$(RUN) plan $(STUDY)
@@ -43,7 +43,7 @@ status: $(READY) ## how far a study is, from its files
 	@$(RUN) status $(STUDY)
 
 retry: $(READY) ## run the failed and lost points of a study again
-	@$(RUN) retry $(STUDY) cluster=$(CLUSTER)
+	@$(RUN) retry $(STUDY)
 
 tables: $(READY) ## table and figure of a study from its records alone
 	@$(RUN) tables $(STUDY)

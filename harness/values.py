@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -35,9 +36,23 @@ def folder(key: str, value: Any) -> Path:
     Raises:
         UserError: it is not.
     """
-    if not value:
-        raise UserError(f"{key}= needs a folder.")
-    return Path(str(value)).expanduser()
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{key}={shown(value)} has to be a folder's name (within quotes if it is a number).")
+    return Path(value).expanduser()
+
+
+def folder_or_none(key: str, value: Any) -> Path | None:
+    """A path from a folder's option, or None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    return None if value is None else folder(key, value)
+
+
+def shown(value: Any) -> str:
+    """A value as one types it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def integer(composed: Mapping[str, Any], key: str) -> int:
@@ -47,8 +62,8 @@ def integer(composed: Mapping[str, Any], key: str) -> int:
         UserError: it is not.
     """
     value = composed[key]
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{key}={value} has to be a whole number.")
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise UserError(f"{key}={shown(value)} has to be a whole number of at most 64 bits.")
     return value
 
 
@@ -59,7 +74,7 @@ def boolean(values: Mapping[str, Any], key: str) -> bool:
         UserError: it is not.
     """
     if not isinstance(values[key], bool):
-        raise UserError(f"{key}={values[key]} has to be true or false.")
+        raise UserError(f"{key}={shown(values[key])} has to be true or false.")
     return values[key]
 
 
@@ -87,7 +102,7 @@ def amount(composed: Mapping[str, Any], key: str) -> float | None:
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
     ):
-        raise UserError(f"{key}={value} has to be a number, at least 0, or null.")
+        raise UserError(f"{key}={shown(value)} has to be a number, at least 0, or null.")
     return value
 
 
@@ -97,7 +112,7 @@ def one_of(composed: Mapping[str, Any], key: str, options: tuple[str, ...]) -> s
     Raises:
         UserError: it is not.
     """
-    value = str(composed[key])
+    value = shown(composed[key])
     if value not in options:
         raise unknown(f"value of {key}:", value, options)
     return value
@@ -178,9 +193,10 @@ def calibration(chosen: Mapping[str, Any], seed: int) -> Calibration:
     settings = known_settings("calibration", chosen, ["name", *_fields(Calibration)])
     settings.pop("name")
     settings["seed"] = seed if settings.get("seed") is None else settings["seed"]
+    named = {f"calibration.{key}": value for key, value in settings.items()}
     for key in ("windows", "length", "seed"):
-        if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
-            raise UserError(f"calibration.{key}={settings[key]} has to be a whole number.")
+        if key != "length" or settings[key] is not None:
+            integer(named, f"calibration.{key}")
     return Calibration(**{**settings, "corpus": str(settings["corpus"]), "split": str(settings["split"])})
 
 

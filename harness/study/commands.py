@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from harness import compose
+from harness import compose, groups
 from harness.allocators.file import read_allocation
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.core.files import staged
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.loading import find_checkpoint, weights_hash
+from harness.overrides import plugins_in
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.claim import submitted
@@ -43,7 +44,7 @@ def dispatch(command: str, overrides: Sequence[str]) -> int:
         return show_allocation(overrides)
     if command not in COMMANDS:
         raise unknown("command", command, [*COMMANDS, "allocation"])
-    compose.register(compose.plugins_in(overrides))
+    groups.register(plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
     if command in RUNNING:
@@ -80,8 +81,9 @@ def study_of(overrides: Sequence[str]) -> Study:
             extra.append(text)
     if "study" not in values:
         raise UserError("name a study: study=<paper>_<item>, for example study=sparsellm_table2.")
-    if values["cluster"] not in compose.choices("cluster"):
-        raise unknown("cluster", values["cluster"], compose.choices("cluster"))
+    if values["cluster"] not in groups.choices("cluster"):
+        raise unknown("cluster", values["cluster"], groups.choices("cluster"))
+    launch.check_launcher(values["cluster"], launcher)
     return load_study(values["study"], values["scale"], extra, values["cluster"], launcher)
 
 
@@ -151,7 +153,8 @@ def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
     _announce(study, len(ready), len(todo))
     made = {}
     ran = 0
-    for number, path, record, here in execute_each({key: (_config(study, key), item) for key, item in ready.items()}):
+    points = {number: (_config(study, number), item) for number, item in ready.items()}
+    for number, path, record, here in execute_each(points, lambda number: str(study.points[number])):
         made[number] = (path, record)
         if here:
             ran += 1

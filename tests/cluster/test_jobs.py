@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import compose, execute
+from harness import compose, execute, groups
 from harness.core.errors import UserError
 from harness.prepare import prepare
 from harness.record.claim import claimed
@@ -40,11 +40,10 @@ def _components() -> None:
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/ with a study of five points in it."""
     folder = tmp_path / "conf"
-    shutil.copytree(compose.CONF, folder)
+    shutil.copytree(groups.CONF, folder)
     (folder / "study" / "test_table1.yaml").write_text(yaml.safe_dump(STUDY))
     (folder / "cluster" / "serial.yaml").write_text("# @package _global_\ncluster: {jobs: 2}\n")
-    monkeypatch.setattr(compose, "CONF", folder)
-    monkeypatch.setattr(grid, "CONF", folder)
+    monkeypatch.setattr(groups, "CONF", folder)
     return folder
 
 
