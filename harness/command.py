@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness import compose, groups, session
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.execute import announce, check_points, execute, execute_each
-from harness.overrides import plugins_in, points, read, value_of
+from harness.overrides import last_of, plugins_in, points, read, value_of
 from harness.prepare import Prepared
 from harness.study.launch import check_launcher, launch_sweep
 from harness.study.plan import Files, attempts, has_finished
@@ -44,34 +45,54 @@ def dispatch(arguments: list[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "~")):
         return _command(arguments[0], arguments[1:])
-    options = _parsed(arguments)
+    options, replaced = _parsed(arguments)
     overrides = list(options.overrides)
     groups.register(plugins_in(overrides))
     if options.help or options.hydra_help or options.cfg or options.info:
-        return _show(options, [text for text in arguments if text not in overrides] + overrides)
+        return _show(options, [text for text in arguments if text not in options.given] + overrides)
     if study := value_of(overrides, "study"):
         from harness.study import commands
 
+        _say(replaced)
         return commands.run_study(study, [text for text in overrides if not text.startswith("study=")])
     lists = points(overrides)
     if not options.multirun and len(lists) > 1:
         raise UserError("these overrides make a sweep; add -m to run its points.")
     composed = [(" ".join(point), _composed(point, alone=len(lists) == 1)) for point in lists]
-    return _run(value_of(overrides, "cluster") or "local", overrides, composed, in_sweep=options.multirun)
+    cluster = value_of(overrides, "cluster") or "local"
+    check_launcher(cluster, overrides)
+    if cluster != "local" and not options.multirun:
+        raise UserError(f"cluster={cluster} runs the points of sweeps and studies; add -m, or leave it out.")
+    ready = check_points(composed, here=cluster in compose.THIS_MACHINE)
+    _say(replaced)
+    if cluster == "local":
+        return _run_here([(*point, ready[at]) for at, point in enumerate(composed)], in_sweep=options.multirun)
+    return _over_gpus(composed) if cluster == "gpus" else _launched(cluster, overrides, composed)
+
+
+def _say(replaced: Sequence[str]) -> None:
+    for sentence in replaced:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def _command(name: str, arguments: list[str]) -> int:
     from harness.study import commands
 
     if name in commands.COMMANDS:
-        options = _parsed(arguments)
-        if flag := next((text for text in arguments if text not in options.overrides), None):
+        options, replaced = _parsed(arguments)
+        if flag := next((text for text in arguments if text.startswith("-")), None):
             raise UserError(f"{flag}: {name} takes no flags; {OPTIONS_OF_COMMANDS}.")
+        arguments = options.overrides
+        _say(replaced)
     return commands.dispatch(name, arguments)
 
 
-def _parsed(arguments: Sequence[str]) -> Namespace:
-    """Hydra's own flags, anywhere among the overrides, and these: the one place that refuses any of them."""
+def _parsed(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Hydra's own flags, anywhere among the overrides, and these: the one place that refuses any of them.
+
+    Returns:
+        The flags and the overrides that count, and sentences on those that do not.
+    """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -88,8 +109,10 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
         raise UserError("--resolve needs --cfg or --help beside it.")
     if options.package and not options.cfg:
         raise UserError("--package needs --cfg beside it.")
+    options.given = options.overrides
+    options.overrides, replaced = last_of(options.given)
     read(options.overrides)
-    return options
+    return options, replaced
 
 
 def _typed(name: str, arguments: Sequence[str]) -> str:
@@ -128,18 +151,8 @@ def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
         raise UserError(f"at the point {' '.join(point)}: {error}") from error
 
 
-def _run(cluster: str, overrides: Sequence[str], composed: Sequence[tuple[str, RunConfig]], *, in_sweep: bool) -> int:
-    """Run points that were composed, where the cluster says. Returns 1 if one has failed or left no record, else 0."""
-    check_launcher(cluster, overrides)
-    if cluster != "local" and not in_sweep:
-        raise UserError(f"cluster={cluster} runs the points of sweeps and studies; add -m, or leave it out.")
-    ready = check_points(composed, here=cluster in compose.THIS_MACHINE)
-    if cluster == "local":
-        return _run_here([(label, cfg, ready[at]) for at, (label, cfg) in enumerate(composed)], in_sweep=in_sweep)
-    return _over_gpus(composed) if cluster == "gpus" else _launched(cluster, overrides, composed)
-
-
 def _run_here(points: Sequence[tuple[str, RunConfig, Prepared]], *, in_sweep: bool) -> int:
+    """Run points in this process, one after the other. Returns 1 if one has failed or left no record, else 0."""
     if not in_sweep:
         [(_, cfg, ready)] = points
         path, record = execute(cfg, ready, in_sweep=False)

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,24 +54,36 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
     """
     ready, targets = [], []
     for label, cfg in points:
-        try:
+        with _at(label if len(points) > 1 else ""):
             check_tracker(cfg.tracker, cfg.records)
-            check_writable("records", cfg.records)
-            if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
-                check_writable("cache", cfg.cache)
-            if cfg.save is not None:
-                check_writable("save", cfg.save)
             inputs = look_up(cfg)
             if cfg.save is not None:
                 targets.append((cfg.save, inputs.checkpoint.folder))
             if here:
                 ready.append(prepare(cfg, inputs))
-        except UserError as error:
-            if len(points) == 1:
-                raise
-            raise UserError(f"at the point {label}: {error}") from error
     check_targets(targets)
+    for label, cfg in points:  # last, for it makes folders, and a refused command leaves none
+        with _at(label if len(points) > 1 else ""):
+            _check_folders(cfg)
     return ready
+
+
+@contextmanager
+def _at(label: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if not label:
+            raise
+        raise UserError(f"at the point {label}: {error}") from error
+
+
+def _check_folders(cfg: RunConfig) -> None:
+    check_writable("records", cfg.records)
+    if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
+        check_writable("cache", cfg.cache)
+    if cfg.save is not None:
+        check_writable("save", cfg.save)
 
 
 def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, watch: Watch | None = None) -> tuple[Path, Record]:
@@ -137,6 +149,8 @@ def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterato
                 continue
             except UserError as error:
                 done = str(error)
+            except (KeyboardInterrupt, SystemExit):  # a point's own exit is its record's reason by now
+                raise
             except BaseException as error:
                 done = _reason(error)
             yield key, done

@@ -19,6 +19,8 @@ from hydra.errors import HydraException
 from harness.core.errors import UserError, unknown
 from harness.groups import GROUPS, choices, settings_of
 
+UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError)
+"""What Hydra's parser raises of texts that it cannot read."""
 POINTS = 100_000
 """The most points of a sweep; more are a slip of the fingers, and would fill the memory before the first one runs."""
 ONE_EACH = ("study", "scale", "cluster", "plugins")
@@ -26,6 +28,7 @@ ONE_EACH = ("study", "scale", "cluster", "plugins")
 DELETION = re.compile(r"~(?!cluster\.|evaluation\.[^.=]+(?:=|$))([^=@]*)")
 """What takes an option away, or a setting of a group; one text or task of `evaluation` may go."""
 NUMBER = re.compile(r"(?<![\w.'\"/+-])[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.'\"/-])")
+HOW_TO_WRITE = "write <option>=<value>, a value with any of ,:=[]{}() within quotes; "
 INSTEAD = {
     "method": "method=none leaves a model dense",
     "evaluation": "evaluation=[] evaluates nothing",
@@ -38,24 +41,34 @@ def read(texts: Sequence[str]) -> list[Override]:
     """The overrides, parsed.
 
     Raises:
-        UserError: one that cannot be parsed or cannot mean anything, or an option that is given twice.
+        UserError: one that cannot be parsed or cannot mean anything, or an option that is both set and added.
     """
     overrides = [_read(text) for text in texts]
-    given: dict[str, str] = {}
+    given: dict[str, tuple[str, str]] = {}
     for text, override in zip(texts, overrides, strict=True):
-        key = override.get_key_element().lstrip("+~")
-        if given.get(key, text) != text:
-            raise UserError(f"{given[key]} and {text} set one option twice; leave one of them out.")
-        given[key] = text
+        key = override.get_key_element()
+        before, earlier = given.setdefault(key.lstrip("+~"), (key, text))
+        if before != key:
+            raise UserError(f"{earlier} and {text} set one option twice; leave one of them out.")
     return overrides
+
+
+def last_of(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides that count, the last of each option as in Hydra, and sentences on those that they replace."""
+    last = {text.partition("=")[0]: text for text in texts}
+    kept = list(dict.fromkeys(text for text in texts if text in last.values()))
+    replaced = [(text, last[text.partition("=")[0]]) for text in texts if text not in last.values()]
+    said = [f"{_shortened(text)} is replaced by {_shortened(later)}, the last one counts" for text, later in replaced]
+    return kept, said
 
 
 def _read(text: str) -> Override:
     _check_numbers(text)
     try:
         (override,) = OverridesParser.create().parse_overrides([text])
-    except (HydraException, ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise UserError(f"{text[:200]} cannot be read: {_reason(error)}.") from error
+    except UNREADABLE as error:
+        how = "" if "while evaluating" in str(error) else HOW_TO_WRITE
+        raise UserError(f"{_shortened(text) or repr(text)} cannot be read: {how}{_reason(error)}.") from error
     _check_hydra(text, override.key_or_group)
     if match := DELETION.match(text):
         raise UserError(
@@ -232,9 +245,10 @@ def explained(error: Exception, texts: Sequence[str]) -> UserError:
 
 def _reason(error: Exception) -> str:
     """The first line of an exception, or of the one behind it, that says something."""
-    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Error parsing override", "See https://"))]
+    return _shortened(telling[0] if telling else type(error).__name__).rstrip(".:")
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:60]}…{text[-10:]}"
+    return text if len(text) <= 160 else f"{text[:140]}…{text[-10:]}"

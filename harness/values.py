@@ -27,7 +27,8 @@ def offload(composed: Mapping[str, Any]) -> str:
         UserError: it is not.
     """
     value = composed["offload"]
-    return one_of({"offload": {True: "on", False: "off"}.get(value, value)}, "offload", ("auto", "on", "off"))
+    named = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    return one_of({"offload": named}, "offload", ("auto", "on", "off"))
 
 
 def folder(key: str, value: Any) -> Path:

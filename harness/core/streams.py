@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
 class _Sink(io.FileIO):
@@ -37,7 +37,7 @@ def secure() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
     if sys.stdin is None:
-        sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if _is_own(sys.stdout, 1):
         sys.stdout = sys.__stdout__ = _stream(1, sys.stdout)  # type: ignore[misc]
     if _is_own(sys.stderr, 2):
@@ -48,7 +48,7 @@ def _is_own(stream: Any, descriptor: int) -> bool:
     return stream is None or (type(stream) is io.TextIOWrapper and stream.fileno() == descriptor)
 
 
-def _stream(descriptor: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
+def _stream(descriptor: int, before: TextIO | None) -> io.TextIOWrapper:
     buffer = io.BufferedWriter(_Sink(descriptor, "w", closefd=False))
     encoding = before.encoding if before else "utf-8"
     return io.TextIOWrapper(

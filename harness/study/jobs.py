@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import compose
 from harness.config import RunConfig
+from harness.core import streams
 from harness.core.files import write_atomically
 from harness.execute import busy_last, execute
 from harness.prepare import Prepared, prepare
@@ -127,6 +128,7 @@ def run_job(folder: Path, number: int) -> list[str]:
     Returns:
         The paths of the records.
     """
+    streams.secure()
     job = folder / f"{number}.json"
     content = json.loads(job.read_text())
     os.chdir(content["folder"])  # relative paths mean what they meant at submission

@@ -132,7 +132,8 @@ def test_queued_jobs_run_what_was_submitted(
     def later(*arguments: Any) -> int:
         (conf / "study" / "test_table1.yaml").write_text(yaml.safe_dump(STUDY | {"grids": [{"method": ["sparsegpt"]}]}))
         conf.rename(conf.parent / "gone")
-        compose._known_options.cache_clear()
+        groups.options.cache_clear()
+        groups._main.cache_clear()
         return through(*arguments)
 
     monkeypatch.setattr(compose, "through_hydra", later)
