@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from harness import compose, groups, session
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.execute import announce, check_points, execute, execute_each
-from harness.overrides import last_of, plugins_in, points, read, value_of
+from harness.overrides import last_of, plugins_in, points, read, say, value_of
 from harness.prepare import Prepared
 from harness.study.launch import check_launcher, launch_sweep
 from harness.study.plan import Files, attempts, has_finished
@@ -53,26 +52,20 @@ def _dispatch(arguments: list[str]) -> int:
     if study := value_of(overrides, "study"):
         from harness.study import commands
 
-        _say(replaced)
-        return commands.run_study(study, [text for text in overrides if not text.startswith("study=")])
+        return commands.run_study(study, [text for text in overrides if not text.startswith("study=")], replaced)
+    cluster = value_of(overrides, "cluster") or "local"
+    check_launcher(cluster, overrides)
     lists = points(overrides)
     if not options.multirun and len(lists) > 1:
         raise UserError("these overrides make a sweep; add -m to run its points.")
     composed = [(" ".join(point), _composed(point, alone=len(lists) == 1)) for point in lists]
-    cluster = value_of(overrides, "cluster") or "local"
-    check_launcher(cluster, overrides)
     if cluster != "local" and not options.multirun:
         raise UserError(f"cluster={cluster} runs the points of sweeps and studies; add -m, or leave it out.")
     ready = check_points(composed, here=cluster in compose.THIS_MACHINE)
-    _say(replaced)
+    say(replaced)
     if cluster == "local":
         return _run_here([(*point, ready[at]) for at, point in enumerate(composed)], in_sweep=options.multirun)
     return _over_gpus(composed) if cluster == "gpus" else _launched(cluster, overrides, composed)
-
-
-def _say(replaced: Sequence[str]) -> None:
-    for sentence in replaced:
-        print(f"note: {sentence}", file=sys.stderr)
 
 
 def _command(name: str, arguments: list[str]) -> int:
@@ -82,8 +75,7 @@ def _command(name: str, arguments: list[str]) -> int:
         options, replaced = _parsed(arguments)
         if flag := next((text for text in arguments if text.startswith("-")), None):
             raise UserError(f"{flag}: {name} takes no flags; {OPTIONS_OF_COMMANDS}.")
-        arguments = options.overrides
-        _say(replaced)
+        return commands.dispatch(name, options.overrides, replaced)
     return commands.dispatch(name, arguments)
 
 

@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -60,6 +61,12 @@ def last_of(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     replaced = [(text, last[text.partition("=")[0]]) for text in texts if text not in last.values()]
     said = [f"{_shortened(text)} is replaced by {_shortened(later)}, the last one counts" for text, later in replaced]
     return kept, said
+
+
+def say(replaced: Sequence[str]) -> None:
+    """Say of overrides that they do not count, once nothing is left to be refused."""
+    for sentence in replaced:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def _read(text: str) -> Override:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from harness import compose, groups
 from harness.config import RunConfig
-from harness.core.errors import UserError
+from harness.core.errors import UserError, unknown
 from harness.study import jobs
 from harness.study.estimate import estimate
 from harness.study.gpus import run_points
@@ -44,8 +44,8 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
         run_points([(str(study.points[number]), cfg) for number, cfg in configs.items()])
         return
     settings, launcher = compose.cluster_of(study.cluster, study.launcher)
-    groups = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
-    points = [[(str(study.points[number]), configs[number]) for number in group] for group in groups]
+    grouped = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
+    points = [[(str(study.points[number]), configs[number]) for number in group] for group in grouped]
     _launch(study.name, study.cluster, study.launcher, launcher, study.records, points)
 
 
@@ -59,16 +59,18 @@ def launch_sweep(cluster: str, overrides: Sequence[str], points: Sequence[tuple[
     is_grouped = any(text.lstrip("+").startswith("cluster.jobs=") for text in chosen)
     configs = {number: cfg for number, (_, cfg) in enumerate(points)}
     costs = _costs(list(configs.items()), points[0][1].composed["scale"])
-    groups = jobs.grouped(configs, costs, _count(settings) if is_grouped else None)
-    _launch("sweep", cluster, chosen, launcher, points[0][1].records, [[points[at] for at in job] for job in groups])
+    numbers = jobs.grouped(configs, costs, _count(settings) if is_grouped else None)
+    _launch("sweep", cluster, chosen, launcher, points[0][1].records, [[points[at] for at in job] for job in numbers])
 
 
 def check_launcher(cluster: str, overrides: Sequence[str]) -> None:
-    """Look at what is said of a launcher (`hydra.launcher.…`, `cluster.jobs`) before anything runs.
+    """Look at what is said of a cluster and its launcher (`hydra.launcher.…`, `cluster.jobs`) before anything runs.
 
     Raises:
-        UserError: the cluster has no launcher, or not these settings.
+        UserError: there is no such cluster, it has no launcher, or not these settings.
     """
+    if cluster not in groups.choices("cluster"):
+        raise unknown("cluster", cluster, groups.choices("cluster"))
     if not (chosen := [text for text in overrides if is_of_launcher(text)]):
         return
     if cluster in ("local", "gpus"):

@@ -46,8 +46,8 @@ def test_a_study_narrowed_to_methods_with_a_setting(typed: Callable, tmp_path: P
     both = typed("plan", "study=isc_table1", f"records={tmp_path}", "scale=proxy", "method=sparsegpt,isc", study[2])
     assert planned.status == both.status == 0, both.err
     assert "method=isc" in both.out and "method=sparsegpt" in both.out
-    lacking = typed("plan", *study, "method=sparsegpt,wanda")
-    assert lacking.status == 2 and "with method=wanda: unknown setting of method: 'damping'" in lacking.err
+    lacking = typed("plan", *study, "method=sparsegpt,magnitude")
+    assert lacking.status == 2 and "with method=magnitude: unknown setting of method: 'damping'" in lacking.err
 
 
 def test_a_sweep_leaves_its_records_and_nothing_else(typed: Callable, options: list[str], tmp_path: Path) -> None:
