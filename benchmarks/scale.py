@@ -75,7 +75,7 @@ def main() -> None:
 
 def run(conf: str, *arguments: str) -> None:
     """`python -m harness` with its configuration read from another folder; ends the process."""
-    groups.CONF = Path(conf)
+    groups.CONF = grid.CONF = Path(conf)
     sys.argv = ["harness", *arguments]
     runpy.run_module("harness", run_name="__main__")
 
@@ -85,7 +85,7 @@ def report(folder: Path, repeat: int) -> str:
     conf, records = folder / "conf", folder / "results" / "records"
     shutil.copytree(groups.CONF, conf)
     (conf / "study" / f"{NAME}.yaml").write_text(yaml.safe_dump(STUDY))
-    groups.CONF = conf
+    groups.CONF = grid.CONF = conf
     compose.register()
     points = [point.cfg for point in grid.load_study(NAME, SCALE, [f"records={records}"]).points if point.cfg]
     rows = [row("plan", "no records", conf, records, repeat)]

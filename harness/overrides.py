@@ -75,7 +75,8 @@ def _read(text: str) -> Override:
         (override,) = OverridesParser.create().parse_overrides([text])
     except UNREADABLE as error:
         how = "" if "while evaluating" in str(error) else HOW_TO_WRITE
-        raise UserError(f"{_shortened(text) or repr(text)} cannot be read: {how}{_reason(error)}.") from error
+        shown = _shortened(text if text and text == text.strip() else repr(text))
+        raise UserError(f"{shown} cannot be read: {how}{_reason(error)}.") from error
     _check_hydra(text, override.key_or_group)
     if match := DELETION.match(text):
         raise UserError(

@@ -32,7 +32,7 @@ def values(text: str) -> list[str]:
         ("seed=tag(mine,range(2))", "0 1"),
         ("seed=choice(4,2)", "4 2"),
         ("seed=sort(4,2)", "2 4"),
-        ("seed=str(1,2)", "'1' '2'"),
+        ("seed=str(1,2)", "1 2"),
         ("method=glob([w*,sparse*],exclude=*llm)", "sparsegpt wanda"),
         ("records='a b','c,d'", "'a b' 'c,d'"),
         ("scope=all", "all"),

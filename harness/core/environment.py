@@ -23,7 +23,7 @@ def blamed(error: BaseException) -> str | None:
         file = frame.f_code.co_filename
         text = "".join(linecache.getline(file, at) for at in range(line - AROUND, line + AROUND + 1))
         named += [name for name in re.findall(r"[\"']([A-Z][A-Z0-9_]+)[\"']", text) if os.environ.get(name)]
-    quoted = [name for name in named if os.environ[name] in str(error)]
+    quoted = [name for name in named if re.search(rf"(?<!\w){re.escape(os.environ[name])}(?!\w)", str(error))]
     if not quoted:
         return None
     settings = " and ".join(f"{name}={os.environ[name]}" for name in dict.fromkeys(quoted))

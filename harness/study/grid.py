@@ -18,10 +18,9 @@ from typing import Any
 
 import yaml
 
-from harness import groups
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
-from harness.groups import COMPONENT_GROUPS, GROUPS, SCALES, choices
+from harness.groups import COMPONENT_GROUPS, CONF, GROUPS, SCALES, choices
 from harness.report.layout import KINDS, figure_of, named_axes
 from harness.study.choices import Choices
 
@@ -193,7 +192,7 @@ def _point(made: Choices, axes: dict[str, Any], study: str, known: Mapping[str, 
 
 def study_names() -> list[str]:
     """The studies there are."""
-    return sorted(path.stem for path in (groups.CONF / "study").glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
 
 
 def load_study(
@@ -206,7 +205,7 @@ def load_study(
     """
     if name not in study_names():
         raise unknown("study", name, study_names())
-    content = yaml.safe_load((groups.CONF / "study" / f"{name}.yaml").read_text())
+    content = yaml.safe_load((CONF / "study" / f"{name}.yaml").read_text())
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     if scale not in content["scales"]:

@@ -44,6 +44,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "study" / "test_table1.yaml").write_text(yaml.safe_dump(STUDY))
     (folder / "cluster" / "serial.yaml").write_text("# @package _global_\ncluster: {jobs: 2}\n")
     monkeypatch.setattr(groups, "CONF", folder)
+    monkeypatch.setattr(grid, "CONF", folder)
     return folder
 
 

@@ -42,6 +42,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     compose.register()
     shutil.copytree(groups.CONF, tmp_path / "conf")
     monkeypatch.setattr(groups, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(grid, "CONF", tmp_path / "conf")
 
     def put(**changes: Any) -> None:
         (tmp_path / "conf" / "study" / "test_axes.yaml").write_text(yaml.safe_dump(STUDY | changes))

@@ -55,6 +55,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     shutil.copytree(groups.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "study" / "test_table1.yaml").write_text(yaml.safe_dump(SMALL))
     monkeypatch.setattr(groups, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(grid, "CONF", tmp_path / "conf")
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     return "study=test_table1"
 
