@@ -81,7 +81,7 @@ def compose_plain(overrides: Sequence[str], *, resolved: bool = True) -> dict[st
     with _hydra():
         try:
             config = compose("config", overrides=_meant(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
             raise explained(error, overrides) from error
     return plain(config, resolve=resolved)
 

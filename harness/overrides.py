@@ -49,7 +49,7 @@ def read(texts: Sequence[str]) -> list[Override]:
     for text, override in zip(texts, overrides, strict=True):
         key = override.get_key_element()
         before, earlier = given.setdefault(key.lstrip("+~"), (key, text))
-        if before != key:
+        if before != key and override.key_or_group != "evaluation":  # +evaluation= adds to what is evaluated
             raise UserError(f"{earlier} and {text} set one option twice; leave one of them out.")
     return overrides
 

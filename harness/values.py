@@ -167,6 +167,10 @@ def model_choice(model: Mapping[str, Any]) -> ModelChoice:
         path = str(EMBEDDED / path.removeprefix("embedded:"))
     if path.startswith(ASSETS) and (folder := assets()):
         path = str(folder / path.removeprefix(ASSETS))  # without the folder it stays as it is, for a plan needs none
+    try:
+        Path(path).exists()
+    except OSError as error:  # longer than a name can be, or in a folder that is closed to us
+        raise UserError(f"model.path={path[:96]} cannot be looked at: {error.strerror}.") from error
     if not isinstance(model.get("geometry") or {}, Mapping):
         raise UserError(f"model.geometry={model['geometry']} has to be settings or null.")
     revision = text_or_none("model", model, "revision")

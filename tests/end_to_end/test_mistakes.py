@@ -114,6 +114,8 @@ SIMPLE = {
     "evaluation.embedded-a.windows=0": "windows=0 has to be at least 1, or null for all",
     "evaluation.embedded-a.windows=-1": "windows=-1 has to be at least 1, or null for all",
     "evaluation.embedded-a.documents=0": "documents=0 has to be at least 1, or null for all",
+    "model=${hydra:job.num}": "cannot be read",
+    f"model.path={'x' * 300}": "cannot be looked at: File name too long",
     "plugins=5": "plugins=5 has to be modules or",
 }
 
