@@ -14,11 +14,11 @@ override OUT := $(value OUT)
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m harness
-STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) $(OVERRIDES)
+STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 export RECORD OUT
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-kills check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
+.PHONY: help setup test test-kills test-inputs check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-20s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ reproduce-%: $(READY) ## run what a table or figure lacks and print it: make rep
 	@$(RUN) study=$(PAPER)_$* scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 
 reproduce: $(READY) ## the same for any study: PAPER=… ITEM=table2|figure1|… SCALE=… CLUSTER=local|joblib|slurm|ray
-	@$(RUN) $(STUDY) cluster=$(CLUSTER)
+	@$(RUN) $(STUDY)
 
 plan: $(READY) ## the points of a study: done, to do, skipped and why, with time and memory
 	@$(RUN) plan $(STUDY)
@@ -44,7 +44,7 @@ status: $(READY) ## how far a study is, from its files
 	@$(RUN) status $(STUDY)
 
 retry: $(READY) ## run the failed and lost points of a study again
-	@$(RUN) retry $(STUDY) cluster=$(CLUSTER)
+	@$(RUN) retry $(STUDY)
 
 tables: $(READY) ## table and figure of a study from its records alone
 	@$(RUN) tables $(STUDY)
@@ -72,6 +72,9 @@ test: $(READY) ## run the tests, with coverage of harness/
 
 test-kills: $(READY) ## kill a small study fifty times and compare its table (make test does so five times)
 	@HARNESS_KILLS=50 $(VENV)/bin/python -m pytest -n 0 --no-cov -s tests/safety/test_kills.py
+
+test-inputs: $(READY) ## type 2,500 odd command lines; each is one sentence or a clean run (make test types 60)
+	@HARNESS_INPUTS=2500 $(VENV)/bin/python -m pytest -n 0 --no-cov tests/safety/test_inputs.py
 
 check: $(READY) ## lint, types, import rules
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import yaml
 
-from harness import compose
+from harness import compose, groups
 from harness.config import RunConfig
 from harness.prepare import revisions
 from harness.record import schema
@@ -75,7 +75,7 @@ def main() -> None:
 
 def run(conf: str, *arguments: str) -> None:
     """`python -m harness` with its configuration read from another folder; ends the process."""
-    compose.CONF = grid.CONF = Path(conf)
+    groups.CONF = grid.CONF = Path(conf)
     sys.argv = ["harness", *arguments]
     runpy.run_module("harness", run_name="__main__")
 
@@ -83,9 +83,9 @@ def run(conf: str, *arguments: str) -> None:
 def report(folder: Path, repeat: int) -> str:
     """Time everything in a folder of its own and write the table."""
     conf, records = folder / "conf", folder / "results" / "records"
-    shutil.copytree(compose.CONF, conf)
+    shutil.copytree(groups.CONF, conf)
     (conf / "study" / f"{NAME}.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
-    compose.CONF = grid.CONF = conf
+    groups.CONF = grid.CONF = conf
     compose.register()
     points = [point.cfg for point in grid.load_study(NAME, SCALE, [f"records={records}"]).points if point.cfg]
     rows = [row("plan", "no records", conf, records, repeat)]

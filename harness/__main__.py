@@ -1,10 +1,12 @@
-"""`python -m harness`: Hydra in, run out. Exit status 0 ok or skipped, 2 a user's mistake, 1 anything else."""
+"""`python -m harness`: arguments in, run out. Exit status 0 ok or skipped, 2 a user's mistake, 1 anything else.
+
+What becomes of the standard streams changes none of these (`core/streams.py`).
+"""
 
 from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 from collections.abc import Sequence
 
@@ -21,44 +23,52 @@ SHARED_MACHINE = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "20000"}
 """Waiting threads spin briefly, then sleep. Endless spinning was measured five times slower beside another busy
 process, no spinning a third slower on an idle machine."""
 
-
-OTHER_CONFIGURATION = re.compile(r"(--config-\w*|-c[npd]|--e[a-z-]*)(=.*)?", re.DOTALL)
-"""Hydra's flags, abbreviated too, that read a configuration from elsewhere, which nothing here would check."""
+FILES_ONLY = {"MPLBACKEND": "Agg"}
+"""Figures are files, whatever a notebook around says of its display."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Dispatch a command line; every user's mistake ends here as one sentence."""
     for name, value in {**QUIET, **SHARED_MACHINE}.items():
         os.environ.setdefault(name, value)
+    os.environ.update(FILES_ONLY)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from harness.core.environment import blamed
     from harness.core.errors import UserError
 
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _mistake(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if sentence := blamed(error):
+            return _mistake(sentence)
+        raise
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time
     try:
         from harness import command
     finally:
         gc.enable()
+    return command.dispatch(list(arguments))
 
-    try:
-        if other := next(filter(OTHER_CONFIGURATION.fullmatch, arguments), None):
-            raise UserError(
-                f"{other}: the configuration is the harness's own, in conf/; change it by overrides such as seed=1, "
-                "and look at it by --cfg=job."
-            )
-        return command.dispatch(list(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+
+def _mistake(sentence: str) -> int:
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)
+    print(f"error: {line}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
+    from harness.core import streams
+
+    streams.secure()
     status = main(sys.argv[1:])
     gc.freeze()  # what is left goes with the process; looking through it for garbage first took a second
     sys.exit(status)

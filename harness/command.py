@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from harness import compose, session
+from harness import compose, groups, session
 from harness.config import RunConfig
 from harness.core.errors import UserError
-from harness.execute import check_points, execute, execute_each
-from harness.prepare import prepare
-from harness.record.claim import Busy, Watch
+from harness.execute import announce, check_points, execute, execute_each
+from harness.overrides import last_of, plugins_in, points, read, say, value_of
+from harness.prepare import Prepared
+from harness.study.launch import check_launcher, launch_sweep
 from harness.study.plan import Files, attempts, has_finished
+
+REFUSED = {
+    "config_path": "the configuration is the harness's own, in conf/; change it by overrides such as seed=1, and look "
+    "at it by --cfg=job",
+    "shell_completion": "python -m harness completes nothing in a shell; --help shows the options",
+}
+"""Flags of Hydra that nothing here would check, or that it has no use for."""
+REFUSED |= dict.fromkeys(("config_name", "config_dir", "experimental_rerun"), REFUSED["config_path"])
+OPTIONS_OF_COMMANDS = "python -m harness <command> study=<name> scale=<scale> <option>=<value>"
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -34,38 +42,49 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        from harness.study import commands
-
-        return commands.dispatch(arguments[0], arguments[1:])
-    options = _parsed(arguments)
+    if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "~")):
+        return _command(arguments[0], arguments[1:])
+    options, replaced = _parsed(arguments)
     overrides = list(options.overrides)
-    arguments = [text for text in arguments if text not in overrides] + overrides  # Hydra wants its flags together
-    if chosen := next((text for text in overrides if re.match(r"[+~]*hydra/(launcher|sweeper)\b", text)), None):
-        raise UserError(f"{chosen}: how points are run is chosen by cluster={', '.join(compose.choices('cluster'))}.")
-    compose.register(compose.plugins_in(overrides))
+    groups.register(plugins_in(overrides))
     if options.help or options.hydra_help or options.cfg or options.info:
-        return compose.through_hydra(arguments, lambda config: None)
-    if study := _value_of(overrides, "study"):
+        return _show(options, [text for text in arguments if text not in options.given] + overrides)
+    if study := value_of(overrides, "study"):
         from harness.study import commands
 
-        return commands.run_study(study, [text for text in overrides if not text.startswith("study=")])
-    points = compose.points(overrides)
-    if not options.multirun and len(points) > 1:
+        return commands.run_study(study, [text for text in overrides if not text.startswith("study=")], replaced)
+    cluster = value_of(overrides, "cluster") or "local"
+    check_launcher(cluster, overrides)
+    lists = points(overrides)
+    if not options.multirun and len(lists) > 1:
         raise UserError("these overrides make a sweep; add -m to run its points.")
-    cluster = _value_of(overrides, "cluster") or "local"
-    in_process = cluster == "local" or not options.multirun  # Hydra launches sweeps only
-    composed = [(" ".join(point), _composed(point, alone=len(points) == 1)) for point in points]
-    check_points(composed, here=in_process or cluster in compose.THIS_MACHINE)
-    if cluster == "gpus" and options.multirun:
-        return _over_gpus(composed)
-    if not in_process:
-        return _launched(cluster, overrides, composed)
-    return _run(arguments, [cfg for _, cfg in composed], in_sweep=options.multirun)
+    composed = [(" ".join(point), _composed(point, alone=len(lists) == 1)) for point in lists]
+    if cluster != "local" and not options.multirun:
+        raise UserError(f"cluster={cluster} runs the points of sweeps and studies; add -m, or leave it out.")
+    ready = check_points(composed, here=cluster in compose.THIS_MACHINE)
+    say(replaced)
+    if cluster == "local":
+        return _run_here([(*point, ready[at]) for at, point in enumerate(composed)], in_sweep=options.multirun)
+    return _over_gpus(composed) if cluster == "gpus" else _launched(cluster, overrides, composed)
 
 
-def _parsed(arguments: list[str]) -> Namespace:
-    """Hydra's own flags, anywhere among the overrides."""
+def _command(name: str, arguments: list[str]) -> int:
+    from harness.study import commands
+
+    if name in commands.COMMANDS:
+        options, replaced = _parsed(arguments)
+        if flag := next((text for text in arguments if text.startswith("-")), None):
+            raise UserError(f"{flag}: {name} takes no flags; {OPTIONS_OF_COMMANDS}.")
+        return commands.dispatch(name, options.overrides, replaced)
+    return commands.dispatch(name, arguments)
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Hydra's own flags, anywhere among the overrides, and these: the one place that refuses any of them.
+
+    Returns:
+        The flags and the overrides that count, and sentences on those that do not.
+    """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -73,9 +92,46 @@ def _parsed(arguments: list[str]) -> Namespace:
 
     parser.error = refuse  # type: ignore[method-assign]
     options = parser.parse_intermixed_args(arguments)
-    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
-        refuse("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
-    return options
+    for name, why in REFUSED.items():
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"{_typed(name, arguments)}: {why}.")
+    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info))) > 1:
+        refuse("only one of --run, --multirun, --cfg and --info can be given")
+    if options.resolve and not (options.cfg or options.help):
+        raise UserError("--resolve needs --cfg or --help beside it.")
+    if options.package and not options.cfg:
+        raise UserError("--package needs --cfg beside it.")
+    options.given = options.overrides
+    options.overrides, replaced = last_of(options.given)
+    read(options.overrides)
+    return options, replaced
+
+
+def _typed(name: str, arguments: Sequence[str]) -> str:
+    """How a flag was typed, which may be abbreviated."""
+    short = "-" + "".join(word[0] for word in name.split("_"))
+    long = "--" + name.replace("_", "-")
+    for text in arguments:
+        flag = text.partition("=")[0]
+        if flag == short or (flag.startswith("--") and long.startswith(flag)) or re.match(rf"{short}\w", text):
+            return text
+    return long
+
+
+def _show(options: Namespace, arguments: Sequence[str]) -> int:
+    """Let Hydra print a configuration, or what can be configured."""
+    overrides = options.overrides
+    if options.hydra_help:
+        arguments = ["--hydra-help"]  # Hydra would apply overrides to a configuration that has none of our options
+    elif study := next((text for text in overrides if re.fullmatch(r"study=(?!null$).+", text)), None):
+        raise UserError(
+            f"{study}: the flags of Hydra show one run, not a study; python -m harness plan {study} lists its points."
+        )
+    else:
+        if len(points(overrides)) > 1:
+            raise UserError("these overrides make a sweep; the flags of Hydra show one run.")
+        compose.compose_plain(overrides, resolved=options.resolve)
+    return compose.through_hydra(arguments, lambda config: None)
 
 
 def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
@@ -87,40 +143,25 @@ def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
         raise UserError(f"at the point {' '.join(point)}: {error}") from error
 
 
-def _run(arguments: list[str], points: Sequence[RunConfig], *, in_sweep: bool) -> int:
-    """Let Hydra run here what was checked, not what `conf/` says by then. Returns 1 if a point has failed, else 0."""
-    mistakes: list[UserError] = []
-    statuses: list[str] = []
-    later: list[RunConfig] = []
-    watch = Watch() if in_sweep else None
-
-    def job(_: DictConfig) -> str | None:
-        cfg = points[HydraConfig.get().job.num if in_sweep else 0]
-        try:
-            path, record = execute(cfg, prepare(cfg), in_sweep=in_sweep, watch=watch)
-        except Busy:
-            later.append(cfg)
-            return None
-        except UserError as error:
-            mistakes.append(error)
-            return None
-        statuses.append(record.status)
+def _run_here(points: Sequence[tuple[str, RunConfig, Prepared]], *, in_sweep: bool) -> int:
+    """Run points in this process, one after the other. Returns 1 if one has failed or left no record, else 0."""
+    if not in_sweep:
+        [(_, cfg, ready)] = points
+        path, record = execute(cfg, ready, in_sweep=False)
         print(f"record: {path}", flush=True)
-        return str(path) if record.status != "failed" else None
-
-    broken = compose.through_hydra(arguments, job)
-    if mistakes:
-        raise mistakes[0]
-    for _, path, record, _ in execute_each({number: (cfg, prepare(cfg)) for number, cfg in enumerate(later)}):
-        statuses.append(record.status)
+        return 1 if record.status == "failed" else 0
+    finished = 0
+    numbered = {number: (cfg, ready) for number, (_, cfg, ready) in enumerate(points)}
+    for _, path, record, is_new in execute_each(numbered, lambda number: points[number][0]):
+        if not is_new:
+            announce(record)
         print(f"record: {path}", flush=True)
-    return 1 if broken or "failed" in statuses else 0
+        finished += record.status != "failed"
+    return 0 if finished == len(points) else 1
 
 
 def _launched(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> int:
     """A sweep through a launcher; returns 1 if a point has failed or was lost."""
-    from harness.study.launch import launch_sweep
-
     configs = [cfg for _, cfg in points]
     before = attempts(configs)
     launch_sweep(cluster, overrides, points)
@@ -135,8 +176,3 @@ def _over_gpus(points: Sequence[tuple[str, RunConfig]]) -> int:
 
     paths = run_points(points)
     return 0 if all(path and schema.read(Path(path)).status in schema.FINISHED for path in paths) else 1
-
-
-def _value_of(overrides: Sequence[str], key: str) -> str | None:
-    found = [text.split("=", 1)[1] for text in overrides if text.startswith(f"{key}=")]
-    return found[-1] if found and found[-1] not in ("", "null") else None

@@ -25,7 +25,7 @@ class Scope:
     text: str
 
     def __post_init__(self) -> None:
-        if self.text not in ("all", "first_half") and not re.fullmatch(r"\d+-\d+", self.text):
+        if self.text not in ("all", "first_half") and not re.fullmatch(r"[0-9]{1,9}-[0-9]{1,9}", self.text):
             raise UserError(f"scope={self.text} is none of all, first_half, <first>-<last> (for example 0-3).")
 
     def blocks(self, count: int) -> range:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +18,13 @@ import torch
 from harness import session
 from harness.calibration import resume
 from harness.config import RunConfig
+from harness.core.environment import blamed
 from harness.core.errors import Failure, Refusal, UserError
 from harness.core.halving import is_out_of_memory
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.claim import LOOK, Busy, Watch, claimed
+from harness.record.provenance import commit
 from harness.record.question import answer_of, answered, question
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
@@ -52,29 +54,39 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
     """
     ready, targets = [], []
     for label, cfg in points:
-        try:
+        with _at(label if len(points) > 1 else ""):
             check_tracker(cfg.tracker, cfg.records)
-            check_writable("records", cfg.records)
-            if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
-                check_writable("cache", cfg.cache)
-            if cfg.save is not None:
-                check_writable("save", cfg.save)
             inputs = look_up(cfg)
             if cfg.save is not None:
                 targets.append((cfg.save, inputs.checkpoint.folder))
             if here:
                 ready.append(prepare(cfg, inputs))
-        except UserError as error:
-            if len(points) == 1:
-                raise
-            raise UserError(f"at the point {label}: {error}") from error
     check_targets(targets)
+    for label, cfg in points:  # last, for it makes folders, and a refused command leaves none
+        with _at(label if len(points) > 1 else ""):
+            _check_folders(cfg)
     return ready
 
 
-def execute(
-    cfg: RunConfig, ready: Prepared, *, in_sweep: bool, announce: bool = True, watch: Watch | None = None
-) -> tuple[Path, Record]:
+@contextmanager
+def _at(label: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if not label:
+            raise
+        raise UserError(f"at the point {label}: {error}") from error
+
+
+def _check_folders(cfg: RunConfig) -> None:
+    check_writable("records", cfg.records)
+    if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
+        check_writable("cache", cfg.cache)
+    if cfg.save is not None:
+        check_writable("save", cfg.save)
+
+
+def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, watch: Watch | None = None) -> tuple[Path, Record]:
     """Run a prepared point unless its record is there, write the record, tell the tracker.
 
     In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one. A
@@ -87,27 +99,39 @@ def execute(
         UserError: a user's mistake in a single run (no record is written), or the claim cannot be written.
         Busy: see `watch`.
     """
-    path, record, ran = _once(cfg, ready, in_sweep, watch)
-    if announce and not ran:
-        print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
+    path, record, is_new = _once(cfg, ready, in_sweep, watch)
+    if not is_new:
+        announce(record)
     return path, record
 
 
-def execute_each(points: Mapping[K, tuple[RunConfig, Prepared]]) -> Iterator[tuple[K, Path, Record, bool]]:
+def announce(record: Record) -> None:
+    """Say of a point that it was not run."""
+    print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
+
+
+def execute_each(
+    points: Mapping[K, tuple[RunConfig, Prepared]], label: Callable[[K], str]
+) -> Iterator[tuple[K, Path, Record, bool]]:
     """Execute the points of a sweep; those that other processes are at come last, and are theirs unless they fail.
+
+    Of a point that leaves no record (it cannot be written, say) the reason is said, under its label.
 
     Yields:
         The key of a point, its record's path, the record, and whether it was run here.
     """
     for key, done in busy_last(points, lambda key, watch: _once(*points[key], True, watch)):
-        yield key, *done
+        if isinstance(done, str):
+            print(f"error: at the point {label(key)}: {done}", file=sys.stderr, flush=True)
+        else:
+            yield key, *done
 
 
-def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done]]:
+def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done | str]]:
     """Attempt every point, by its key; one whose attempt raises `Busy` waits until all others are done.
 
     Yields:
-        The key of a point and what its attempt gave, as they end.
+        The key of a point and what its attempt gave, as they end, or why it gave nothing.
     """
     watch = Watch()
     left = list(keys)
@@ -115,6 +139,7 @@ def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterato
     while left:
         busy: list[K] = []
         for key in left:
+            done: Done | str
             try:
                 done = attempt(key, watch)
             except Busy as error:
@@ -122,6 +147,12 @@ def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterato
                     print(f"{error}; it comes last", file=sys.stderr, flush=True)
                 busy.append(key)
                 continue
+            except UserError as error:
+                done = str(error)
+            except (KeyboardInterrupt, SystemExit):  # a point's own exit is its record's reason by now
+                raise
+            except BaseException as error:
+                done = _reason(error)
             yield key, done
         is_first_pass = False
         if len(busy) == len(left):
@@ -129,8 +160,30 @@ def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterato
         left = busy
 
 
+def _reason(error: BaseException) -> str:
+    """Why a point stopped, in one sentence; a traceback is shown of what nobody foresaw.
+
+    Nothing stops a sweep but Ctrl-C, neither a panic of a library below Python nor a plugin that exits. A launcher's
+    exit is none of the point's: SLURM's signal has had the job queued again by then.
+
+    Raises:
+        BaseException: the error itself, where it is one that ends the process.
+    """
+    innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    is_launchers = isinstance(error, SystemExit) and innermost.f_globals.get("__name__", "").startswith("submitit.")
+    if isinstance(error, KeyboardInterrupt) or is_launchers:
+        raise error
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, Failure):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
+
+
 def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) -> tuple[Path, Record, bool]:
     """The record of a point, found or made here, and whether it was made."""
+    commit()  # asked for once, before any work: a slow git delays a sweep, and costs no number
     found = finished(cfg, ready)
     if not found:
         with claimed(cfg.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"]), watch):
@@ -193,7 +246,7 @@ def is_unsaved(cfg: RunConfig, record: Record) -> bool:
 
 def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> Record:
     try:
-        record = run(cfg, ready, session.of_process() if in_sweep and cfg.share else None)
+        record = _computed(cfg, ready, in_sweep)
     except UserError as error:
         if not in_sweep:
             raise
@@ -201,14 +254,20 @@ def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> R
         print(f"{record.status}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         record = without_numbers(cfg, ready, "failed", INTERRUPTED)
-    except Exception as error:
-        expected = OUT_OF_MEMORY if is_out_of_memory(error) else str(error) if isinstance(error, Failure) else ""
-        if not expected:
-            traceback.print_exc()
-        record = without_numbers(cfg, ready, "failed", expected or f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        record = without_numbers(cfg, ready, "failed", _reason(error))
         print(f"failed: {record.reason}", file=sys.stderr)
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return dataclasses.replace(record, attempt=attempt)
+
+
+def _computed(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> Record:
+    try:
+        return run(cfg, ready, session.of_process() if in_sweep and cfg.share else None)
+    except Exception as error:
+        if sentence := blamed(error):
+            raise UserError(sentence) from error
+        raise

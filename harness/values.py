@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,8 @@ def offload(composed: Mapping[str, Any]) -> str:
         UserError: it is not.
     """
     value = composed["offload"]
-    return one_of({"offload": {True: "on", False: "off"}.get(value, value)}, "offload", ("auto", "on", "off"))
+    named = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    return one_of({"offload": named}, "offload", ("auto", "on", "off"))
 
 
 def folder(key: str, value: Any) -> Path:
@@ -36,9 +38,23 @@ def folder(key: str, value: Any) -> Path:
     Raises:
         UserError: it is not.
     """
-    if not value:
-        raise UserError(f"{key}= needs a folder.")
-    return at_home(str(value))
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{key}={shown(value)} has to be a folder's name (within quotes if it is a number).")
+    return at_home(value)
+
+
+def folder_or_none(key: str, value: Any) -> Path | None:
+    """A path from a folder's option, or None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    return None if value is None else folder(key, value)
+
+
+def shown(value: Any) -> str:
+    """A value as one types it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def integer(composed: Mapping[str, Any], key: str) -> int:
@@ -48,8 +64,8 @@ def integer(composed: Mapping[str, Any], key: str) -> int:
         UserError: it is not.
     """
     value = composed[key]
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{key}={value} has to be a whole number.")
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise UserError(f"{key}={shown(value)} has to be a whole number of at most 64 bits.")
     return value
 
 
@@ -60,7 +76,7 @@ def boolean(values: Mapping[str, Any], key: str) -> bool:
         UserError: it is not.
     """
     if not isinstance(values[key], bool):
-        raise UserError(f"{key}={values[key]} has to be true or false.")
+        raise UserError(f"{key}={shown(values[key])} has to be true or false.")
     return values[key]
 
 
@@ -88,7 +104,7 @@ def amount(composed: Mapping[str, Any], key: str) -> float | None:
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
     ):
-        raise UserError(f"{key}={value} has to be a number, at least 0, or null.")
+        raise UserError(f"{key}={shown(value)} has to be a number, at least 0, or null.")
     return value
 
 
@@ -98,7 +114,7 @@ def one_of(composed: Mapping[str, Any], key: str, options: tuple[str, ...]) -> s
     Raises:
         UserError: it is not.
     """
-    value = str(composed[key])
+    value = shown(composed[key])
     if value not in options:
         raise unknown(f"value of {key}:", value, options)
     return value
@@ -152,6 +168,10 @@ def model_choice(model: Mapping[str, Any]) -> ModelChoice:
         path = str(EMBEDDED / path.removeprefix("embedded:"))
     if path.startswith(ASSETS) and (folder := assets()):
         path = str(folder / path.removeprefix(ASSETS))  # without the folder it stays as it is, for a plan needs none
+    try:
+        Path(path).exists()
+    except OSError as error:  # longer than a name can be, or in a folder that is closed to us
+        raise UserError(f"model.path={path[:96]} cannot be looked at: {error.strerror}.") from error
     if not isinstance(model.get("geometry") or {}, Mapping):
         raise UserError(f"model.geometry={model['geometry']} has to be settings or null.")
     revision = text_or_none("model", model, "revision")
@@ -179,9 +199,10 @@ def calibration(chosen: Mapping[str, Any], seed: int) -> Calibration:
     settings = known_settings("calibration", chosen, ["name", *_fields(Calibration)])
     settings.pop("name")
     settings["seed"] = seed if settings.get("seed") is None else settings["seed"]
+    named = {f"calibration.{key}": value for key, value in settings.items()}
     for key in ("windows", "length", "seed"):
-        if settings.get(key) is not None and (not isinstance(settings[key], int) or isinstance(settings[key], bool)):
-            raise UserError(f"calibration.{key}={settings[key]} has to be a whole number.")
+        if key != "length" or settings[key] is not None:
+            integer(named, f"calibration.{key}")
     return Calibration(**{**settings, "corpus": str(settings["corpus"]), "split": str(settings["split"])})
 
 

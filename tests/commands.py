@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,12 @@ class Typed(NamedTuple):
         last = self.out.strip().splitlines()[-1]
         assert last.startswith("record: ")
         return json.loads(Path(last.removeprefix("record: ")).read_text())
+
+
+def but(options: Iterable[str], *changes: str) -> list[str]:
+    """The options with these in the place of their like."""
+    changed = {text.partition("=")[0] for text in changes}
+    return [*(text for text in options if text.partition("=")[0] not in changed), *changes]
 
 
 def save_tiny(folder: Path, **changes: Any) -> Path:

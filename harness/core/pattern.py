@@ -58,7 +58,7 @@ def parse_pattern(value: object) -> Pattern:
     Raises:
         UserError: neither form, or out of range.
     """
-    match = re.fullmatch(r"(\d+)of(\d+)", str(value).strip())
+    match = re.fullmatch(r"([0-9]{1,9})of([0-9]{1,9})", str(value).strip())
     if match:
         keep, of = int(match[1]), int(match[2])
         if not 0 < keep <= of:

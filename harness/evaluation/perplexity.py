@@ -61,6 +61,9 @@ class Perplexity:
     def __post_init__(self) -> None:
         if self.split not in corpus_named(self.corpus).splits:
             raise UserError(f"corpus '{self.corpus}' has no split '{self.split}'.")
+        for name, count in (("documents", self.documents), ("windows", self.windows)):
+            if count is not None and count < 1:
+                raise UserError(f"evaluation of {self.corpus}: {name}={count} has to be at least 1, or null for all.")
 
     def protocol(self, context: Context) -> Protocol:
         """The protocol at a window length; a limit makes it another one."""

@@ -69,7 +69,7 @@ def _logged_in(tracker: TrackerSettings, folder: Path) -> bool:
 
     try:
         return bool(wandb.login(prompt=False))
-    except Exception as error:  # credentials are there and the server is not: that loses no run
+    except (Exception, SystemExit) as error:  # credentials are there and the server is not: that loses no run
         _give_up(tracker, folder, error)
         return True
 
@@ -129,12 +129,12 @@ def _hand_over(
         try:
             with _opened(tracker, folder, about, online=True) as run:
                 tell(run)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _end_service()
             with _opened(tracker, folder, about, online=False) as run:
                 tell(run)
             _give_up(tracker, folder, error)  # it was the host, since without it all is well
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         print(f"tracker {tracker.name}: {_one_line(error)}; {safe}", file=sys.stderr)
 
 
@@ -161,7 +161,7 @@ def _end_service() -> None:
         wandb.teardown()
 
 
-def _give_up(tracker: TrackerSettings, folder: Path, error: Exception) -> None:
+def _give_up(tracker: TrackerSettings, folder: Path, error: BaseException) -> None:
     """Ask the host no more in this process, and say what comes of it."""
     _out_of_reach.add(tracker.name)
     kept = shlex.quote(str(folder / "wandb"))
@@ -169,5 +169,5 @@ def _give_up(tracker: TrackerSettings, folder: Path, error: Exception) -> None:
     print(f"tracker {tracker.name}: {_one_line(error)}; {said}", file=sys.stderr, flush=True)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

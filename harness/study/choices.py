@@ -13,18 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from harness.compose import COMPONENT_GROUPS, FILE_GROUPS, choice_settings, compose_plain, resolve, typed
+from harness.compose import choice_settings, compose_plain, resolve, typed
 from harness.config import RunConfig
-from harness.core.errors import unknown
+from harness.core.errors import UserError, unknown
+from harness.groups import GROUPS
 
 T = TypeVar("T")
 
 
 class Choices:
-    """Typed points over fixed overrides, see above."""
+    """Typed points over fixed overrides, see above.
 
-    def __init__(self, fixed: Sequence[str]) -> None:
+    Args:
+        own: settings of groups whose choice is among a point's axes (`method.damping=0.02`): every choice needs them.
+    """
+
+    def __init__(self, fixed: Sequence[str], own: Sequence[str] = ()) -> None:
         self._fixed = list(fixed)
+        self._own = {group: [text for text in own if _group_of(text) == group] for group in map(_group_of, own)}
         self._known: dict[tuple[Any, ...], Any] = {}
         composed = compose_plain(self._fixed, resolved=False)  # save='out/${method.name}' means each point's own
         self._base = {option: self._part(value) for option, value in composed.items()}
@@ -35,7 +41,10 @@ class Choices:
         Raises:
             UserError: a choice, an option or a value that cannot be.
         """
-        changes: dict[str, list[tuple[str, Any]]] = {}
+        unnamed = [group for group in self._own if group not in axes]  # in a grid of the study without this axis
+        changes: dict[str, list[tuple[str, Any]]] = {
+            group: [(group, self._base[group].value["name"])] for group in unnamed
+        }
         for key, value in axes.items():
             changes.setdefault(key.partition(".")[0], []).append((key, value))
         parts = dict(self._base)
@@ -68,8 +77,8 @@ class Choices:
         """A part after these changes, in their order: another choice of a group, or other settings."""
         config = {name: part.value for name, part in self._base.items()}
         for key, value in changes:
-            if key in COMPONENT_GROUPS or key in FILE_GROUPS:
-                config[key] = self._once(choice_settings, (key, str(value)), key, str(value), self._fixed)
+            if key in GROUPS:
+                config[key] = self._once(self._choice, (key, str(value)), key, str(value))
                 continue
             *parents, leaf = key.split(".")
             config[option] = copy.deepcopy(config.get(option))
@@ -81,11 +90,24 @@ class Choices:
             target[leaf] = value
         return self._part(config[option])
 
+    def _choice(self, group: str, choice: str) -> Any:
+        """What a group holds with this choice, the fixed settings of the group among it."""
+        own = self._own.get(group, [])
+        try:
+            return choice_settings(group, choice, [*self._fixed, *own])
+        except UserError as error:
+            raise UserError(f"with {group}={choice}: {error}") if own else error from error
+
     def _resolved(self, option: str, parts: Mapping[str, _Part]) -> _Part:
         """A part without interpolations."""
         needed = {name: parts[name] for name in _needed(option, parts)}
         values = {name: part.value for name, part in needed.items()}
         return self._part(self._once(resolve, tuple(needed.items()), values)[option])
+
+
+def _group_of(override: str) -> str:
+    """The group that a setting belongs to, empty for anything else."""
+    return match[1] if (match := re.match(r"\+{0,2}(\w+)\.", override)) and match[1] in GROUPS else ""
 
 
 class _Part:

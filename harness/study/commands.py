@@ -6,18 +6,19 @@ import dataclasses
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
-from harness import compose
+from harness import compose, groups
 from harness.allocators.file import read_allocation
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.core.files import staged
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
+from harness.overrides import plugins_in, say
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.claim import submitted
@@ -33,8 +34,11 @@ from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
 
 
-def dispatch(command: str, overrides: Sequence[str]) -> int:
+def dispatch(command: str, overrides: Sequence[str], replaced: Sequence[str] = ()) -> int:
     """Run a named command over `study=… scale=…` and further overrides; returns the exit status.
+
+    Args:
+        replaced: sentences on overrides that do not count, to be said once nothing is left to be refused.
 
     Raises:
         UserError: unknown command or study, or what the command cannot do.
@@ -43,13 +47,13 @@ def dispatch(command: str, overrides: Sequence[str]) -> int:
         return show_allocation(overrides)
     if command not in COMMANDS:
         raise unknown("command", command, [*COMMANDS, "allocation"])
-    compose.register(compose.plugins_in(overrides))
+    groups.register(plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
-    if command in RUNNING:
-        return COMMANDS[command](study_of(overrides))
-    with _uncollected():
-        return COMMANDS[command](study_of(overrides))
+    with nullcontext() if command in RUNNING else _uncollected():
+        study = study_of(overrides)
+        say(replaced)
+        return COMMANDS[command](study)
 
 
 @contextmanager
@@ -80,18 +84,18 @@ def study_of(overrides: Sequence[str]) -> Study:
             extra.append(text)
     if "study" not in values:
         raise UserError("name a study: study=<paper>_<item>, for example study=sparsellm_table2.")
-    if values["cluster"] not in compose.choices("cluster"):
-        raise unknown("cluster", values["cluster"], compose.choices("cluster"))
+    launch.check_launcher(values["cluster"], launcher)
     return load_study(values["study"], values["scale"], extra, values["cluster"], launcher)
 
 
-def run_study(name: str, overrides: Sequence[str]) -> int:
+def run_study(name: str, overrides: Sequence[str], replaced: Sequence[str] = ()) -> int:
     """Run what a study lacks, then write and print its table. Returns 1 if a point failed, was lost or still runs.
 
     Raises:
         UserError: a mistake in the study or the overrides, before anything runs.
     """
     study = study_of([f"study={name}", *overrides])
+    say(replaced)
     made = _run_points(study, range(len(study.points)))
     with _uncollected():
         return tables(study, made)
@@ -151,7 +155,8 @@ def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
     _announce(study, len(ready), len(todo))
     made = {}
     ran = 0
-    for number, path, record, here in execute_each({key: (_config(study, key), item) for key, item in ready.items()}):
+    points = {number: (_config(study, number), item) for number, item in ready.items()}
+    for number, path, record, here in execute_each(points, lambda number: str(study.points[number])):
         made[number] = (path, record)
         if here:
             ran += 1

@@ -21,6 +21,7 @@ import torch
 
 from harness import compose
 from harness.config import RunConfig
+from harness.core import streams
 from harness.core.errors import UserError
 from harness.execute import execute
 from harness.prepare import prepare
@@ -171,5 +172,6 @@ def _run(label: str, composed: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    streams.secure()
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
         serve(sys.stdin, channel)

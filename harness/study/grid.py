@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from harness.compose import COMPONENT_GROUPS, CONF, FILE_GROUPS, SCALES, choices
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
+from harness.groups import COMPONENT_GROUPS, CONF, GROUPS, SCALES, choices
 from harness.report.layout import KINDS, figure_of, named_axes
 from harness.study.choices import Choices
 
@@ -87,7 +87,10 @@ class Study:
         extra = [text for text in self.extra if text.partition("=")[0] not in narrowed]
         # a choice that is left alone may have settings of its own among the overrides
         fixed += [f"{key}={one[0]}" for key, one in narrowed.items() if len(one) == 1 and one[0] in _existing(key)]
-        made = Choices([*fixed, f"scale={self.scale}", *extra])
+        # and so may one of several, which then all need them
+        axes = {key for grid in self._grids for key in grid if key in COMPONENT_GROUPS}
+        own = [text for text in extra if text.lstrip("+").partition(".")[0] in axes - _chosen(fixed)]
+        made = Choices([*fixed, f"scale={self.scale}", *(text for text in extra if text not in own)], own)
         known = {group: set(choices(group)) for group in COMPONENT_GROUPS}
         return tuple(
             _point(made, axes, self.name, known)
@@ -170,9 +173,14 @@ def _value(value: Any) -> str:
         return str(value)
 
 
+def _chosen(fixed: Iterable[str]) -> set[str]:
+    """The groups whose choice these overrides fix."""
+    return {text.partition("=")[0] for text in fixed}
+
+
 def _existing(key: str) -> list[str]:
     """The choices of a group; none for an option that is no group."""
-    return choices(key) if key in COMPONENT_GROUPS or key in FILE_GROUPS else []
+    return choices(key) if key in GROUPS else []
 
 
 def _point(made: Choices, axes: dict[str, Any], study: str, known: Mapping[str, set[str]]) -> Point:

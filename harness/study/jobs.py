@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,12 +18,12 @@ from typing import Any
 
 from harness import compose
 from harness.config import RunConfig
-from harness.core.errors import UserError
+from harness.core import streams
 from harness.core.files import write_atomically
 from harness.execute import busy_last, execute
 from harness.prepare import Prepared, prepare
 from harness.record import schema
-from harness.record.claim import Busy, Watch
+from harness.record.claim import Watch
 from harness.record.provenance import commit
 from harness.record.schema import Record
 
@@ -129,6 +128,7 @@ def run_job(folder: Path, number: int) -> list[str]:
     Returns:
         The paths of the records.
     """
+    streams.secure()
     job = folder / f"{number}.json"
     content = json.loads(job.read_text(encoding="utf-8"))
     os.chdir(content["folder"])  # relative paths mean what they meant at submission
@@ -143,16 +143,8 @@ def run_job(folder: Path, number: int) -> list[str]:
         cfg = compose.typed_here(points[at]["config"])
         return cfg, prepare(cfg)
 
-    def attempt(at: int, watch: Watch) -> tuple[Path, Record] | str:
-        try:
-            return _run_point(*ready(at), job.stat().st_mtime, watch)
-        except Busy:
-            raise
-        except UserError as error:
-            return str(error)
-        except Exception as error:
-            traceback.print_exc()
-            return f"{type(error).__name__}: {error}"
+    def attempt(at: int, watch: Watch) -> tuple[Path, Record]:
+        return _run_point(*ready(at), job.stat().st_mtime, watch)
 
     ended: list[dict[str, str]] = []
     for at, done in busy_last(range(len(points)), attempt):

@@ -19,9 +19,9 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from harness import compose
+from harness import compose, groups
 from harness.config import RunConfig
-from harness.core.errors import UserError
+from harness.core.errors import UserError, unknown
 from harness.study import jobs
 from harness.study.estimate import estimate
 from harness.study.gpus import run_points
@@ -44,16 +44,39 @@ def launch(study: Study, numbers: Sequence[int]) -> None:
         run_points([(str(study.points[number]), cfg) for number, cfg in configs.items()])
         return
     settings, launcher = compose.cluster_of(study.cluster, study.launcher)
-    groups = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
-    points = [[(str(study.points[number]), configs[number]) for number in group] for group in groups]
+    grouped = jobs.grouped(configs, _costs(list(configs.items()), study.scale), _count(settings))
+    points = [[(str(study.points[number]), configs[number]) for number in group] for group in grouped]
     _launch(study.name, study.cluster, study.launcher, launcher, study.records, points)
 
 
 def launch_sweep(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> None:
-    """The points of a sweep (`-m`) with their labels, one job each, as `launch` does those of a study."""
+    """The points of a sweep (`-m`) with their labels, one job each, as `launch` does those of a study.
+
+    `cluster.jobs`, if it is typed, groups them.
+    """
     chosen = [text for text in overrides if is_of_launcher(text)]
-    _, launcher = compose.cluster_of(cluster, chosen)
-    _launch("sweep", cluster, chosen, launcher, points[0][1].records, [[point] for point in points])
+    settings, launcher = compose.cluster_of(cluster, chosen)
+    is_grouped = any(text.lstrip("+").startswith("cluster.jobs=") for text in chosen)
+    configs = {number: cfg for number, (_, cfg) in enumerate(points)}
+    costs = _costs(list(configs.items()), points[0][1].composed["scale"])
+    numbers = jobs.grouped(configs, costs, _count(settings) if is_grouped else None)
+    _launch("sweep", cluster, chosen, launcher, points[0][1].records, [[points[at] for at in job] for job in numbers])
+
+
+def check_launcher(cluster: str, overrides: Sequence[str]) -> None:
+    """Look at what is said of a cluster and its launcher (`hydra.launcher.…`, `cluster.jobs`) before anything runs.
+
+    Raises:
+        UserError: there is no such cluster, it has no launcher, or not these settings.
+    """
+    if cluster not in groups.choices("cluster"):
+        raise unknown("cluster", cluster, groups.choices("cluster"))
+    if not (chosen := [text for text in overrides if is_of_launcher(text)]):
+        return
+    if cluster in ("local", "gpus"):
+        raise UserError(f"{chosen[0]} is for a launcher, and cluster={cluster} has none; take cluster=joblib or slurm.")
+    settings, _ = compose.cluster_of(cluster, chosen)
+    _count(settings)
 
 
 def _launch(
@@ -160,7 +183,7 @@ def _count(settings: Mapping[str, Any]) -> int | None:
 
 def _freeze_launcher(folder: Path, name: str, cluster: str) -> None:
     """A configuration of the launcher alone: launchers compose it anew in every job, from this copy."""
-    shutil.copytree(compose.CONF / "cluster", folder / "conf" / "cluster")
+    shutil.copytree(groups.CONF / "cluster", folder / "conf" / "cluster")
     quiet = [{f"override hydra/{part}_logging": "disabled"} for part in ("job", "hydra")]
     content = {
         "defaults": ["_self_", {"cluster": cluster}, *quiet],

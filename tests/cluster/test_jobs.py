@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import compose, execute
+from harness import compose, execute, groups
 from harness.core.errors import UserError
 from harness.prepare import prepare
 from harness.record.claim import claimed
@@ -40,10 +40,10 @@ def _components() -> None:
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/ with a study of five points in it."""
     folder = tmp_path / "conf"
-    shutil.copytree(compose.CONF, folder)
+    shutil.copytree(groups.CONF, folder)
     (folder / "study" / "test_table1.yaml").write_text(yaml.safe_dump(STUDY))
     (folder / "cluster" / "serial.yaml").write_text("# @package _global_\ncluster: {jobs: 2}\n")
-    monkeypatch.setattr(compose, "CONF", folder)
+    monkeypatch.setattr(groups, "CONF", folder)
     monkeypatch.setattr(grid, "CONF", folder)
     return folder
 
@@ -133,7 +133,8 @@ def test_queued_jobs_run_what_was_submitted(
     def later(*arguments: Any) -> int:
         (conf / "study" / "test_table1.yaml").write_text(yaml.safe_dump(STUDY | {"grids": [{"method": ["sparsegpt"]}]}))
         conf.rename(conf.parent / "gone")
-        compose._known_options.cache_clear()
+        groups.options.cache_clear()
+        groups._main.cache_clear()
         return through(*arguments)
 
     monkeypatch.setattr(compose, "through_hydra", later)

@@ -139,6 +139,14 @@ def test_the_service_that_died_ends_no_study(
     assert "wandb sync" in capsys.readouterr().err
 
 
+def test_a_tracker_that_exits_costs_nothing(
+    wandb_log: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **settings: sys.exit(3))
+    track(Tracker("wandb-offline"), record(), tmp_path)
+    assert capsys.readouterr().err == "tracker wandb-offline: SystemExit: 3; the record is safe\n"
+
+
 def test_a_login_that_is_not_answered_is_asked_once(
     wandb_log: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

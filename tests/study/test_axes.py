@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import compose
+from harness import compose, groups
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.study import grid
@@ -40,8 +40,8 @@ STUDY: dict[str, Any] = {
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts a study `test_axes` into a copy of conf/, with changes."""
     compose.register()
-    shutil.copytree(compose.CONF, tmp_path / "conf")
-    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    shutil.copytree(groups.CONF, tmp_path / "conf")
+    monkeypatch.setattr(groups, "CONF", tmp_path / "conf")
     monkeypatch.setattr(grid, "CONF", tmp_path / "conf")
 
     def put(**changes: Any) -> None:

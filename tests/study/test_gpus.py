@@ -11,6 +11,7 @@ import pytest
 
 from harness import compose
 from harness.core.errors import UserError
+from harness.overrides import plugins_in
 from harness.study import gpus
 
 PLUGIN = """
@@ -49,7 +50,7 @@ def sweep(options: list[str], tmp_path: Path) -> list[str]:
 
 
 def points(*overrides: str, seeds: int = 1) -> list[tuple[str, Any]]:
-    compose.register(compose.plugins_in(overrides))
+    compose.register(plugins_in(overrides))
     return [(f"seed={seed}", compose.compose_run([*overrides, f"seed={seed}"])) for seed in range(seeds)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import compose
+from harness import compose, groups
 from harness.core.errors import UserError
 from harness.record import schema
 from harness.study import choices, grid
@@ -26,7 +26,7 @@ OPEN = ["save=out/${method.name}_${sparsity}", "cache=kept/${seed}${records}", "
 def _defined() -> list[tuple[str, str]]:
     return [
         (path.stem, scale)
-        for path in sorted((compose.CONF / "study").glob("*.yaml"))
+        for path in sorted((groups.CONF / "study").glob("*.yaml"))
         for scale in yaml.safe_load(path.read_text())["scales"]
     ]
 

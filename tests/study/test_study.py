@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness import compose
+from harness import compose, groups
 from harness.study import commands, grid
 from harness.study.estimate import estimate
 from harness.study.plan import progress_of
@@ -52,9 +52,9 @@ def _assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A study of its own in a copy of conf/, and a results folder of its own."""
-    shutil.copytree(compose.CONF, tmp_path / "conf")
+    shutil.copytree(groups.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "study" / "test_table1.yaml").write_text(yaml.safe_dump(SMALL))
-    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(groups, "CONF", tmp_path / "conf")
     monkeypatch.setattr(grid, "CONF", tmp_path / "conf")
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     return "study=test_table1"
@@ -65,7 +65,7 @@ def test_the_studies_are_there() -> None:
 
 
 def _defined() -> list[tuple[str, str]]:
-    folder = compose.CONF / "study"
+    folder = groups.CONF / "study"
     return [
         (name, scale) for name in STUDIES for scale in yaml.safe_load((folder / f"{name}.yaml").read_text())["scales"]
     ]

@@ -1,0 +1,56 @@
+"""Standard streams that cost no point: what cannot be printed is dropped, and the exit status does not say so.
+
+A job of cron or `ssh … >&- 2>&- &` has no streams, a disk that holds a log may be full, `| head` has seen enough, an
+ASCII terminal knows no `±`. Numbers are in the records; runs go on.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+
+class _Sink(io.FileIO):
+    """A descriptor that takes everything: from the first write that fails on it leads to nowhere."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # libraries below Python, and processes started here, write there too
+            os.close(nowhere)
+            return memoryview(data).nbytes
+
+
+def secure() -> None:
+    """Put streams that cannot fail in the place of this process's own; descriptors that were closed lead to nowhere.
+
+    A closed descriptor would be given to the next file opened, a record say, and be written to by whoever reports an
+    error. Streams that something else has put there (a notebook, a test) stay.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if _is_own(sys.stdout, 1):
+        sys.stdout = sys.__stdout__ = _stream(1, sys.stdout)  # type: ignore[misc]
+    if _is_own(sys.stderr, 2):
+        sys.stderr = sys.__stderr__ = _stream(2, sys.stderr)  # type: ignore[misc]
+
+
+def _is_own(stream: Any, descriptor: int) -> bool:
+    return stream is None or (type(stream) is io.TextIOWrapper and stream.fileno() == descriptor)
+
+
+def _stream(descriptor: int, before: TextIO | None) -> io.TextIOWrapper:
+    buffer = io.BufferedWriter(_Sink(descriptor, "w", closefd=False))
+    encoding = before.encoding if before else "utf-8"
+    return io.TextIOWrapper(
+        buffer, encoding, errors="backslashreplace", line_buffering=descriptor == 2 or os.isatty(descriptor)
+    )

@@ -1,0 +1,81 @@
+"""Sweeps over groups with settings of these groups: one composition, whoever runs the points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands import but
+
+
+def settings(folder: Path, group: str, key: str) -> dict[str, object]:
+    found = [json.loads(path.read_text())["config"][group] for path in folder.glob("*.json")]
+    return {choice["name"]: choice[key] for choice in found}
+
+
+@pytest.mark.parametrize("cluster", ["local", "joblib"])
+def test_a_setting_of_all_the_swept_methods(cluster: str, typed: Callable, options: list[str], tmp_path: Path) -> None:
+    given = but(options, "evaluation=[]", "method=sparsegpt,isc", "method.damping=0.02", f"cluster={cluster}")
+    done = typed("-m", *given)
+    assert done.status == 0, done.err
+    assert settings(tmp_path / "records", "method", "damping") == {"sparsegpt": 0.02, "isc": 0.02}
+
+
+def test_a_setting_of_all_the_swept_allocators(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    quick = ["allocator.generations=1", "allocator.step=0.25", "allocator.reach=0.25", "method=magnitude"]
+    done = typed("-m", *but(options, "evaluation=[]"), *quick, "allocator=msp,evopress")
+    assert done.status == 0, done.err
+    assert settings(tmp_path / "records", "allocator", "generations") == {"msp": 1, "evopress": 1}
+
+
+def test_a_setting_that_one_of_the_choices_lacks_is_said_with_its_point(
+    typed: Callable, options: list[str], tmp_path: Path
+) -> None:
+    done = typed("-m", *but(options, "evaluation=[]"), "method=sparsellm,sparsegpt", "method.inner=wanda")
+    assert done.status == 2 and done.err.count("\n") == 1 and not done.out
+    assert "method=sparsegpt method.inner=wanda: unknown setting of method: 'inner'; known: " in done.err
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_study_narrowed_to_methods_with_a_setting(typed: Callable, tmp_path: Path) -> None:
+    study = ["study=harness_embedded", f"records={tmp_path}", "method.damping=0.02"]
+    planned = typed("plan", *study, "method=sparsegpt")
+    both = typed("plan", "study=isc_table1", f"records={tmp_path}", "scale=proxy", "method=sparsegpt,isc", study[2])
+    assert planned.status == both.status == 0, both.err
+    assert "method=isc" in both.out and "method=sparsegpt" in both.out
+    lacking = typed("plan", *study, "method=sparsegpt,magnitude")
+    assert lacking.status == 2 and "with method=magnitude: unknown setting of method: 'damping'" in lacking.err
+
+
+def test_a_sweep_leaves_its_records_and_nothing_else(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    done = typed("-m", *but(options, "evaluation=[]"), "method=none", "seed=0,0,1")
+    assert done.status == 0 and done.out.count("record: ") == 3
+    assert done.err.count("found ok record of this run") == 2  # the same point again; nothing of a dense one is drawn
+    assert [path.suffix for path in (tmp_path / "records").iterdir() if path.is_file()] == [".json"]
+    assert not (tmp_path / "records" / ".sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("hydra.launcher.n_jobs=2", "cluster=local has none"),
+        ("-m cluster=gpus hydra.launcher.x=1", "cluster=gpus has none"),
+        ("cluster.jobs=2", "cluster.jobs=2 is for a launcher"),
+        ("cluster=joblib", "add -m, or leave it out"),
+        ("-m cluster=joblib hydra.launcher.foo=1", "unknown setting of hydra.launcher: 'foo'"),
+        ("-m cluster=joblib cluster.jobs=0", "cluster.jobs=0 has to be a whole number of at least 1"),
+        ("plan study=harness_embedded hydra.launcher.foo=1", "cluster=local has none"),
+        ("plan study=harness_embedded cluster=foo", "unknown cluster 'foo'"),
+        ("study=harness_embedded cluster=joblib hydra.launcher.foo=1", "unknown setting of hydra.launcher: 'foo'"),
+        ("plan study=harness_embedded --cfg=job", "plan takes no flags"),
+        ("plan study=harness_embedded -m", "plan takes no flags"),
+    ],
+)
+def test_what_is_said_of_launching_is_looked_at(arguments: str, expected: str, typed: Callable, tmp_path: Path) -> None:
+    done = typed(*arguments.split(), "method=magnitude", "evaluation=[]", f"records={tmp_path / 'records'}")
+    assert done.status == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
+    assert expected in done.err
+    assert not (tmp_path / "records").exists()
