@@ -65,7 +65,7 @@ def test_the_last_option_changes_fastest() -> None:
         ("seed=range(0,1e18)", "a sweep takes at most 100000 points"),
         ("seed=interval(0,1)", "an interval has no values"),
         ("seed=choice()", "empty choice is not legal"),
-        ("method=glob(zzz*)", "method=glob(zzz*) fits no method; known: isc, magnitude"),
+        ("method=glob(zzz*)", "method=glob(zzz*) fits no method; known: admm, alps"),
         ("seed=glob(*)", "glob chooses among the names of a group"),
         ("cluster=joblib,local", "cluster is one for all points"),
         ("plugins=a.py,b.py", "plugins is one for all points"),
