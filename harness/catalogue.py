@@ -169,14 +169,17 @@ def name_of(instance: object) -> str:
 def describe(instance: Any) -> dict[str, Any]:
     """A component as plain values: its name, revision and settings, and those of the components it holds.
 
-    Fields with the metadata `identity: False` (where something is kept) are left out, and a component may say by
-    `identity()` which values stand for some of its fields (a file's content for its path).
+    Fields with the metadata `identity: False` (where something is kept) are left out, and so are those with `later:
+    True` at their default, which is what runs were before there was the field. A component may say by `identity()`
+    which values stand for some of its fields (a file's content for its path).
     """
     plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
     for field in dataclasses.fields(instance):
         if not field.metadata.get("identity", True):
             continue
         value = getattr(instance, field.name)
+        if field.metadata.get("later") and value == field.default:
+            continue
         plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
     return plain | (instance.identity() if hasattr(instance, "identity") else {})
 
