@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from harness.calibration.sharing import Sharing, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
 from harness.core.errors import Refusal
-from harness.evaluation.protocol import Context
+from harness.evaluation.protocol import Context, measured
 from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.loading import (
     architecture,
@@ -154,7 +154,7 @@ class Session:
             key = json.dumps(asked, sort_keys=True)
             self.tally["measures"] += key in self._measures
             if key not in self._measures:
-                self._measures[key] = [asdict(measure) for measure in evaluator(model, tokenizer, context)]
+                self._measures[key] = measured(evaluator, model, tokenizer, context)
             found += [dict(measure) for measure in self._measures[key]]
         return found
 

@@ -24,7 +24,7 @@ from harness.calibration.stream import Stream, standing_in, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
-from harness.methods.each import EachLinear, as_block_method
+from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.anatomy import Anatomy
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -255,7 +255,10 @@ def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]
         patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
         removing = {site: pattern for site, pattern in patterns.items() if pattern.sparsity > 0}
         if isinstance(lifted, EachLinear):
-            pruned = {site: lifted.method.prune(weights[site], seen.get(site), removing[site]) for site in removing}
+            pruned = {
+                site: prune_one(lifted.method, site, weights[site], seen.get(site), asked)
+                for site, asked in removing.items()
+            }
         else:
             pruned = dict(lifted.prune_block(block, patterns)) if removing else {}
         for site in removing:

@@ -44,9 +44,7 @@ def spare_dead(block: Tensor, dead: Tensor, patterns: Sequence[Pattern], sizes: 
     return _choose(torch.where(dead, block.abs(), torch.inf), patterns, sizes, "exact")
 
 
-def _choose(
-    scores: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int], quota: Quota = "threshold"
-) -> Tensor:
+def _choose(scores: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int], quota: Quota = "threshold") -> Tensor:
     """What stays (O, B), each matrix being a group of its own, or every M weights of a row."""
     pattern = patterns[0]
     if isinstance(pattern, NofM):

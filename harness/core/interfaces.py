@@ -23,12 +23,14 @@ class Pruned(NamedTuple):
     """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback).
 
     `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
+    `unseen` (I,) is True for inputs that calibration never saw, None where nobody knows; methods need not say it.
     """
 
     weight: Tensor
     kept: Tensor
     note: str = ""
     sound: Tensor | None = None
+    unseen: Tensor | None = None
 
 
 class FeedForward(NamedTuple):

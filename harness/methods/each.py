@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned, SharingMethod
+from harness.catalogue import name_of
+from harness.core import checked
+from harness.core.errors import Failure
+from harness.core.interfaces import BlockMethod, BlockView, FeedForward, LinearMethod, Pruned, SharingMethod, Site
 from harness.core.pattern import Pattern
-from harness.core.statistic import Seen
+from harness.core.statistic import Seen, Statistic, never_seen
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,23 @@ class EachLinear:
             state = seen.get(sites[0])
             if isinstance(self.method, SharingMethod):
                 asked = [patterns[site] for site in sites]
-                results = self.method.prune_together([weights[site] for site in sites], state, asked)
+                pruned |= self._together(sites, weights, state, asked)
             else:
-                results = [self.method.prune(weights[site], state, patterns[site]) for site in sites]
-            pruned |= zip(sites, results, strict=True)
+                pruned |= {site: prune_one(self.method, site, weights[site], state, patterns[site]) for site in sites}
         for site in _unsound(pruned):
-            pruned[site] = self.method.prune(weights[site], seen[site], patterns[site])
-        return {site: pruned[site]._replace(sound=None) for site in patterns}
+            pruned[site] = prune_one(self.method, site, weights[site], seen[site], patterns[site])
+        unseen = {site: never_seen(seen.get(site)) for site in patterns}
+        return {site: pruned[site]._replace(sound=None, unseen=unseen[site]) for site in patterns}
+
+    def _together(
+        self, sites: Sequence[str], weights: Mapping[str, Tensor], state: Seen, patterns: Sequence[Pattern]
+    ) -> dict[str, Pruned]:
+        assert isinstance(self.method, SharingMethod)
+        results = list(self.method.prune_together([weights[site] for site in sites], state, patterns))
+        name = name_of(self.method)
+        if len(results) != len(sites):
+            raise Failure(f"the method '{name}' pruned {len(sites)} matrices together and returned {len(results)}.")
+        return {site: checked.pruned(name, site, one, weights[site]) for site, one in zip(sites, results, strict=True)}
 
     def _seen(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, Seen]:
         """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
@@ -47,6 +61,62 @@ class EachLinear:
             return block.observe(self.method.statistic)
         knows, known = getattr(self.method, "knows", None), getattr(block, "known", None)
         return {site: known(site, knows) for site in patterns} if knows and known else {}
+
+
+def prune_one(method: LinearMethod, site: Site, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+    """What a method makes of one weight (O, I).
+
+    Raises:
+        Failure: it is not of the right form.
+    """
+    return checked.pruned(name_of(method), site, method.prune(weight, seen, pattern), weight)
+
+
+@dataclass(frozen=True)
+class WholeBlock:
+    """A method for whole blocks, whose answers are looked at."""
+
+    method: BlockMethod
+
+    def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
+        watched = _Watched(block)
+        results = self.method.prune_block(watched, patterns)
+        weights = {site: block.weights[site] for site in patterns}
+        pruned = checked.block(name_of(self.method), results, weights)
+        return {
+            site: one if one.unseen is not None else one._replace(unseen=watched.unseen.get(site))
+            for site, one in pruned.items()
+        }
+
+
+class _Watched:
+    """A block that remembers which inputs were never seen, whoever observes them: a `BlockView`."""
+
+    def __init__(self, block: BlockView) -> None:
+        self._block = block
+        self.index = block.index
+        self.unseen: dict[Site, Tensor | None] = {}
+
+    @property
+    def weights(self) -> Mapping[Site, Tensor]:
+        return self._block.weights
+
+    @property
+    def feed_forward(self) -> FeedForward:
+        return self._block.feed_forward
+
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]:
+        """What the block observes."""
+        seen = self._block.observe(statistic)
+        self.unseen |= {site: never_seen(state) for site, state in seen.items()}
+        return seen
+
+    def tell(self, **facts: Any) -> None:
+        """Tell it of the block."""
+        self._block.tell(**facts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
 
 
 def _with_the_same(seen: Mapping[str, Any], patterns: Mapping[str, Pattern]) -> list[list[str]]:
@@ -66,5 +136,5 @@ def _unsound(pruned: Mapping[str, Pruned]) -> list[str]:
 
 
 def as_block_method(method: Any) -> BlockMethod:
-    """A BlockMethod as it is, a LinearMethod lifted."""
-    return method if isinstance(method, BlockMethod) else EachLinear(method)
+    """A method for whole blocks, or one for a linear lifted to one, whose answers have the right form."""
+    return WholeBlock(method) if isinstance(method, BlockMethod) else EachLinear(method)
