@@ -32,6 +32,13 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from harness.core import streams
+
+    with streams.plain():
+        return _dispatched(arguments)
+
+
+def _dispatched(arguments: Sequence[str]) -> int:
     from harness.core.errors import UserError
 
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time

@@ -21,7 +21,7 @@ CAUSES = {
     "zero": "weights that were zero before",
     "unseen": "inputs that calibration never saw",
     "ties": "equal magnitudes at the threshold",
-    "rows": "quotas in whole weights of a row",
+    "quotas": "quotas in whole weights of a row or column",
 }
 """What can be counted, in the order in which it is."""
 
@@ -115,16 +115,19 @@ def _ties(magnitude: Tensor, gone: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _rounded(gone: Tensor, pattern: Pattern) -> Tensor:
-    """Less or more than asked where a row of I lost ⌊I·s⌋ weights, or that and the threshold itself."""
+    """Less or more than asked where each row (or column) of n lost ⌊n·s⌋ weights, or that and the threshold itself."""
     if isinstance(pattern, NofM):
         return gone.new_zeros((), dtype=torch.float64)
-    outputs, inputs = gone.shape
-    in_row, floor = gone.sum(dim=1), int(inputs * pattern.sparsity)
-    share = inputs * pattern.sparsity - floor
-    total = in_row.sum() - pattern.sparsity * gone.numel()
-    under = torch.where((in_row >= floor).all(), -outputs * share, 0.0)
-    over = torch.where((in_row <= floor + 1).all(), outputs * (1 - share), 0.0)
-    return torch.where(total < 0, under, over).double()
+    total = gone.sum() - pattern.sparsity * gone.numel()
+    sides = []
+    for side in (0, 1):
+        size, groups = gone.shape[1 - side], gone.shape[side]
+        zeros, floor = gone.sum(dim=1 - side), int(size * pattern.sparsity)
+        share = size * pattern.sparsity - floor
+        under = torch.where((zeros >= floor).all(), -groups * share, 0.0)
+        over = torch.where((zeros <= floor + 1).all(), groups * (1 - share), 0.0)
+        sides.append(torch.where(total < 0, under, over).double())
+    return torch.where(sides[0].abs() > sides[1].abs(), *sides)
 
 
 def difference(

@@ -115,9 +115,7 @@ def _check_sites(who: str, answer: Any, sites: Mapping[str, Any]) -> None:
     if missing:
         raise Failure(f"{who} gave nothing for {_some(missing)}; every matrix in scope needs an answer.")
     if unknown:
-        raise Failure(
-            f"{who} gave an answer for {_some(unknown)}, which {'is' if len(unknown) == 1 else 'are'} not asked."
-        )
+        raise Failure(f"{who} gave an answer for {_some(unknown)}, of which nothing was asked.")
 
 
 def _not(method: str, did: str, due: str) -> Failure:
