@@ -29,7 +29,7 @@ KINDS = {
     "recovery": "harness.recovery",
     "evaluator": "harness.evaluation",
 }
-ASKED = {
+ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
     "method": (("prune", "statistic"), ("prune_block",)),
     "allocator": (("allocate",),),
     "planner": (("plan",),),
@@ -162,7 +162,7 @@ def _check_plugin(module: str) -> None:
             lacking = [[one for one in asked if one not in has] for asked in ASKED[kind]]
             if all(lacking):
                 raise UserError(
-                    f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(min(lacking, key=len))}."
+                    f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(min(lacking, key=lambda names: len(names)))}."
                 )
             _check_fields(f"{who}: the {kind} '{name}'", cls)
 

@@ -24,9 +24,9 @@ def plain() -> Iterator[None]:
         with suppress(AttributeError, ValueError, OSError):  # closed, or no text stream of Python's own
             stream.reconfigure(errors=ERRORS)  # type: ignore[union-attr]
     if sys.stdout is not None:
-        sys.stdout = _Plain(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = _Plain(sys.stdout)
     if sys.stderr is not None:
-        sys.stderr = _Plain(sys.stderr, returns="\r")  # type: ignore[assignment]
+        sys.stderr = _Plain(sys.stderr, returns="\r")
     try:
         yield
     finally:

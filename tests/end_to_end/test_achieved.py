@@ -89,7 +89,6 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (["method=odd", "method.how=mask"], "other than zero where its mask says that they went"),
         (["method=odd", "method.how=numbers"], "as float32, where bool is due"),
         (["method=whole"], "the method 'whole' gave nothing for model.layers.0.self_attn.q_proj,"),
-        (["method=sparsellm", "method.inner={name:odd,how:bare}"], "the method 'odd' returned a "),
         (["allocator=even", "allocator.asks=2"], "the allocator 'even' returned None"),
         (["planner=none_at_all"], "the planner 'none_at_all' returned None"),
         (["recovery=fills"], "the recovery 'fills' filled "),
