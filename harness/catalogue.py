@@ -159,11 +159,9 @@ def _check_plugin(module: str) -> None:
                 continue
             fields = [field.name for field in dataclasses.fields(cls)]
             has = {*fields, *(one for base in cls.__mro__ for one in vars(base))}
-            lacking = [[one for one in asked if one not in has] for asked in ASKED[kind]]
+            lacking = sorted(([one for one in asked if one not in has] for asked in ASKED[kind]), key=len)
             if all(lacking):
-                raise UserError(
-                    f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(min(lacking, key=lambda names: len(names)))}."
-                )
+                raise UserError(f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(lacking[0])}.")
             _check_fields(f"{who}: the {kind} '{name}'", cls)
 
 

@@ -99,7 +99,7 @@ def _surplus(given: Tensor, pattern: Pattern) -> Tensor:
         (given.sum(dim=side, dtype=torch.float64) - pattern.sparsity * given.shape[side]).clamp(min=0).sum()
         for side in (0, 1)
     ]
-    return torch.maximum(*sides)
+    return torch.maximum(sides[0], sides[1])
 
 
 def _ties(magnitude: Tensor, gone: Tensor, pattern: Pattern) -> Tensor:
@@ -127,7 +127,7 @@ def _rounded(gone: Tensor, pattern: Pattern) -> Tensor:
         under = torch.where((zeros >= floor).all(), -groups * share, 0.0)
         over = torch.where((zeros <= floor + 1).all(), groups * (1 - share), 0.0)
         sides.append(torch.where(total < 0, under, over).double())
-    return torch.where(sides[0].abs() > sides[1].abs(), *sides)
+    return torch.where(sides[0].abs() > sides[1].abs(), sides[0], sides[1])
 
 
 def difference(

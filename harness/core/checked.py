@@ -91,7 +91,7 @@ def allocation(allocator: str, answer: Any, sites: Iterable[str]) -> Allocation:
             fine = False
         if not fine:
             raise Failure(f"{who} gave {pattern!r} for {site}, which is no fraction of zeros from 0 to 1.")
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 def edit(planner: str, answer: Any) -> Edit:

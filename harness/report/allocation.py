@@ -69,7 +69,7 @@ def bars(plt: Drawing, content: Mapping[str, Any]) -> Any:
         by: {_name(key): mean(here) for key, here in frame.groupby(by, sort=False, dropna=False)} for by in PANELS
     }
     widths = [0.8 + max((0.3 if len(panel) <= MOST_NUMBERS else 0.15) * len(panel), 1.4) for panel in panels.values()]
-    shape = {"figsize": (sum(widths), 3.2), "width_ratios": widths}
+    shape: dict[str, Any] = {"figsize": (sum(widths), 3.2), "width_ratios": widths}
     figure, axes = plt.subplots(1, len(panels), **shape, sharey=True, layout="constrained")
     for (by, panel), axis in zip(panels.items(), axes, strict=True):
         axis.axhline(mean(frame), color="0.5", linestyle="--", linewidth=1, zorder=1)

@@ -37,7 +37,7 @@ class Drawing:
         matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"
         matplotlib.rcParams["axes.titley"] = 1.0  # no ticks stand above a panel: its title's place is known
 
-    def subplots(self, rows: int, columns: int, *, figsize: tuple[float, float], layout: str, **how: Any) -> Any:
+    def subplots(self, rows: int, columns: int, *, figsize: Any, layout: str, **how: Any) -> Any:
         """A figure and its panels, as `pyplot.subplots` gives them."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

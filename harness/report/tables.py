@@ -45,7 +45,7 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     rank = _ranking(measured, shown)
     heads: dict[str, tuple[Any, ...]] = {}
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
-    zeros: dict[tuple[Any, ...], dict[str, tuple[float, float]]] = {}
+    zeros: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
     for row in _spread(shown, [*row_keys, column_key]):
         head, place = _head(row, column_key, rank)
         heads.setdefault(head, place)
