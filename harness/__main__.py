@@ -34,6 +34,13 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(FILES_ONLY)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from harness.core import streams
+
+    with streams.plain():
+        return _answered(arguments)
+
+
+def _answered(arguments: Sequence[str]) -> int:
     from harness.core.environment import blamed
     from harness.core.errors import UserError
 

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import math
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -29,27 +30,66 @@ KINDS = {
     "recovery": "harness.recovery",
     "evaluator": "harness.evaluation",
 }
+ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "method": (("prune", "statistic"), ("prune_block",)),
+    "allocator": (("allocate",),),
+    "planner": (("plan",),),
+    "recovery": (("heal",),),
+    "evaluator": (("__call__", "protocol"),),
+}
+"""What a component of each kind has to have: all names of one of these."""
+SETTINGS = "bool, int, float, str, Literal, list or tuple of these, a union of these with None, or Any"
+DENSE = ("method", "none")
+"""What leaves a model as it is has no class."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 T = TypeVar("T")
 _registry: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
+_replaced: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+"""The names that plugins took over with `replaces=True`, and what stands for them now."""
 _plugin_sources: dict[str, str] = {}
+_plugin_names: dict[str, str] = {}
+"""Module → the plugin as its user named it."""
 
 
-def component(kind: str, name: str) -> Callable[[type[T]], type[T]]:
+def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type[T]], type[T]]:
     """Register a frozen dataclass under a kind (method, allocator, planner, recovery, evaluator) and a name.
 
+    Args:
+        replaces: the component stands for the one that has this name; records then call it `<name>+<plugin>`.
+
     Raises:
-        TypeError: there is no such kind, or the class is no dataclass (`@component` stands above `@dataclass`).
+        UserError: there is no such kind, the class is no frozen dataclass (`@component` stands above `@dataclass`), or
+            the name is taken, or none.
     """
     if kind not in KINDS:
-        raise TypeError(f"components are of the kinds {', '.join(KINDS)}, not '{kind}'")
+        raise UserError(f"components are of the kinds {', '.join(KINDS)}, not '{kind}'.")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{str(name)[:48]!r} is no name for a {kind}: letters, digits, and - _ . within.")
 
     def register(cls: type[T]) -> type[T]:
+        who = _plugin_names.get(cls.__module__, cls.__module__)
         if not dataclasses.is_dataclass(cls):
-            raise TypeError(f"the component {cls.__name__} is no dataclass; write @component above @dataclass")
-        _registry[kind][name] = cls
+            raise UserError(f"{who}: {cls.__name__} is no dataclass; write @component above @dataclass(frozen=True).")
+        if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise UserError(f"{who}: {cls.__name__} can be changed; write @dataclass(frozen=True).")
+        before = _registry[kind].get(_replaced[kind].get(name, name))
+        if (kind, name) == DENSE or (before is not None and not _is_again(before, cls)):
+            owner = _plugin_names.get(before.__module__, "the harness") if before else "the harness"
+            mend = ", or register it with replaces=True" if before and owner == "the harness" else ""
+            if not replaces or not mend:
+                raise UserError(f"{who} announces the {kind} '{name}', which {owner} has; call it otherwise{mend}.")
+        shown = f"{name}+{Path(who).stem.rpartition('.')[2]}" if replaces and before is not None else name
+        if shown != name:
+            _replaced[kind][name] = shown
+        _registry[kind][shown] = cls
         return cls
 
     return register
+
+
+def _is_again(before: type, cls: type) -> bool:
+    """Whether a class is the same one, defined once more."""
+    return (before.__module__, before.__qualname__) == (cls.__module__, cls.__qualname__)
 
 
 def discover() -> None:
@@ -65,6 +105,7 @@ def load_plugin(where: str) -> None:
     Raises:
         UserError: there is no such module or file, or importing it fails.
     """
+    name = ""
     try:
         if where.endswith(".py"):
             path = at_home(where)
@@ -76,25 +117,86 @@ def load_plugin(where: str) -> None:
                 assert spec and spec.loader
                 module = importlib.util.module_from_spec(spec)
                 sys.modules[name] = module
+                _plugin_names[name] = path.name
                 try:
                     spec.loader.exec_module(module)
                 except BaseException:
                     del sys.modules[name]
                     raise
         else:
-            name = importlib.import_module(where).__name__
+            name = where
+            _plugin_names.setdefault(name, where)
+            importlib.import_module(where)
+        _check_plugin(name)
     except UserError:
+        _forget(name)
         raise
     except (Exception, SystemExit) as error:
+        _forget(name)
         raise UserError(f"plugins={where} cannot be imported: {type(error).__name__}: {error}.") from error
     source = getattr(sys.modules[name], "__file__", None)
     if source:
         _plugin_sources[name] = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
 
 
+def _forget(module: str) -> None:
+    """Take back what a module registered that cannot be used."""
+    for kind, known in _registry.items():
+        for name in [name for name, cls in known.items() if module and cls.__module__ == module]:
+            del known[name]
+            _replaced[kind] = {old: new for old, new in _replaced[kind].items() if new != name}
+
+
+def _check_plugin(module: str) -> None:
+    """Look at the components of a plugin before they are used.
+
+    Raises:
+        UserError: one lacks what its kind has to have, or has a setting that no command line can give.
+    """
+    who = _plugin_names[module]
+    for kind, known in _registry.items():
+        for name, cls in known.items():
+            if cls.__module__ != module:
+                continue
+            fields = [field.name for field in dataclasses.fields(cls)]
+            has = {*fields, *(one for base in cls.__mro__ for one in vars(base))}
+            lacking = sorted(([one for one in asked if one not in has] for asked in ASKED[kind]), key=len)
+            if all(lacking):
+                raise UserError(f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(lacking[0])}.")
+            _check_fields(f"{who}: the {kind} '{name}'", cls)
+
+
+def _check_fields(who: str, cls: type) -> None:
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception as error:
+        raise UserError(f"{who} has a setting whose type cannot be found out ({error}).") from error
+    for field in dataclasses.fields(cls):
+        if not field.metadata.get("component") and not _is_setting(hints[field.name]):
+            hint = getattr(hints[field.name], "__name__", hints[field.name])
+            raise UserError(f"{who} has the setting {field.name} of type {hint}; settings are {SETTINGS}.")
+        if field.default_factory is not dataclasses.MISSING:
+            try:
+                field.default_factory()
+            except Exception as error:
+                raise UserError(f"{who} cannot make the default of {field.name}: {error}.") from error
+
+
+def _is_setting(hint: Any) -> bool:
+    """Whether `_coerce` can check values of this type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, bool, int, float, str, type(None)) or origin is typing.Literal:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return all(map(_is_setting, arguments))
+    if origin in (tuple, list):
+        return len({one for one in arguments if one is not Ellipsis}) == 1 and _is_setting(arguments[0])
+    return False
+
+
 def names(kind: str) -> list[str]:
-    """The registered names of a kind."""
-    return sorted(_registry[kind])
+    """The names of a kind that can be asked for; one that was replaced stands for what replaces it."""
+    return sorted({*_registry[kind], *_replaced[kind]})
 
 
 def lookup(kind: str, name: str) -> type:
@@ -104,13 +206,18 @@ def lookup(kind: str, name: str) -> type:
         UserError: no such component; the sentence names the nearest ones.
     """
     if name not in _registry[kind]:
-        raise unknown(kind, name, _registry[kind])
-    return _registry[kind][name]
+        raise unknown(kind, name, names(kind))
+    return _registry[kind][_shown(kind, name)]
+
+
+def _shown(kind: str, name: str) -> str:
+    """The name that records show for one that is asked for."""
+    return _replaced[kind].get(name, name)
 
 
 def defaults(kind: str, name: str) -> dict[str, Any]:
     """The settings of a component with their default values, nested components as dicts with a `name`."""
-    settings: dict[str, Any] = {"name": name}
+    settings: dict[str, Any] = {"name": _shown(kind, name)}
     for field in dataclasses.fields(lookup(kind, name)):
         value = field.default
         if field.default_factory is not dataclasses.MISSING:

@@ -20,6 +20,7 @@ from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, batched, stream
 from harness.catalogue import name_of
 from harness.config import RunConfig
+from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
 from harness.core.errors import Refusal, UserError
@@ -28,8 +29,8 @@ from harness.core.pattern import misfit
 from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
-from harness.evaluation.protocol import Context
-from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
+from harness.evaluation.protocol import Context, measured
+from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
 from harness.models.attention import in_pieces
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told.
+    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
+    and what pruning left of each site.
 
     `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
     """
@@ -63,6 +65,7 @@ class Reduced:
     blocks: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
     orders: Mapping[str, Tensor]
+    counts: Mapping[str, causes.Counts]
 
 
 def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Record:
@@ -99,9 +102,15 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
                 measures = session.dense_measures(cfg, ready, model, tokenizer, context)
             else:
                 judges = cfg.evaluators.values()
-                measures = [asdict(one) for judge in judges for one in judge(model, tokenizer, context)]
+                measures = [one for judge in judges for one in measured(judge, model, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation, reduced.orders)
+    achieved = fraction_of_zeros(model, anatomy, reduced.scope)
+    if why := causes.difference(
+        cfg.asked, achieved, reduced.counts,
+        method=name_of(cfg.method), allocator=name_of(cfg.allocator), recovery=name_of(cfg.recovery),
+    ):  # fmt: skip
+        remark(why)
     reason = ""
     if cfg.save is not None:
         try:
@@ -116,7 +125,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         config=ready.config,
         sparsity={
             "asked": cfg.asked,
-            "achieved": fraction_of_zeros(model, anatomy, reduced.scope),
+            "achieved": achieved,
             "model": fraction_of_zeros(model, anatomy, None),
         },
         sites=sites,
@@ -143,7 +152,7 @@ def _reduce(
             at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
-        edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope))
+        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(model, anatomy, batches, scope)))
         if edit:
             operate(model, anatomy, edit)
             scope = cfg.scope.blocks(len(anatomy.block_list(model)))
@@ -151,13 +160,15 @@ def _reduce(
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
+    counts: dict[str, causes.Counts] = {}
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
             probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope, sharing)
             # before a search takes an hour
             check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
-            allocation = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
+            answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
+            allocation = checked.allocation(name_of(cfg.allocator), answer, probe.shapes)
             check_fit(cfg.method, allocation, probe.shapes)
             told_of_allocation = probe.told
             del probe  # with the hidden states that it keeps
@@ -165,15 +176,19 @@ def _reduce(
             method, walk = _method_and_walk(cfg, sharing, allocation)
             finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
             masks = name_of(cfg.recovery) != "none"
-            pruned = prune(model, anatomy, batches, scope, method, allocation, told, walk, finished, masks=masks)
+            pruned = prune(
+                model, anatomy, batches, scope, method, allocation, told, walk, finished, counts, masks=masks
+            )
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
+        if name_of(cfg.recovery) != "none":
+            check_healed(name_of(cfg.recovery), model, anatomy, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders)
+    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
 
 
 def _method_and_walk(
@@ -245,6 +260,7 @@ def prune(
     told: dict[str, dict[str, Any]] | None = None,
     walk: Callable[..., Iterator[StreamedBlock | Shared]] | None = None,
     finished: FinishedBlocks | None = None,
+    counts: dict[str, causes.Counts] | None = None,
     *,
     masks: bool = True,
 ) -> dict[str, Pruned]:
@@ -255,26 +271,45 @@ def prune(
         masks: whether to give the masks, which take half as much memory as the weights in 16 bits.
 
     Returns:
-        Site → what the method gave; what it told about blocks is added to `told`, by index.
+        Site → what the method gave; what it told about blocks is added to `told`, by index, and the zeros counted in
+        every matrix to `counts`.
+
+    Raises:
+        Failure: the method gave something that cannot be a pruned weight.
     """
     done: dict[str, Pruned] = {}
-    block_method = as_block_method(method)
+    seen: dict[str, Tensor] = {}
     walk = walk or (stream_beside_dense if is_beside_dense(method) else stream)
-    for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
-        result = finished.load(block.index) if finished else None
-        if earlier := result is not None:
-            pruned, facts = result
-        else:
-            patterns = {site: allocation[site] for site in block.weights}
-            pruned, facts = block_method.prune_block(block, patterns), block.told
-        for site, one in pruned.items():
-            block.write(site, one.weight)
-            kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
-            done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
-        if told is not None and facts:
-            told[str(block.index)] = dict(facts)
-        if finished and not earlier:
-            finished.add(block.index, Block({site: done[site] for site in pruned}, facts))
+    block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
+    try:
+        for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
+            result = finished.load(block.index) if finished else None
+            if earlier := result is not None:
+                pruned, facts, counted = result
+            else:
+                patterns = {site: allocation[site] for site in block.weights}
+                pruned, facts = block_method.prune_block(block, patterns), block.told
+                weights = getattr(block, "dense", block.weights)
+                counted = {
+                    site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
+                    for site, one in pruned.items()
+                }
+            seen |= counted
+            for site, one in pruned.items():
+                block.write(site, one.weight)
+                kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
+                done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
+            if told is not None and facts:
+                told[str(block.index)] = dict(facts)
+            if finished and not earlier:
+                finished.add(block.index, Block({site: done[site] for site in pruned}, facts, counted))
+    except Exception:
+        checked.counts(who, causes.read(seen, allocation))  # a later block stumbles over what an earlier one became
+        raise
+    found = causes.read(seen, allocation)
+    checked.counts(who, found)
+    if counts is not None:
+        counts |= found
     if finished and finished.loaded:
         remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done

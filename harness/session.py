@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from harness.config import RunConfig
 from harness.core.errors import Refusal
 from harness.data.vocabulary import check_tokens, tell_unknown
 from harness.data.windows import calibration_windows
-from harness.evaluation.protocol import Context
+from harness.evaluation.protocol import Context, measured
 from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.checkpoint import architecture, tokenizer_hashes
 from harness.models.loading import load_config, load_model
@@ -155,7 +155,7 @@ class Session:
             key = json.dumps(asked, sort_keys=True)
             self.tally["measures"] += key in self._measures
             if key not in self._measures:
-                self._measures[key] = [asdict(measure) for measure in evaluator(model, tokenizer, context)]
+                self._measures[key] = measured(evaluator, model, tokenizer, context)
             found += [dict(measure) for measure in self._measures[key]]
         return found
 

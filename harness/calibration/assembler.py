@@ -25,7 +25,7 @@ from harness.calibration.stream import Stream, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
-from harness.methods.each import EachLinear, as_block_method
+from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.anatomy import Anatomy
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -260,7 +260,10 @@ def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]
         patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
         removing = {site: pattern for site, pattern in patterns.items() if pattern.sparsity > 0}
         if method_of is not None:
-            pruned = {site: method_of(site).prune(weights[site], seen.get(site), removing[site]) for site in removing}
+            pruned = {
+                site: prune_one(method_of(site), site, weights[site], seen.get(site), asked)
+                for site, asked in removing.items()
+            }
         else:
             pruned = dict(lifted.prune_block(block, patterns)) if removing else {}
         for site in removing:

@@ -39,7 +39,7 @@ class ReferencedBlock(StreamedBlock):
     def __init__(self, stream: Stream, index: int, reference: Parked) -> None:
         super().__init__(stream, index, needs_outputs=False)
         self._reference = reference
-        self._dense = {site: linear.weight.data.clone() for site, linear in self._linears.items()}
+        self.dense = {site: linear.weight.data.clone() for site, linear in self._linears.items()}
         prefix = f"{stream.anatomy.blocks}.{index}."
         self.groups = tuple(tuple(prefix + name for name in group) for group in stream.anatomy.inputs)
         self._middle, self._last = (prefix + part[-1][0] for part in (stream.anatomy.attention, stream.anatomy.mlp))
@@ -123,7 +123,7 @@ class ReferencedBlock(StreamedBlock):
     def _dense_weights(self) -> Iterator[None]:
         """While inside, the block has its dense weights."""
         now = {site: linear.weight.data for site, linear in self._linears.items()}
-        self._point(self._dense)
+        self._point(self.dense)
         try:
             yield
         finally:

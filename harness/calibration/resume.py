@@ -38,10 +38,11 @@ PRUNES = ("core", "methods", "calibration", "models")
 
 
 class Block(NamedTuple):
-    """What became of a block: site → weight (O, I), mask, remark; and what the method told about it."""
+    """What became of a block: site → weight (O, I), mask, remark; what the method told about it; what was counted."""
 
     pruned: Mapping[str, Pruned]
     told: Mapping[str, Any]
+    counted: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class FinishedBlocks:
         tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
         orders = {site: one.order for site, one in block.pruned.items() if one.order is not None}
         tensors |= {f"order/{site}": order for site, order in orders.items()}
-        facts = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
+        facts: dict[str, Any] = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
+        facts["counted"] = {site: numbers.tolist() for site, numbers in block.counted.items()}
         about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}
         return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, about)
 
@@ -198,4 +200,5 @@ class FinishedBlocks:
                 kept = file.get_tensor(f"kept/{site}").to(weight.device) if masked else weight != 0
                 order = file.get_tensor(f"order/{site}") if f"order/{site}" in names else None
                 pruned[site] = Pruned(weight, kept, note, order=order)
-        return Block(pruned, facts["told"])
+        counted = {site: torch.tensor(numbers, dtype=torch.float64) for site, numbers in facts["counted"].items()}
+        return Block(pruned, facts["told"], counted)

@@ -278,6 +278,11 @@ class _Remembering:
     allocation: Allocation
     sharing: Sharing
 
+    @property
+    def behind(self) -> Any:
+        """The method that decides."""
+        return self.inner
+
     def prune_block(self, block: Any, patterns: Mapping[Site, Pattern]) -> Mapping[Site, Pruned]:
         taken = self.sharing.taken("blocks", self.sharing.paths, key := self._key(patterns))
         if taken is None:

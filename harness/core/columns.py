@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.core.pattern import NofM, Pattern, keep
+from harness.core.pattern import NofM, Pattern, Quota, keep
 
 KERNEL_WIDTH = 256
 """The widest block that the kernel holds in registers."""
@@ -25,20 +25,35 @@ def prune_columns(
     group of its own; N:M patterns are all the same. The score of a weight is w² over the `divisor` (B,) of its column.
     On a GPU one kernel walks all columns of a block of usual width, with the same roundings as the loop here.
     """
-    pattern, kept = patterns[0], None
-    if not isinstance(pattern, NofM):
-        scores = block**2 / divisor
-        if len(set(sizes)) == 1 == len(set(patterns)):  # each matrix is a row then
-            rows = scores.reshape(len(sizes), -1)
-            kept = keep(rows, pattern, "row", quota="threshold").reshape(block.shape)
-        else:
-            parts = zip(scores.split(list(sizes)), patterns, strict=True)
-            kept = torch.cat([keep(part, wanted, "matrix", quota="threshold") for part, wanted in parts])
+    pattern = patterns[0]
+    kept = None if isinstance(pattern, NofM) else _choose(block**2 / divisor, patterns, sizes)
     if block.is_cuda and block.shape[1] <= KERNEL_WIDTH:
         from harness.core.columns_gpu import walk  # Triton comes with torch's CUDA builds only
 
         return walk(block, factor, divisor, kept, pattern if isinstance(pattern, NofM) else None)
     return _walk(block, factor, divisor, kept, pattern)
+
+
+def spare_dead(block: Tensor, dead: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int]) -> Tensor:
+    """What stays (O, B) of the weights whose inputs are `dead` (B,), for a column block of dense weights (O, B).
+
+    They go before every other weight, the smallest first and of equal ones the earliest, as far as the quota of their
+    group reaches; in the columns of live inputs the answer means nothing. `patterns` and `sizes` are those of
+    `prune_columns`.
+    """
+    return _choose(torch.where(dead, block.abs(), torch.inf), patterns, sizes, "exact")
+
+
+def _choose(scores: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int], quota: Quota = "threshold") -> Tensor:
+    """What stays (O, B), each matrix being a group of its own, or every M weights of a row."""
+    pattern = patterns[0]
+    if isinstance(pattern, NofM):
+        return keep(scores, pattern)
+    if len(set(sizes)) == 1 == len(set(patterns)):  # each matrix is a row then
+        rows = scores.reshape(len(sizes), -1)
+        return keep(rows, pattern, "row", quota=quota).reshape(scores.shape)
+    parts = zip(scores.split(list(sizes)), patterns, strict=True)
+    return torch.cat([keep(part, wanted, "matrix", quota=quota) for part, wanted in parts])
 
 
 def _walk(

@@ -24,6 +24,7 @@ class Pruned(NamedTuple):
 
     `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
     `order` (I,) are the inputs in the order in which an N:M pattern holds; None where it is their own.
+    `unseen` (I,) is True for inputs that calibration never saw, None where nobody knows; methods need not say it.
     """
 
     weight: Tensor
@@ -31,6 +32,7 @@ class Pruned(NamedTuple):
     note: str = ""
     sound: Tensor | None = None
     order: Tensor | None = None
+    unseen: Tensor | None = None
 
 
 class FeedForward(NamedTuple):

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from harness.core.escape import line
+
 _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 
 def remark(text: str) -> None:
     """Say something on standard error (of the process: libraries are kept quiet), and to a collector, each once."""
+    text = line(text)
     heard = _heard.get()
     if heard is not None:
         if text in heard:

@@ -188,6 +188,16 @@ def _merge_grams(states: Sequence[Gram]) -> Gram:
     return Gram(_mean([state.sums for state in states], counts), sum(counts), fast, lower)
 
 
+def never_seen(state: Seen) -> Tensor | None:
+    """True (I,) for inputs that were never anything but zero, as far as a state of this file's statistics tells."""
+    if isinstance(state, Norms):
+        return state.mean == 0
+    if isinstance(state, Gram):
+        return state.dead
+    parts = state.values() if isinstance(state, Mapping) else ()
+    return next((found for part in parts if (found := never_seen(part)) is not None), None)
+
+
 def together(parts: Mapping[str, Statistic]) -> Statistic:
     """Several statistics of the same inputs as one, whose state holds theirs by name."""
 

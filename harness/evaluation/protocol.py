@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
+
+from harness.catalogue import name_of
+from harness.core.errors import Failure
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,38 @@ class Measure:
     protocol: str
     samples: int
     note: str = ""
+
+
+def measured(evaluator: Any, model: Any, tokenizer: Any, context: Context) -> list[dict[str, Any]]:
+    """What an evaluator measures of a model, as plain values that a record can hold.
+
+    Raises:
+        Failure: it yields something else than measures.
+    """
+    who = f"the evaluator '{name_of(evaluator)}'"
+    answer = evaluator(model, tokenizer, context)
+    if not isinstance(answer, Iterable):
+        raise Failure(f"{who} returned {type(answer).__name__}, where measures are due.")
+    return [_plain(who, one) for one in answer]
+
+
+def _plain(who: str, one: Any) -> dict[str, Any]:
+    if not isinstance(one, Measure):
+        raise Failure(f"{who} yielded {type(one).__name__}, where a Measure is due.")
+    plain = asdict(one)
+    for key in ("task", "metric", "protocol", "note"):
+        if not isinstance(plain[key], str):
+            raise Failure(f"{who} yielded a measure whose {key} is {plain[key]!r}, where a text is due.")
+    for key in ("value", "stderr", "samples"):
+        number = plain[key]
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Real)):
+            raise Failure(f"{who} yielded a measure whose {key} is {number!r}, where a number is due.")
+        if number is not None and not math.isfinite(number):
+            plain[key] = None
+            plain["note"] = plain["note"] or f"its {key} is not finite"
+        elif number is not None:
+            plain[key] = int(number) if isinstance(number, Integral) else float(number)
+    return plain
 
 
 @dataclass(frozen=True)

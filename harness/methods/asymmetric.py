@@ -80,7 +80,7 @@ class Asymmetric:
                 for weight, pattern in zip(dense, asked, strict=True)
             ]
             for site, weight, result in zip(group, dense, self._pruned(targets, seen, asked), strict=True):
-                pruned[site] = result._replace(weight=result.weight.to(weight.dtype))
+                pruned[site] = result._replace(weight=result.weight.to(weight.dtype), unseen=difference.gram.dead)
                 block.write(site, pruned[site].weight)
         return {site: pruned[site] for site in patterns}
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from harness.core.interfaces import BlockMethod, BlockView, LinearMethod, Pruned, SharingMethod
+from harness.catalogue import name_of
+from harness.core import checked
+from harness.core.errors import Failure
+from harness.core.interfaces import BlockMethod, BlockView, FeedForward, LinearMethod, Pruned, SharingMethod, Site
 from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
-from harness.core.statistic import Gram, Norms, Seen
+from harness.core.statistic import Gram, Norms, Seen, Statistic, never_seen
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,15 @@ class EachLinear:
             state, method = seen.get(sites[0]), method_of(sites[0])
             if isinstance(method, SharingMethod):
                 asked = [patterns[site] for site in sites]
-                results = method.prune_together([weights[site] for site in sites], state, asked)
+                pruned |= _together(method, sites, weights, state, asked)
             else:
-                results = [method.prune(weights[site], state, patterns[site]) for site in sites]
-            pruned |= zip(sites, results, strict=True)
+                pruned |= {site: prune_one(method, site, weights[site], state, patterns[site]) for site in sites}
         if waits:
             _refuse_overflow(seen)
         for site in _unsound(pruned):
-            pruned[site] = method_of(site).prune(weights[site], seen[site], patterns[site])
-        return {site: pruned[site]._replace(sound=None) for site in patterns}
+            pruned[site] = prune_one(method_of(site), site, weights[site], seen[site], patterns[site])
+        unseen = {site: never_seen(seen.get(site)) for site in patterns}
+        return {site: pruned[site]._replace(sound=None, unseen=unseen[site]) for site in patterns}
 
     def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
         """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
@@ -84,6 +88,76 @@ def _squares(state: Any) -> torch.Tensor | None:
     return state.sums.diagonal() if isinstance(state, Gram) else None
 
 
+def _together(
+    method: SharingMethod, sites: Sequence[str], weights: Mapping[str, Tensor], state: Seen, patterns: Sequence[Pattern]
+) -> dict[str, Pruned]:
+    """What a method makes of matrices (O, I) that read the same inputs.
+
+    Raises:
+        Failure: it is not of the right form.
+    """
+    results, name = list(method.prune_together([weights[site] for site in sites], state, patterns)), name_of(method)
+    if len(results) != len(sites):
+        raise Failure(f"the method '{name}' pruned {len(sites)} matrices together and returned {len(results)}.")
+    return {site: checked.pruned(name, site, one, weights[site]) for site, one in zip(sites, results, strict=True)}
+
+
+def prune_one(method: LinearMethod, site: Site, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+    """What a method makes of one weight (O, I).
+
+    Raises:
+        Failure: it is not of the right form.
+    """
+    return checked.pruned(name_of(method), site, method.prune(weight, seen, pattern), weight)
+
+
+@dataclass(frozen=True)
+class WholeBlock:
+    """A method for whole blocks, whose answers are looked at."""
+
+    method: BlockMethod
+
+    def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
+        watched = _Watched(block)
+        results = self.method.prune_block(watched, patterns)
+        weights = {site: block.weights[site] for site in patterns}
+        pruned = checked.block(name_of(self.method), results, weights)
+        return {
+            site: one if one.unseen is not None else one._replace(unseen=watched.unseen.get(site))
+            for site, one in pruned.items()
+        }
+
+
+class _Watched:
+    """A block that remembers which inputs were never seen, whoever observes them: a `BlockView`."""
+
+    def __init__(self, block: BlockView) -> None:
+        self._block = block
+        self.index = block.index
+        self.unseen: dict[Site, Tensor | None] = {}
+
+    @property
+    def weights(self) -> Mapping[Site, Tensor]:
+        return self._block.weights
+
+    @property
+    def feed_forward(self) -> FeedForward:
+        return self._block.feed_forward
+
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]:
+        """What the block observes."""
+        seen = self._block.observe(statistic)
+        self.unseen |= {site: never_seen(state) for site, state in seen.items()}
+        return seen
+
+    def tell(self, **facts: Any) -> None:
+        """Tell it of the block."""
+        self._block.tell(**facts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
+
+
 def _with_the_same(
     seen: Mapping[str, Any], patterns: Mapping[str, Pattern], method_of: Callable[[str], LinearMethod]
 ) -> list[list[str]]:
@@ -103,5 +177,5 @@ def _unsound(pruned: Mapping[str, Pruned]) -> list[str]:
 
 
 def as_block_method(method: Any) -> BlockMethod:
-    """A BlockMethod as it is, a LinearMethod lifted."""
-    return method if isinstance(method, BlockMethod) else EachLinear(method)
+    """A method for whole blocks, or one for a linear lifted to one, whose answers have the right form."""
+    return WholeBlock(method) if isinstance(method, BlockMethod) else EachLinear(method)

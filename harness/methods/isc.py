@@ -6,7 +6,7 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,7 @@ from harness.core.linalg import Factor, Inverse
 from harness.core.pattern import NofM, Pattern
 from harness.core.refit import refittable
 from harness.core.statistic import Gram, gram
-from harness.methods.sparsegpt import Divisor, SparseGPT, obs
+from harness.methods.sparsegpt import LATER, Dead, Divisor, SparseGPT, obs
 
 
 @component("method", "isc")
@@ -36,6 +36,7 @@ class ISC:
     damping: float = 0.01
     blocksize: int = 128
     variant: Literal["default", "released"] = "default"
+    dead: Dead = field(default="prune", metadata=LATER)
 
     statistic = gram
 
@@ -44,7 +45,7 @@ class ISC:
 
     @property
     def _sparsegpt(self) -> SparseGPT:
-        return SparseGPT(self.damping, self.blocksize)
+        return SparseGPT(self.damping, self.blocksize, self.dead)
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         return self._sparsegpt.refuses(pattern, shape)

@@ -6,14 +6,15 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.columns import prune_columns
+from harness.core.columns import prune_columns, spare_dead
 from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Factor, Inverse
@@ -22,6 +23,10 @@ from harness.core.refit import refittable
 from harness.core.statistic import Gram, gram
 
 Divisor = Callable[[Inverse | Factor], Tensor]
+Dead = Literal["prune", "keep"]
+"""What becomes of weights whose input calibration never saw: all go, or as many as the quota lets."""
+LATER = {"identity": "unless default"}
+"""A setting that came later: at its default, a run is the one that it was before."""
 
 
 @component("method", "sparsegpt")
@@ -31,13 +36,16 @@ class SparseGPT:
     """Frantar and Alistarh 2023 (arXiv 2301.00774), algorithm 1.
 
     A column block is one comparison group; inside it, removed weights are compensated by the columns to their right.
-    As in the authors' code: inputs never seen lose their weights, and a block's threshold itself is removed. Rounding
-    decides masks where the Gram matrix is ill-conditioned, so every product here is rounded as theirs is, unless the
-    sums were taken in another order already (`numerics=fast` in 16 bits on a GPU).
+    As in the authors' code: inputs never seen lose all their weights, however many were asked for, and a block's
+    threshold itself is removed. With `dead=keep` such weights go first too, the smallest before all others, but within
+    the quota of their column block (or of their M weights); the rest of them stays dense, and what happens to all
+    other weights is the same. Rounding decides masks where the Gram matrix is ill-conditioned, so every product here
+    is rounded as theirs is, unless the sums were taken in another order already (`numerics=fast` in 16 bits on a GPU).
     """
 
     damping: float = 0.01
     blocksize: int = 128
+    dead: Dead = field(default="prune", metadata=LATER)
 
     statistic = gram
 
@@ -92,8 +100,8 @@ class SparseGPT:
     ) -> tuple[Tensor, Tensor]:
         """The pruned weights and what was kept of all matrices (O, I), one above the other; from left to right."""
         sizes = [len(weight) for weight in weights]
-        work = (weights[0] if len(weights) == 1 else torch.cat(list(weights))).float()
-        work = work.masked_fill(seen.dead, 0)
+        dense = (weights[0] if len(weights) == 1 else torch.cat(list(weights))).float()
+        work = dense.masked_fill(seen.dead, 0)
         kept = torch.empty_like(work, dtype=torch.bool)
         for start in range(0, work.shape[1], self.blocksize):
             columns = slice(start, start + self.blocksize)
@@ -106,6 +114,11 @@ class SparseGPT:
                 rest.addmm_(errors, line, alpha=-1)
             else:
                 rest -= errors.contiguous() @ line
+            if self.dead == "keep":  # after the walk: at zero these weights take part in nothing
+                dead, before = seen.dead[columns], dense[:, columns]
+                spared = dead & spare_dead(before, dead, patterns, sizes)
+                kept[:, columns] = torch.where(dead, spared, kept[:, columns])
+                work[:, columns] = torch.where(spared, before, pruned)
         return work, kept
 
 

@@ -23,6 +23,10 @@ NOT_ASKED = (
 NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
 """Settings of an allocator that say where it keeps something."""
 
+COMPONENTS = ("method", "allocator", "planner", "recovery")
+LATER_SETTINGS = {"dead": "prune"}
+"""Settings of methods that older records do not name, and what those records have."""
+
 LEFT_OPEN = ("device", "dtype", "evaluation_window", "calibration.length", "calibration.seed")
 """Options that a question may leave open: `auto`, or nothing."""
 
@@ -89,6 +93,7 @@ def question(config: Mapping[str, Any]) -> Question:
     asked["allocator"] = {
         key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
     }
+    asked |= {kind: _without_later(asked[kind]) for kind in COMPONENTS if isinstance(asked.get(kind), Mapping)}
     asked["numerics"] = config.get("numerics", "fast")  # records from before the option have no other
     calibration = dict(config["calibration"])
     of_calibration = (calibration.pop("length"), calibration.pop("seed"))
@@ -105,6 +110,15 @@ def question(config: Mapping[str, Any]) -> Question:
     device = str(config["device"]).partition(":")[0]
     given = (device, config["dtype"], config["evaluation_window"], *of_calibration)
     return Question(fingerprint(asked), given)
+
+
+def _without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's settings, those of methods inside it too, without what older records do not name."""
+    return {
+        key: _without_later(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if key not in LATER_SETTINGS or value != LATER_SETTINGS[key]
+    }
 
 
 def only(asked: Question) -> Answer:

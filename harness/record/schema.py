@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -14,6 +13,8 @@ from typing import Any, Literal, get_args
 
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
+from harness.core.remarks import remark
+from harness.record.told import check_number, check_told
 
 SCHEMA = 1
 Status = Literal["ok", "skipped", "failed"]
@@ -119,8 +120,6 @@ def read(path: Path, *, sites: bool = True) -> Record:
 def _check(record: Record) -> None:
     """Whoever wrote a file, nothing in it may break a table, or lead out of a folder when it becomes a name.
 
-    What components told (`blocks`, `allocation`) is theirs, and is not looked into.
-
     Raises:
         ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is no record.
     """
@@ -133,13 +132,19 @@ def _check(record: Record) -> None:
             raise TypeError(f"{name} is no object")
     if not isinstance(record.reason, str) or type(record.attempt) is not int:
         raise TypeError("reason is no text, or attempt no number")
+    for name, value in record.sparsity.items():
+        if value is not None:
+            check_number(f"sparsity.{name}", value)
+    if not all(isinstance(note, str) for note in record.notes):
+        raise TypeError("a note is no text")
     for measure in record.measures:
         _check_measure(measure)
+    check_told(record.blocks, record.allocation)
     for stage in record.stages.values():
-        _check_number("seconds", stage["seconds"])
+        check_number("seconds", stage["seconds"])
     if record.stages:
         hardware_name(record.provenance["hardware"])
-    shown = [record.reason, record.config, record.measures, record.provenance.get("hardware")]
+    shown = [record.reason, record.config, record.measures, record.provenance.get("hardware"), record.allocation]
     json.dumps(shown, ensure_ascii=False).encode()  # there is text that no file can hold
     record.name  # noqa: B018 (names the parts of the configuration that it needs)
 
@@ -150,12 +155,7 @@ def _check_measure(measure: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} of a measure is no text")
     for name in NUMBERS:
         if measure[name] is not None:
-            _check_number(name, measure[name])
-
-
-def _check_number(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is no finite number")
+            check_number(name, measure[name])
 
 
 def _without_sites(text: bytes) -> bytes:
@@ -180,7 +180,8 @@ def find(
     for name in sorted(names):
         try:
             record = read(folder / name)
-        except UserError:
+        except UserError as error:
+            remark(f"passed over: {error}")
             continue
         if record.fingerprint == fingerprint:
             found.append((folder / name, record))
@@ -188,12 +189,12 @@ def find(
 
 
 def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """Every readable record of a folder, by name, without its sites; each file is read once."""
+    """Every readable record of a folder, by name, without its sites; each file is read once. Others are named."""
     for path in sorted(folder.glob("*.json")):
         try:
             yield path, read(path, sites=False)
-        except UserError:
-            continue
+        except UserError as error:
+            remark(f"passed over: {error}")
 
 
 def hardware_name(hardware: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.core import escape
 from harness.core.errors import UserError
 from harness.record.schema import Record
 
@@ -84,7 +85,7 @@ def track(tracker: TrackerSettings, record: Record, folder: Path) -> None:
 
     # the attempt tells a retry apart
     about = {"name": record.name, "id": f"{record.name}-{record.attempt}", "job_type": "run"}
-    config = {**record.config, "fingerprint": record.fingerprint}
+    config = _plain({**record.config, "fingerprint": record.fingerprint})
     _hand_over(tracker, folder, about | {"config": config}, tell, "the record is safe")
 
 
@@ -95,7 +96,9 @@ def track_report(tracker: TrackerSettings, report: Report, folder: Path) -> None
         import wandb
 
         for key, frame in report.tables.items():
-            run.log({key: wandb.Table(columns=list(frame.columns), data=frame.astype(str).values.tolist())})
+            run.log(
+                {key: wandb.Table(columns=list(frame.columns), data=frame.astype(str).map(escape.csv).values.tolist())}
+            )
         for figure in report.figures:
             run.log({figure.stem: wandb.Image(str(figure))})
 
@@ -107,12 +110,24 @@ def track_report(tracker: TrackerSettings, report: Report, folder: Path) -> None
 
 def values_of(record: Record) -> dict[str, Any]:
     """The numbers of a record under flat names, the same that its table shows."""
-    values: dict[str, Any] = {"status": record.status, "reason": record.reason}
+    values: dict[str, Any] = {"status": record.status, "reason": escape.terminal(record.reason)}
     values |= {f"sparsity/{key}": value for key, value in record.sparsity.items()}
-    values |= {f"{m['task']}/{m['metric']}": m["value"] for m in record.measures}
-    values |= {f"{m['task']}/{m['metric']}_stderr": m["stderr"] for m in record.measures if m["stderr"] is not None}
+    for measure in record.measures:
+        name = escape.line(f"{measure['task']}/{measure['metric']}")
+        values[name] = measure["value"]
+        if measure["stderr"] is not None:
+            values[f"{name}_stderr"] = measure["stderr"]
     values |= {f"seconds/{name}": stage["seconds"] for name, stage in record.stages.items()}
     return values
+
+
+def _plain(value: Any) -> Any:
+    """A configuration whose names and texts no terminal obeys."""
+    if isinstance(value, Mapping):
+        return {escape.line(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return escape.terminal(value) if isinstance(value, str) else value
 
 
 def _hand_over(

@@ -12,8 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness.core import escape
 from harness.core.errors import UserError
-from harness.report.style import COLOURS, pyplot, save
+from harness.report.files import write_csv, write_text
+from harness.report.style import COLOURS, Drawing, save
 from harness.report.tables import markdown_lines
 from harness.report.told import in_block
 
@@ -39,7 +41,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     rows.append(["mean", *(_number(mean(frame[frame["kind"] == kind])) for kind in kinds), _number(mean(frame))])
     table = pd.DataFrame(rows, columns=["block", *kinds, "mean"])
     means = WEIGHTED if frame["parameters"].notna().all() else UNWEIGHTED
-    return "\n".join([f"### {_title(content)}", "", *markdown_lines(table), "", f"{LEGEND} {means}", ""])
+    return "\n".join(
+        [f"### {escape.markdown(_title(content))}", "", *markdown_lines(table), "", f"{LEGEND} {means}", ""]
+    )
 
 
 def write(content: Mapping[str, Any], folder: Path) -> None:
@@ -50,23 +54,22 @@ def write(content: Mapping[str, Any], folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "allocation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / "allocation.md").write_text(to_markdown(content), encoding="utf-8")
-        by_site(content).to_csv(folder / "allocation.csv", index=False)
-        plt = pyplot()
-        save(plt, bars(plt, content), _title(content), folder, "allocation")
+        write_text(json.dumps(content, indent=1) + "\n", folder / "allocation.json")
+        write_text(to_markdown(content), folder / "allocation.md")
+        write_csv(by_site(content), folder / "allocation.csv")
+        save(bars(Drawing(), content), _title(content), folder, "allocation")
     except OSError as error:
         raise UserError(f"the allocation cannot be written to {folder}: {error.strerror}.") from error
 
 
-def bars(plt: Any, content: Mapping[str, Any]) -> Any:
+def bars(plt: Drawing, content: Mapping[str, Any]) -> Any:
     """The mean of every block, and beside it that of every kind of matrix; a dashed line is the mean of all."""
     frame = by_site(content)
     panels = {
         by: {_name(key): mean(here) for key, here in frame.groupby(by, sort=False, dropna=False)} for by in PANELS
     }
     widths = [0.8 + max((0.3 if len(panel) <= MOST_NUMBERS else 0.15) * len(panel), 1.4) for panel in panels.values()]
-    shape = {"figsize": (sum(widths), 3.2), "width_ratios": widths}
+    shape: dict[str, Any] = {"figsize": (sum(widths), 3.2), "width_ratios": widths}
     figure, axes = plt.subplots(1, len(panels), **shape, sharey=True, layout="constrained")
     for (by, panel), axis in zip(panels.items(), axes, strict=True):
         axis.axhline(mean(frame), color="0.5", linestyle="--", linewidth=1, zorder=1)
@@ -86,7 +89,7 @@ def _panel(axis: Any, panel: Mapping[str, float], colour: str) -> None:
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     axis.bar_label(drawn, numbers, fontsize=6, padding=2, rotation=90 if many else 0, bbox=behind)
     named = list(enumerate(panel))[:: 1 if len(panel) <= 2 * MOST_NUMBERS else 5]
-    axis.set_xticks([place for place, _ in named], [name for _, name in named])
+    axis.set_xticks([place for place, _ in named], [escape.figure(name) for _, name in named])
     axis.set_xlim(-0.7, len(panel) - 0.3)
     axis.tick_params(labelsize=7)
     axis.grid(axis="y", alpha=0.3, linewidth=0.4, zorder=0)

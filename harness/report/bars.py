@@ -8,7 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.style import Style, dense_line, is_wide, label, legend, series, shown, styles, told_apart, unit_of
+from harness.report.style import (
+    Drawing,
+    Style,
+    dense_line,
+    is_wide,
+    label,
+    legend,
+    series,
+    shown,
+    styles,
+    told_apart,
+    unit_of,
+)
 
 FEWEST_BARS = 6
 """A panel is at least so many bars wide."""
@@ -18,7 +30,7 @@ MOST_STANDING = 10
 """Of more groups than these the names would run into each other: bars lie then, a name to the left of each group."""
 
 
-def bars(plt: Any, data: pd.DataFrame, metric: str) -> Any:
+def bars(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
     """One panel per model and task, or their mean; a group of bars per sparsity and whatever else varies.
 
     Seconds of all models stand in one panel, for there they are compared.

@@ -20,14 +20,15 @@ from harness.report import tidy
 from harness.report.reported import ACCURACIES, Pair, flagged, pair_of
 
 Verdict = Literal["within tolerance", "off", "not comparable", "missing"]
+ABSENT = {"ours": math.nan, "sd": math.nan, "n": 0, "achieved": math.nan, "missed": 0.0}
 Values = Mapping[str, Any]
 """One row of a frame, by column."""
 
 POINT = ("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern")
 JOIN = ("model", "method", "allocator", "scope", "sparsity", "pattern")
 COLUMNS = (
-    *POINT, "task", "metric", "protocol", "state", "ours", "sd", "n", "reported", "paper", "table", "seeds",
-    "difference", "tolerance", "verdict", "why", "also",
+    *POINT, "task", "metric", "protocol", "state", "achieved", "ours", "sd", "n", "reported", "paper", "table", "seeds",
+    "difference", "tolerance", "verdict", "why", "also", "missed",
 )  # fmt: skip
 
 
@@ -52,7 +53,8 @@ def compare(
     Returns:
         The columns of `COLUMNS`, with the further axes of `ours` after those of `POINT`. `difference` and `tolerance`
         are relative for perplexity, absolute for accuracies; where reported numbers have seeds (`seeds`), both are of
-        the seed that differs most.
+        the seed that differs most. `achieved` is the fraction of zeros, the mean over seeds, and `missed` says by how
+        much a seed is away from what was asked of it at most.
     """
     axes = [name for name in ours.columns if name not in tidy.COLUMNS]
     table = Reported(reported, pairs, axes)
@@ -77,12 +79,16 @@ def further_axes(compared: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Measured:
-    """One task of one point, measured; `by_seed` holds a value per seed, NaN where it is not finite."""
+    """One task of one point, measured; `by_seed` holds a value per seed, NaN where it is not finite.
+
+    `zeros` holds the fraction achieved and the one asked for of every seed of which they are known.
+    """
 
     values: Values
     by_seed: Mapping[int, float]
     stderr: float
     samples: float
+    zeros: Sequence[tuple[float, float]] = ()
 
     @property
     def mean(self) -> float:
@@ -138,6 +144,7 @@ def _cells(located: Iterable[tuple[dict[str, Any], Values]]) -> list[Measured]:
             {_seed(row): _number(row["value"]) for row in rows},
             fmean(_number(row["stderr"]) for row in rows),
             _number(rows[0]["samples"]),
+            tuple((row["achieved"], row["asked"]) for row in rows if not _is_empty(row.get("achieved"))),
         )
         for point, rows in groups.values()
     ]
@@ -307,6 +314,9 @@ def _row(cell: Measured, meetings: Sequence[Meeting], gate: str) -> dict[str, An
         "ours": fmean(values) if values else math.nan,
         "sd": stdev(values) if len(values) > 1 else math.nan,
         "n": len(cell.by_seed),
+        "achieved": fmean(achieved for achieved, _ in cell.zeros) if cell.zeros else math.nan,
+        # nothing is asked of a dense model
+        "missed": max((abs(one - asked) for one, asked in cell.zeros if cell.values["method"] != "none"), default=0.0),
     }
     if not meetings:
         return row | _nothing("missing", "no reported number")
@@ -359,7 +369,7 @@ def _unmeasured(
 
 def _absent(values: dict[str, Any], table: Reported, why: str) -> dict[str, Any]:
     """A row without a number of ours, with the reported one where there is one."""
-    row = values | {"ours": math.nan, "sd": math.nan, "n": 0} | _nothing("missing", why)
+    row = values | ABSENT | _nothing("missing", why)
     candidates = table.candidates(values) if values["task"] else []
     if candidates:
         row |= _cited(candidates[0], fmean(one["value"] for one in candidates[0]))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.style import Style, dense_line, legend, plot, series, shown, styles, told_apart, unit_of
+from harness.report.style import Drawing, Style, dense_line, legend, plot, series, shown, styles, told_apart, unit_of
 
 
-def curves(plt: Any, data: pd.DataFrame, metric: str) -> Any:
+def curves(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
     """A panel per model and scope (rows) and task (columns), N:M as single points."""
     data = shown(data, metric)
     pruned = data[data["method"] != "none"]

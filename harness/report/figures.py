@@ -10,10 +10,11 @@ import pandas as pd
 
 from harness.report.bars import bars
 from harness.report.curves import curves
+from harness.report.files import write_csv
 from harness.report.layout import figure_of, is_number, level, listed, metric_of
 from harness.report.lines import lines, losses
 from harness.report.scatter import scatter
-from harness.report.style import pyplot, save
+from harness.report.style import Drawing, named, save
 from harness.report.tidy import Cell
 from harness.report.told import generations, units
 from harness.report.trajectory import trajectory
@@ -30,12 +31,11 @@ def draw(
     wanted = figure_of(layout)
     metric = "loss" if wanted["kind"] == "losses" else metric_of(layout)
     data = _data(compared, cells, metric, wanted)
-    data.to_csv(folder / "figure.csv", index=False)
+    write_csv(data, folder / "figure.csv")
     pruned = data if wanted["kind"] in ("trajectory", "scatter") else data[data["method"] != "none"]
     if pruned.empty or (wanted["kind"] == "lines" and not any(map(is_number, pruned.get(wanted["x"], ())))):
         return
-    plt = pyplot()
-    save(plt, _panels(plt, data, metric, wanted), f"{title} · scale {scale}", folder, "figure")
+    save(_panels(Drawing(), named(data), metric, wanted), f"{title} · scale {scale}", folder, "figure")
 
 
 def _data(compared: pd.DataFrame, cells: Sequence[Cell], metric: str, wanted: Mapping[str, Any]) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def _data(compared: pd.DataFrame, cells: Sequence[Cell], metric: str, wanted: Ma
     return compared[(compared["metric"] == metric) & compared["ours"].notna()]
 
 
-def _panels(plt: Any, data: pd.DataFrame, metric: str, wanted: Mapping[str, Any]) -> Any:
+def _panels(plt: Drawing, data: pd.DataFrame, metric: str, wanted: Mapping[str, Any]) -> Any:
     match wanted["kind"]:
         case "trajectory":
             return trajectory(plt, data)

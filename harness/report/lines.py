@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.report.layout import axis_text, column_of, is_number
 from harness.report.style import (
+    Drawing,
     Style,
     dense_line,
     is_wide,
@@ -24,7 +25,7 @@ from harness.report.style import (
 )
 
 
-def lines(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str, panels: str = "task") -> Any:
+def lines(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str, panels: str = "task") -> Any:
     """A panel per model and task: the measure against the axis `x`, a line per value of the axis `by`.
 
     Cells without a value on `x` are the same everywhere on it: dense grey, other methods as further dashed lines. With
@@ -56,7 +57,7 @@ def lines(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str, panels: st
     return figure
 
 
-def _by_method(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str) -> Any:
+def _by_method(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str) -> Any:
     task = data["task"].iloc[0]
     data = shown(data[(data["task"] == task) & ~data["pattern"].str.contains("of")], metric)
     pruned = data["method"] != "none"
@@ -77,7 +78,7 @@ def _by_method(plt: Any, data: pd.DataFrame, metric: str, x: str, by: str) -> An
     return figure
 
 
-def losses(plt: Any, data: pd.DataFrame) -> Any:
+def losses(plt: Drawing, data: pd.DataFrame) -> Any:
     """A panel per model: the training loss of a block after each epoch, the first being the inner method's alone."""
     data = shown(data, "loss").assign(epoch=data["task"].str.removeprefix("epoch ").astype(int))
     several = ["method"] if data["method"].nunique() > 1 else []

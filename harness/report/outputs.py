@@ -16,6 +16,7 @@ from harness.report import ratios
 from harness.report.compare import compare
 from harness.report.derived import FIRST_TASK, mean_name
 from harness.report.figures import draw
+from harness.report.files import write_csv, write_text
 from harness.report.layout import metric_of
 from harness.report.reported import load_dense, load_pairs, load_reported, of_tables
 from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
@@ -69,19 +70,18 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
     markdown = to_markdown(table, subject.title, subject.scale, compared)
     try:
         with staged(folder) as stage:
-            compared.to_csv(stage / "table.csv", index=False)
-            (stage / "table.md").write_text(markdown, encoding="utf-8")
-            (stage / "table.tex").write_text(to_latex(table, subject.title, subject.scale), encoding="utf-8")
-            draw(compared, subject.layout, subject.title, subject.scale, stage, cells)
+            shown = compared.drop(columns="missed")
+            write_csv(shown, stage / "table.csv")
+            write_text(markdown, stage / "table.md")
+            write_text(to_latex(table, subject.title, subject.scale), stage / "table.tex")
+            draw(shown, subject.layout, subject.title, subject.scale, stage, cells)
             against = ratios.ratios(measured, cells)
             if not against.empty:
-                against.to_csv(stage / "ratios.csv", index=False)
-                (stage / "ratios.md").write_text(
-                    ratios.to_markdown(against, subject.title, subject.scale), encoding="utf-8"
-                )
+                write_csv(against, stage / "ratios.csv")
+                write_text(ratios.to_markdown(against, subject.title, subject.scale), stage / "ratios.md")
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
-    return Outputs(folder, markdown, comparison_text(compared), {"table": compared})
+    return Outputs(folder, markdown, comparison_text(compared), {"table": shown})
 
 
 def refuse_unlike(measured: pd.DataFrame) -> None:

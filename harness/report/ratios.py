@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import geometric_mean, stdev
+from statistics import fmean, geometric_mean, stdev
 from typing import Any
 
 import pandas as pd
 
+from harness.core import escape
+from harness.core.causes import TOLERANCE
 from harness.report.layout import level
-from harness.report.tables import markdown_lines
+from harness.report.tables import MISSED, markdown_lines
 from harness.report.tidy import Cell
 
 AGAINST = "uniform"
@@ -18,7 +20,8 @@ POINT = ["model", "level", "method"]
 LEGEND = (
     "Perplexity over the uniform allocation's of the same seed, the geometric mean over the texts; its mean, standard "
     "deviation and range over seeds. `below` counts the cells (seeds × texts) in which the allocator is better. "
-    "Seconds and evaluations are those of the search behind the allocation, wherever it was made."
+    "Seconds and evaluations are those of the search behind the allocation, wherever it was made. Achieved are the "
+    f"zeros of both, means over seeds; {MISSED} in a pair they differ by more than {TOLERANCE:g}."
 )
 
 
@@ -27,9 +30,11 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     done = measured[(measured["metric"] == "perplexity") & measured["value"].notna() & (measured["method"] != "none")]
     done = done.assign(level=[level(row) for row in done.itertuples()])
     keys = [*POINT, "seed", "task"]
-    uniform = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)["value"]
+    uniform = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)
     others = done[done["allocator"] != AGAINST].drop_duplicates([*keys, "allocator"]).set_index(keys)
-    paired = others.assign(ratio=others["value"] / uniform.reindex(others.index)).dropna(subset=["ratio"]).reset_index()
+    beside = uniform.reindex(others.index)
+    paired = others.assign(ratio=others["value"] / beside["value"], uniform_achieved=beside["achieved"])
+    paired = paired.dropna(subset=["ratio"]).reset_index()
     searches = {
         cell.record.fingerprint: cell.record.allocation["search"]
         for cell in cells
@@ -49,11 +54,19 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
                 "least": min(by_seed),
                 "most": max(by_seed),
                 "seeds": len(by_seed),
+                "achieved": _mean([row["achieved"] for row in mine]),
+                "uniform_achieved": _mean([row["uniform_achieved"] for row in mine]),
+                "unequal": any(abs(row["achieved"] - row["uniform_achieved"]) > TOLERANCE for row in mine),
                 "below": f"{sum(row['ratio'] < 1 for row in mine)} of {len(mine)}",
                 **_cost([searches[one] for one in {row["fingerprint"]: 0 for row in mine} if one in searches]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not pd.isna(value)]
+    return fmean(known) if known else float("nan")
 
 
 def _groups(frame: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
@@ -77,7 +90,9 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:
     """The table as text."""
     shown = pd.DataFrame(
         {
-            **{name: table[name] for name in ("model", "sparsity", "method", "allocator")},
+            **{name: table[name] for name in ("model", "sparsity")},
+            "achieved": [_zeros(row) for row in table.itertuples()],
+            **{name: table[name] for name in ("method", "allocator")},
             "× uniform": [_ratio(row) for row in table.itertuples()],
             "range": [f"{row.least:.3f}–{row.most:.3f}" if row.seeds > 1 else "" for row in table.itertuples()],
             "below": table["below"],
@@ -85,7 +100,15 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:
             "evaluations": ["" if pd.isna(value) else f"{value:.0f}" for value in table["evaluations"]],
         }
     )
-    return "\n".join([f"### {title}: against uniform · scale {scale}", "", *markdown_lines(shown), "", LEGEND, ""])
+    head = f"### {escape.markdown(title)}: against uniform · scale {escape.markdown(scale)}"
+    return "\n".join([head, "", *markdown_lines(shown), "", LEGEND, ""])
+
+
+def _zeros(row: Any) -> str:
+    """The allocator's zeros beside the uniform one's."""
+    if pd.isna(row.achieved) or pd.isna(row.uniform_achieved):
+        return ""
+    return f"{row.achieved:.4f} : {row.uniform_achieved:.4f}" + (MISSED if row.unequal else "")
 
 
 def _ratio(row: Any) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.style import COLOURS, MARKERS, is_wide, label, legend
+from harness.report.style import COLOURS, MARKERS, Drawing, is_wide, label, legend
 
 UNITS = {"block": "blocks", "matrix": "matrices"}
 
 
-def scatter(plt: Any, data: pd.DataFrame) -> Any:
+def scatter(plt: Drawing, data: pd.DataFrame) -> Any:
     """A row of panels per model; a panel per kind of unit and whatever else tells verifications apart.
 
     Points are means over seeds, and so is the rank correlation in the title, which is that of the panel's units.

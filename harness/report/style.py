@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from harness.core import escape
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
 
@@ -21,22 +23,44 @@ NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")
 UNITS = {"loss": "training loss", "fitness": "best fitness (nats per token)", "spearman": "Spearman's ρ"}
 
 
-def pyplot() -> Any:
-    """matplotlib, without a display; equal numbers give equal files."""
-    import matplotlib
+class Drawing:
+    """matplotlib for files: no display, no pyplot, no style of the user's; equal numbers give equal files."""
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"
-    matplotlib.rcParams["axes.titley"] = 1.0  # no ticks stand above a panel: its title's place need not be searched for
-    import matplotlib.pyplot as plt
+    def __init__(self) -> None:
+        backend = os.environ.pop("MPLBACKEND", None)  # a notebook's, by which the import alone may fail
+        try:
+            import matplotlib
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.hashsalt"] = "pruning-harness"
+        matplotlib.rcParams["axes.titley"] = 1.0  # no ticks stand above a panel: its title's place is known
 
-    return plt
+    def subplots(self, rows: int, columns: int, *, figsize: Any, layout: str, **how: Any) -> Any:
+        """A figure and its panels, as `pyplot.subplots` gives them."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=figsize, layout=layout)  # type: ignore[arg-type]
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots(rows, columns, **how)
 
 
-def save(plt: Any, figure: Any, title: str, folder: Path, name: str) -> None:
+def named(data: pd.DataFrame) -> pd.DataFrame:
+    """The same data with every text as matplotlib is to draw it."""
+    texts = [name for name in data.columns if not pd.api.types.is_numeric_dtype(data[name])]
+    return data.assign(**{name: [_drawn(value) for value in data[name]] for name in texts})
+
+
+def _drawn(value: Any) -> Any:
+    return escape.figure(value) if isinstance(value, str) else value
+
+
+def save(figure: Any, title: str, folder: Path, name: str) -> None:
     """Write the figure under its title as SVG and PNG."""
     width = int(figure.get_figwidth() * 12)  # characters that fit
-    figure.suptitle(textwrap.fill(title, width), fontsize=10)
+    figure.suptitle(textwrap.fill(escape.figure(title), width), fontsize=10)
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if not axis.get_label_text():
@@ -45,7 +69,6 @@ def save(plt: Any, figure: Any, title: str, folder: Path, name: str) -> None:
     figure.set_layout_engine(None)  # laid out once, not again for each file, for which one would be drawn in vain too
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
 
 
 class Style(NamedTuple):

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from harness.core import escape
+from harness.core.causes import TOLERANCE
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, level, metric_of, varying
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
+MISSED = "‡"
 UNITS = {"seconds": " (s)", "fitness": " (nats)"}
-LATEX_MARKS = {
-    "✓": r"$\checkmark$",
-    "✗": r"$\times$",
-    "%": r"\%",
-    "_": r"\_",
-    "±": r"$\pm$",
-    "—": "---",
-    "†": r"\textdagger{}",
-    "≥": r"$\geq$",
-}
 LEGEND = (
     "In brackets: the reported number and the verdict on ours (✓ within tolerance, ✗ off, n/c not comparable). "
-    "No bracket: nothing is reported for the cell. Sparsity NofM keeps N of every M weights."
+    "No bracket: nothing is reported for the cell. Sparsity NofM keeps N of every M weights. "
+    f"Achieved is the fraction of zeros counted in the weights, the mean over seeds (or the range of a row's cells); "
+    f"{MISSED} a seed is more than {TOLERANCE:g} from what was asked of it."
 )
 
 STALE_LEGEND = f"{STALE} measured by an earlier revision of a component; running the study again replaces it."
@@ -35,7 +30,8 @@ STALE_LEGEND = f"{STALE} measured by an earlier revision of a component; running
 def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str, Any]) -> pd.DataFrame:
     """The wide table: the `rows` axes as index columns, the values of the `columns` axis as columns, cells as text.
 
-    An axis that the layout does not name, and of which one method has several values, becomes an index column too.
+    An axis that the layout does not name, and of which one method has several values, becomes an index column too. So
+    do the zeros that were counted, behind the sparsity, where any are known.
     """
     metric = metric_of(layout)
     shown = compared[(compared["metric"] == metric) | compared["task"].isna()]
@@ -49,14 +45,31 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     rank = _ranking(measured, shown)
     heads: dict[str, tuple[Any, ...]] = {}
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
+    zeros: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
     for row in _spread(shown, [*row_keys, column_key]):
         head, place = _head(row, column_key, rank)
         heads.setdefault(head, place)
-        rows.setdefault(tuple(row.get(key, "") for key in row_keys), {}).setdefault(head, row["text"])
+        values = tuple(row.get(key, "") for key in row_keys)
+        rows.setdefault(values, {}).setdefault(head, row["text"])
+        zeros.setdefault(values, {}).setdefault(head, (row.get("achieved"), row.get("missed")))
     order = sorted(rows, key=lambda values: [rank(key, value) for key, value in zip(row_keys, values, strict=True)])
     columns = sorted(heads, key=lambda head: heads[head])
     lines = [[*map(axis_text, values), *(rows[values].get(head, "") for head in columns)] for values in order]
-    return pd.DataFrame(lines, columns=[*row_names, *(head + UNITS.get(metric, "") for head in columns)])
+    table = pd.DataFrame(lines, columns=[*row_names, *(head + UNITS.get(metric, "") for head in columns)])
+    achieved = [_achieved(zeros[values].values()) for values in order]
+    if any(achieved):
+        behind = row_names.index("sparsity") + 1 if "sparsity" in row_names else len(row_names)
+        table.insert(behind, "achieved", achieved, allow_duplicates=True)
+    return table
+
+
+def _achieved(zeros: Iterable[tuple[Any, Any]]) -> str:
+    """What the cells of a row have: one fraction, or the least and the most; marked where one misses what was asked."""
+    known = [(achieved, missed) for achieved, missed in zeros if is_number(achieved) and not pd.isna(achieved)]
+    if not known:
+        return ""
+    ends = {f"{end(achieved for achieved, _ in known):.4f}": None for end in (min, max)}
+    return "–".join(ends) + (MISSED if any(missed > TOLERANCE for _, missed in known) else "")
 
 
 def _spread(shown: pd.DataFrame, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -138,20 +151,20 @@ def number(value: float, metric: str) -> str:
 
 def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:
     """A Markdown table with its title, scale, legend and a count of verdicts."""
-    lines = [f"### {title} · scale {scale}", "", *markdown_lines(table)]
+    lines = [f"### {escape.markdown(title)} · scale {escape.markdown(scale)}", "", *markdown_lines(table)]
     verdicts = compared["verdict"].value_counts().to_dict()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     stale = [STALE_LEGEND] if (compared["state"] == "stale").any() else []
     hardware = compared.loc[(compared["metric"] == "seconds") & compared["protocol"].notna(), "protocol"].unique()
-    timed = [f"Seconds on {', '.join(hardware)}."] if len(hardware) else []
+    timed = [f"Seconds on {escape.markdown(', '.join(hardware))}."] if len(hardware) else []
     return "\n".join([*lines, "", LEGEND, *stale, *timed, f"Verdicts: {counts}.", ""])
 
 
 def markdown_lines(table: pd.DataFrame) -> list[str]:
     """The table alone."""
-    widths = [max(len(str(value)) for value in [name, *table[name]]) for name in table.columns]
-    rows = [table.columns, ["-" * width for width in widths], *table.itertuples(index=False)]
-    return [_line(row, widths) for row in rows]
+    head, *rows = [list(map(escape.markdown, row)) for row in [table.columns, *table.itertuples(index=False)]]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [_line(row, widths) for row in [head, ["-" * width for width in widths], *rows]]
 
 
 def _line(values: Any, widths: list[int]) -> str:
@@ -160,13 +173,13 @@ def _line(values: Any, widths: list[int]) -> str:
 
 def to_latex(table: pd.DataFrame, title: str, scale: str) -> str:
     """A booktabs table."""
-    body = [" & ".join(map(_latex, row)) + r" \\" for row in table.itertuples(index=False)]
-    head = " & ".join(map(_latex, table.columns)) + r" \\"
+    body = [" & ".join(map(escape.latex, row)) + r" \\" for row in table.itertuples(index=False)]
+    head = " & ".join(map(escape.latex, table.columns)) + r" \\"
     return "\n".join(
         [
             r"% needs \usepackage{booktabs,amssymb}",
             r"\begin{table}",
-            rf"\caption{{{_latex(title)}, scale {scale}. {_latex(LEGEND)}}}",
+            rf"\caption{{{escape.latex(title)}, scale {escape.latex(scale)}. {escape.latex(LEGEND)}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
             r"\toprule",
             head,
@@ -180,13 +193,6 @@ def to_latex(table: pd.DataFrame, title: str, scale: str) -> str:
     )
 
 
-def _latex(value: Any) -> str:
-    text = str(value)
-    for character, replacement in LATEX_MARKS.items():
-        text = text.replace(character, replacement)
-    return text
-
-
 def comparison_text(compared: pd.DataFrame) -> str:
     """Every cell with ours, reported, difference, verdict and reason, one line each."""
     lines = []
@@ -197,5 +203,6 @@ def comparison_text(compared: pd.DataFrame) -> str:
         change = "" if pd.isna(row.difference) else f" {row.difference:+.2%}"
         where = f"{row.model} {row.method} {row.allocator} {row.scope} {level(row)} {row.task} {row.metric}"
         where += "".join(f" {axis}={axis_text(value)}" for axis, value in further.items() if value != "")
-        lines.append(f"{row.verdict:17}{where}: ours {ours}, reported {theirs}{change} ({row.why})")
+        unequal = f", at sparsity {row.achieved:.4f}{MISSED}" if row.missed > TOLERANCE else ""
+        lines.append(f"{row.verdict:17}{where}: ours {ours}{unequal}, reported {theirs}{change} ({row.why})")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from harness.report.layout import is_number
 COLUMNS = [
     *("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "seed"),
     *("task", "metric", "value", "stderr", "protocol", "samples", "status", "reason", "fingerprint"),
+    *("achieved", "asked"),
 ]
 AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 """Axes with a column among `COLUMNS`; every other axis of a study becomes a column of its own name."""
@@ -40,7 +41,7 @@ def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any
     axes = beyond(cells)
     rows = [row for cell in cells for row in _rows(study, scale, cell, axes, layout)]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *axes])
-    return frame.astype({"value": "float64", "stderr": "float64"})
+    return frame.astype(dict.fromkeys(("value", "stderr", "achieved", "asked"), "float64"))
 
 
 def beyond(cells: Sequence[Cell]) -> list[str]:
@@ -60,6 +61,7 @@ def _rows(study: str, scale: str, cell: Cell, axes: Sequence[str], layout: Mappi
     if record is None or not measures:
         return [head]
     head["fingerprint"] = record.fingerprint
+    head |= {key: record.sparsity.get(key) for key in ("achieved", "asked")}
     return [
         head | {key: measure[key] for key in ("task", "metric", "value", "stderr", "protocol", "samples")}
         for measure in measures

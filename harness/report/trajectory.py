@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.style import Style, is_wide, legend, series, styles
+from harness.report.style import Drawing, Style, is_wide, legend, series, styles
 
 OF_A_SEED = {"linewidth": 0.8, "alpha": 0.35}
 OF_ALL = {"linewidth": 2.0}
 
 
-def trajectory(plt: Any, data: pd.DataFrame) -> Any:
+def trajectory(plt: Drawing, data: pd.DataFrame) -> Any:
     """A panel per model and objective (rows) and sparsity (columns); several seeds are thin lines, bold is their mean.
 
     Args:

@@ -13,7 +13,7 @@ import pytest
 from harness.report.bars import MOST_STANDING, bars
 from harness.report.compare import COLUMNS
 from harness.report.figures import draw
-from harness.report.style import pyplot
+from harness.report.style import Drawing
 from harness.report.tables import comparison_text, lay_out, number, to_latex, to_markdown
 
 
@@ -30,6 +30,7 @@ def cells(metric: str) -> pd.DataFrame:
             row |= {"sparsity": sparsity, "pattern": pattern, "task": task, "metric": metric, "state": "done"}
             rows.append(
                 row
+                | {"achieved": math.nan, "missed": 0.0}
                 | {"ours": value - sparsity / 10, "sd": math.nan, "n": 1, "reported": math.nan, "difference": math.nan}
             )
     frame = pd.DataFrame(rows)
@@ -55,8 +56,7 @@ def test_a_figure_is_drawn_with_its_numbers(metric: str, figure: str, tmp_path: 
 def test_bars_of_many_groups_lie_so_that_their_names_can_be_read(count: int, lying: bool) -> None:
     row = cells("acc").iloc[2].to_dict() | {"task": "boolq", "sd": math.nan}
     rows = [row | {"level": f"{number}of64", "ours": number / 100} for number in range(1, count + 1)]
-    plt = pyplot()
-    figure = bars(plt, pd.DataFrame(rows), "acc")
+    figure = bars(Drawing(), pd.DataFrame(rows), "acc")
     (axis,) = figure.axes
     names, lengths = axis.get_yticklabels() if lying else axis.get_xticklabels(), axis.patches
     assert [name.get_text() for name in names] == [f"{number}of64" for number in range(1, count + 1)]
@@ -66,7 +66,6 @@ def test_bars_of_many_groups_lie_so_that_their_names_can_be_read(count: int, lyi
     figure.canvas.draw()
     boxes = [name.get_window_extent() for name in names]
     assert not any(one.overlaps(other) for one, other in pairwise(boxes)) or not lying
-    plt.close(figure)
 
 
 def test_without_pruned_cells_only_the_numbers_are_written(tmp_path: Path) -> None:

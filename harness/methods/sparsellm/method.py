@@ -15,6 +15,7 @@ from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned
 from harness.core.memory import Parked, joined
 from harness.core.pattern import Pattern
 from harness.core.statistic import Seen, Statistic, gram, together
+from harness.methods.each import prune_one
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.alternating import alternate
 from harness.methods.sparsellm.problem import Problem
@@ -86,7 +87,8 @@ class SparseLLM:
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
         seen, state = self._observe(block, part)
         first = {
-            site: self.inner.prune(block.weights[site], seen.get(site), pattern) for site, pattern in patterns.items()
+            site: prune_one(self.inner, site, block.weights[site], seen.get(site), pattern)
+            for site, pattern in patterns.items()
         }
         penalties = self._penalties(part)
         dense = {site: block.weights[site] for site in part.sites}

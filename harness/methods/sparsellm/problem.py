@@ -18,6 +18,7 @@ from harness.core.linalg import is_short_on_gpu
 from harness.core.memory import Parked
 from harness.core.pattern import Pattern
 from harness.core.statistic import Gram, Seen
+from harness.methods.each import prune_one
 from harness.methods.sparsellm.updates import Penalties
 
 Weights = Mapping[Site, Tensor]
@@ -75,7 +76,7 @@ class Problem(NamedTuple):
 
     def prune(self, site: Site, weight: Tensor, seen: Seen) -> Pruned:
         """The inner method's answer to a float32 weight, in the dtype of the model."""
-        pruned = self.inner.prune(weight, seen, self.patterns[site])
+        pruned = prune_one(self.inner, site, weight, seen, self.patterns[site])
         return pruned._replace(weight=pruned.weight.to(self.dense[site].dtype))
 
     def before_activation(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:

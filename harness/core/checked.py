@@ -1,0 +1,137 @@
+"""What components give is looked at before it is used: a plugin's mistake is one sentence that names the component."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.core.allocation import Allocation
+from harness.core.causes import Counts
+from harness.core.edit import Edit
+from harness.core.errors import Failure
+from harness.core.interfaces import Pruned
+from harness.core.pattern import NofM, Unstructured
+
+FEW = 3
+"""Names in a sentence."""
+
+
+def pruned(method: str, site: str, result: Any, weight: Tensor) -> Pruned:
+    """A result of the method of this name for a weight (O, I), of the right form.
+
+    Raises:
+        Failure: it is not.
+    """
+    if not isinstance(result, Pruned):
+        raise _not(method, f"returned {_what(result)} for {site}", "Pruned(weight, kept)")
+    for name, tensor, dtype in (("weight", result.weight, weight.dtype), ("kept", result.kept, torch.bool)):
+        if not isinstance(tensor, Tensor):
+            raise _not(method, f"returned {_what(tensor)} as {name} of {site}", "a tensor")
+        if tensor.shape != weight.shape:
+            raise _not(method, f"returned {name} of {site} as {list(tensor.shape)}", f"the shape {list(weight.shape)}")
+        if tensor.dtype != dtype:
+            raise _not(method, f"returned {name} of {site} as {_short(tensor.dtype)}", f"{_short(dtype)}")
+        if tensor.device != weight.device:
+            raise _not(method, f"returned {name} of {site} on {tensor.device}", f"the weight's device {weight.device}")
+    if not isinstance(result.note, str):
+        raise _not(method, f"returned {_what(result.note)} as note of {site}", "a text")
+    return result
+
+
+def block(method: str, results: Any, weights: Mapping[str, Tensor]) -> dict[str, Pruned]:
+    """What a method gave for all matrices of a block, by site.
+
+    Raises:
+        Failure: it is no such mapping, or one of its results has not the right form.
+    """
+    _check_sites(f"the method '{method}'", results, weights)
+    return {site: pruned(method, site, results[site], weight) for site, weight in weights.items()}
+
+
+def counts(method: str, found: Mapping[str, Counts]) -> None:
+    """Look at what a method left of every matrix.
+
+    Raises:
+        Failure: weights are not finite, or are there though their mask says that they went.
+    """
+    for site, one in found.items():
+        if one.broken:
+            raise Failure(
+                f"the method '{method}' left {one.broken} of {one.parameters} weights of {site} not finite (NaN or "
+                "infinite); if the model and its calibration are finite, a wider dtype (dtype=float32) may be enough."
+            )
+        if one.masked:
+            raise Failure(
+                f"the method '{method}' left {one.masked} of {one.parameters} weights of {site} other than zero where "
+                "its mask says that they went; kept has to be True where a weight stays."
+            )
+
+
+def allocation(allocator: str, answer: Any, sites: Iterable[str]) -> Allocation:
+    """An allocator's answer: a pattern for every matrix in scope.
+
+    Raises:
+        Failure: it is none.
+    """
+    who = f"the allocator '{allocator}'"
+    _check_sites(who, answer, dict.fromkeys(sites))
+    for site, pattern in answer.items():
+        if not isinstance(pattern, Unstructured | NofM):
+            raise Failure(
+                f"{who} gave {_what(pattern)} for {site}, where Unstructured(sparsity) or NofM(keep, of) is due."
+            )
+        whole = isinstance(pattern, Unstructured) or all(type(part) is int for part in (pattern.keep, pattern.of))
+        try:
+            fine = whole and math.isfinite(pattern.sparsity) and 0 <= pattern.sparsity <= 1
+        except (TypeError, ZeroDivisionError):
+            fine = False
+        if not fine:
+            raise Failure(f"{who} gave {pattern!r} for {site}, which is no fraction of zeros from 0 to 1.")
+    return answer
+
+
+def edit(planner: str, answer: Any) -> Edit:
+    """A planner's answer.
+
+    Raises:
+        Failure: it is no edit.
+    """
+    if not isinstance(answer, Edit):
+        raise Failure(f"the planner '{planner}' returned {_what(answer)}, where an Edit is due.")
+    blocks = answer.dropped_blocks
+    if not isinstance(blocks, tuple) or not all(type(index) is int for index in blocks):
+        raise Failure(f"the planner '{planner}' dropped {blocks!r}, where a tuple of the numbers of blocks is due.")
+    return answer
+
+
+def _check_sites(who: str, answer: Any, sites: Mapping[str, Any]) -> None:
+    if not isinstance(answer, Mapping):
+        raise Failure(f"{who} returned {_what(answer)}, where a mapping from every matrix to its answer is due.")
+    missing, unknown = [site for site in sites if site not in answer], [site for site in answer if site not in sites]
+    if missing:
+        raise Failure(f"{who} gave nothing for {_some(missing)}; every matrix in scope needs an answer.")
+    if unknown:
+        raise Failure(f"{who} gave an answer for {_some(unknown)}, of which nothing was asked.")
+
+
+def _not(method: str, did: str, due: str) -> Failure:
+    return Failure(f"the method '{method}' {did}, where {due} is due.")
+
+
+def _what(value: Any) -> str:
+    """A value by its type: `a Tensor`, `None`."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _some(names: list[Any]) -> str:
+    rest = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return ", ".join(map(str, names[:FEW])) + rest
