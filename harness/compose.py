@@ -224,6 +224,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         save=folder_or_none("save", composed["save"]),
         force=boolean(composed, "force"),
         share=boolean(composed, "share"),
+        layer_error=boolean(composed, "layer_error"),
         inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
         composed=composed,
     )

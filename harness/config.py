@@ -88,6 +88,7 @@ class RunConfig:
     composed: Mapping[str, Any]
     inputs: Inputs = "pruned"
     share: bool = True
+    layer_error: bool = False
 
     @property
     def asked(self) -> float:

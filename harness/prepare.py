@@ -183,7 +183,7 @@ def uses_calibration(cfg: RunConfig) -> bool:
         return True
     if cfg.method is None:
         return False
-    asks = getattr(cfg.allocator, "needs_calibration", True)
+    asks = cfg.layer_error or getattr(cfg.allocator, "needs_calibration", True)
     return asks or getattr(cfg.method, "statistic", norms) is not None
 
 
@@ -261,6 +261,8 @@ def _identity(
         }
         if cfg.inputs != "pruned":
             identity["inputs"] = cfg.inputs
+        if cfg.layer_error:
+            identity["layer_error"] = True
         if getattr(cfg.allocator, "asks_for_traces", False) and facts["dtype"] != "float32":
             identity["traces"] = TRACES  # in float32 all revisions are one
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness import catalogue
 from harness.calibration.cache import Cache
+from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.probe import ModelProbe
 from harness.calibration.reference import is_beside_dense, stream_beside_dense
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
@@ -174,11 +175,14 @@ def _reduce(
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, sharing, allocation)
+            errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
             finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
-                model, anatomy, batches, scope, method, allocation, told, walk, finished, counts, masks=masks
+                model, anatomy, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
             )
+        if errors:
+            stages.move(errors.seconds, "prune", "layer_error")
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
         cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
@@ -283,17 +287,8 @@ def prune(
     block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
     try:
         for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
-            result = finished.load(block.index) if finished else None
-            if earlier := result is not None:
-                pruned, facts, counted = result
-            else:
-                patterns = {site: allocation[site] for site in block.weights}
-                pruned, facts = block_method.prune_block(block, patterns), block.told
-                weights = getattr(block, "dense", block.weights)
-                counted = {
-                    site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
-                    for site, one in pruned.items()
-                }
+            earlier = finished.load(block.index) if finished else None
+            pruned, facts, counted = earlier or _pruned_block(block, block_method, allocation)
             seen |= counted
             for site, one in pruned.items():
                 block.write(site, one.weight)
@@ -301,7 +296,7 @@ def prune(
                 done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
             if told is not None and facts:
                 told[str(block.index)] = dict(facts)
-            if finished and not earlier:
+            if finished and earlier is None:
                 finished.add(block.index, Block({site: done[site] for site in pruned}, facts, counted))
     except Exception:
         checked.counts(who, causes.read(seen, allocation))  # a later block stumbles over what an earlier one became
@@ -313,6 +308,18 @@ def prune(
     if finished and finished.loaded:
         remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done
+
+
+def _pruned_block(block: StreamedBlock | Shared, method: Any, allocation: Allocation) -> Block:
+    """What a method makes of a block, and the zeros that are counted in it."""
+    patterns = {site: allocation[site] for site in block.weights}
+    pruned = method.prune_block(block, patterns)
+    weights = getattr(block, "dense", block.weights)  # a method that writes as it goes leaves them there
+    counted = {
+        site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
+        for site, one in pruned.items()
+    }
+    return Block(pruned, block.told, counted)
 
 
 def without_numbers(cfg: RunConfig, ready: Prepared, status: Any, reason: str) -> Record:

@@ -24,7 +24,7 @@ NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
 """Settings of an allocator that say where it keeps something."""
 
 COMPONENTS = ("method", "allocator", "planner", "recovery")
-LATER_SETTINGS = {"dead": "prune"}
+LATER_SETTINGS = {"dead": "prune", "refit": False}
 """Settings of methods that older records do not name, and what those records have."""
 
 LEFT_OPEN = ("device", "dtype", "evaluation_window", "calibration.length", "calibration.seed")
@@ -94,6 +94,8 @@ def question(config: Mapping[str, Any]) -> Question:
         key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
     }
     asked |= {kind: _without_later(asked[kind]) for kind in COMPONENTS if isinstance(asked.get(kind), Mapping)}
+    if not asked.get("layer_error"):  # what older records do not name; a dense model has none
+        asked.pop("layer_error", None)
     asked["numerics"] = config.get("numerics", "fast")  # records from before the option have no other
     calibration = dict(config["calibration"])
     of_calibration = (calibration.pop("length"), calibration.pop("seed"))
@@ -102,7 +104,7 @@ def question(config: Mapping[str, Any]) -> Question:
     if dense or config.get("inputs") != "dense":  # the default, which older records do not name
         asked.pop("inputs", None)
     if dense:
-        ignored = ["sparsity", "allocator"]
+        ignored = ["sparsity", "allocator", "layer_error"]
         if config["planner"]["name"] == config["recovery"]["name"] == "none":
             ignored += ["calibration", "seed"]
             of_calibration = (None, None)

@@ -29,6 +29,11 @@ class Stages:
             torch.cuda.synchronize(self._device)
         self.finished[name] = {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": self._peak()}
 
+    def move(self, seconds: float, stage: str, to: str) -> None:
+        """Count seconds of a finished stage as those of another, of its own."""
+        self.finished[stage]["seconds"] = round(self.finished[stage]["seconds"] - seconds, 3)
+        self.finished[to] = {"seconds": round(seconds, 3), "peak_bytes": self.finished[stage]["peak_bytes"]}
+
     def _reset_peak(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
