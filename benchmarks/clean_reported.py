@@ -109,7 +109,7 @@ class Rules:
         return Rules(table("names"), table("protocols"), table("flags"))
 
     def name(self, column: str, paper: str, printed: str) -> tuple[str, str]:
-        """Our name for a printed one, and a note; without a rule papers and tables keep theirs, others become a slug."""
+        """Our name for a printed one, and a note; without a rule papers and tables keep theirs, others are slugs."""
         for rule in self.names:
             if rule["column"] == column and rule["printed"] == printed and rule["paper"] in ("", paper):
                 return rule["clean"], rule["note"]
