@@ -19,6 +19,7 @@ from harness.record.schema import hardware_name
 from harness.report.interval import mean_interval
 from harness.report.layout import column_of, level, metric_of
 from harness.report.profile import factors
+from harness.report.reported import ACCURACIES
 from harness.report.tidy import AXES, COLUMNS, Cell
 
 UNEQUAL = 1e-3
@@ -64,7 +65,8 @@ def contest(measured: pd.DataFrame, cells: Sequence[Cell], layout: Mapping[str, 
     of, over = column_of(wanted["of"]), tuple(dict.fromkeys(map(column_of, [*wanted["over"], "seed"])))
     rows = measured[(measured["metric"] == metric) & measured["protocol"].notna() & (measured["method"] != "none")]
     rows = rows.assign(level=[level(row) for row in rows.itertuples()], loss=rows["value"])
-    if metric != "perplexity":
+    rows = rows[~rows["task"].str.startswith("mean")]  # its tasks are here already
+    if metric in ACCURACIES:
         rows["loss"] = 1 / rows["value"].where(rows["value"] > 0)
     rows["loss"] = rows["loss"].fillna(math.inf)
     if "among" in wanted:

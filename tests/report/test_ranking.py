@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -123,12 +124,21 @@ def test_ratios_are_paired_and_geometric() -> None:
     assert ("0.5", "b") not in rows.index
 
 
+def _twice(record: Record) -> Record:
+    """The record of two tasks."""
+    (measure,) = record.measures
+    return dataclasses.replace(record, measures=(measure, {**measure, "task": "u", "protocol": "u#0"}))
+
+
 def test_accuracies_rank_the_other_way_round() -> None:
     layout = LAYOUT | {"metric": "acc"}
     cells = [cell("a", 0.6, metric="acc"), cell("b", 0.3, metric="acc"), cell("c", 0.0, metric="acc")]
     found = contest(tidy("s", "proxy", cells, layout), cells, layout)
     assert list(standings(found)["method"]) == ["a", "b", "c"]
     assert list(factors(found.losses).iloc[0]) == pytest.approx([1, 2, math.inf])
+    means = [one._replace(record=_twice(one.record)) for one in cells[:2] if one.record]
+    both = contest(tidy("s", "proxy", means, layout | {"mean": True}), means, layout)
+    assert sorted(both.rows["task"].unique()) == ["t", "u"]  # their mean is no task of its own
 
 
 def test_only_cells_that_all_have_count() -> None:
