@@ -109,11 +109,11 @@ class Rules:
         return Rules(table("names"), table("protocols"), table("flags"))
 
     def name(self, column: str, paper: str, printed: str) -> tuple[str, str]:
-        """Our name for a printed one, and a note; a printed name without a rule becomes a slug."""
+        """Our name for a printed one, and a note; without a rule papers and tables keep theirs, others are slugs."""
         for rule in self.names:
             if rule["column"] == column and rule["printed"] == printed and rule["paper"] in ("", paper):
                 return rule["clean"], rule["note"]
-        return (printed if column == "paper" else slug(printed)), ""
+        return (printed if column in ("paper", "table") else slug(printed)), ""
 
     def protocol(self, paper: str, metric: str, task: str, model: str) -> tuple[str, str, str]:
         """Metric, unit and protocol of a printed metric."""
@@ -169,7 +169,8 @@ def clean(printed: Printed, rules: Rules) -> Row | None:
 def _paper(printed: Printed, rules: Rules) -> tuple[str, str, str]:
     """Paper, table and a note; what users report in issues is not the paper's, and gets a label of its own."""
     paper, note = rules.name("paper", "", printed["paper"])
-    table = printed["table"]
+    table, table_note = rules.name("table", paper, printed["table"])
+    note = "; ".join(part for part in (note, table_note) if part)
     issue = re.search(r"issue #\d+", table if table.startswith("issue #") else printed["source"])
     if printed["paper"] == "issue reports":
         owner = re.search(r"github \S+/(\S+) issue", printed["source"])

@@ -48,11 +48,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--parts", action=argparse.BooleanOptionalAction, default=True, help="time the parts too")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     options = parser.parse_args()
     shape, ids = SHAPES[options.shape], random_tokens(SHAPES[options.shape], options.windows, options.length, device())
     numbers: dict[str, Any] = {}
-    lines = [*by_method(options, shape, ids, numbers), "", *by_part(shape, ids.device, numbers)]
+    lines = by_method(options, shape, ids, numbers)
+    if options.parts:
+        lines += ["", *by_part(shape, ids.device, numbers)]
     write(
         f"oneshot_{options.shape}",
         f"One-shot methods, a block of shape {options.shape}",

@@ -11,6 +11,10 @@
                              `{kind: trajectory, lines: allocator.start}`: the fitness of a search as it goes, a line
                              per value of one axis or of several (`[allocator.start, allocator.objective]`),
                              or scatter: the loss of pruning one unit alone against its sensitivity
+    ranking: {of: method, over: [model, sparsity, seed, task], against: sparsegpt}
+                             the values of one axis ranked over cells that all of them have, a cell for each combination
+                             of the axes of `over`; `against` is the one that the others are divided by. `among: […]`
+                             ranks some of them only
 
 An axis that a cell does not have (`method.alpha` of a dense model) is empty for it.
 """
@@ -48,9 +52,11 @@ def losses_of(layout: Mapping[str, Any]) -> str | None:
 
 
 def named_axes(layout: Mapping[str, Any]) -> list[str]:
-    """Every axis that the table or the figure names."""
+    """Every axis that the table, the figure or the ranking names."""
     figure = figure_of(layout)
     axes = [axis for key in ("x", "lines") if key in figure for axis in listed(figure[key])]
+    if ranking := layout.get("ranking"):
+        axes += [ranking["of"], *ranking["over"]]
     return [*layout["rows"], layout.get("columns", "task"), *axes]
 
 

@@ -1,4 +1,4 @@
-"""Everything a study shows, written to one folder: table.{csv,md,tex} and figure.{svg,png,csv}."""
+"""Everything a study shows, in one folder: table.{csv,md,tex}, figure.{svg,png,csv}, and what follows from them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from harness.report.derived import FIRST_TASK, mean_name
 from harness.report.figures import draw
 from harness.report.files import write_csv, write_text
 from harness.report.layout import metric_of
+from harness.report.ranking_outputs import write_ranking
 from harness.report.reported import load_dense, load_pairs, load_reported, of_tables
 from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
 from harness.report.tidy import Cell, tidy
@@ -79,6 +80,8 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
             if not against.empty:
                 write_csv(against, stage / "ratios.csv")
                 write_text(ratios.to_markdown(against, subject.title, subject.scale), stage / "ratios.md")
+            if subject.layout.get("ranking"):
+                write_ranking(measured, cells, subject.layout, subject.title, subject.scale, stage)
     except OSError as error:
         raise UserError(f"the tables cannot be written to {folder}: {error.strerror}.") from error
     return Outputs(folder, markdown, comparison_text(compared), {"table": shown})

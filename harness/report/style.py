@@ -15,9 +15,12 @@ from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<"
 DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
-KNOWN = ("magnitude", "wanda", "sparsegpt", "sparsellm", "isc")
+KNOWN = (
+    *("magnitude", "wanda", "sparsegpt", "sparsellm", "isc"),
+    *("alps", "admm", "ria", "dsnot", "swaps", "thanos"),
+)
 NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")
 """Axes whose values need no name beside them in a legend."""
 UNITS = {"loss": "training loss", "fitness": "best fitness (nats per token)", "spearman": "Spearman's ρ"}
@@ -39,12 +42,17 @@ class Drawing:
 
     def subplots(self, rows: int, columns: int, *, figsize: Any, layout: str, **how: Any) -> Any:
         """A figure and its panels, as `pyplot.subplots` gives them."""
+        figure = self.figure(figsize=figsize, layout=layout)
+        return figure, figure.subplots(rows, columns, **how)
+
+    def figure(self, *, figsize: Any, layout: str) -> Any:
+        """A figure without panels."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=figsize, layout=layout)  # type: ignore[arg-type]
         FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, columns, **how)
+        return figure
 
 
 def named(data: pd.DataFrame) -> pd.DataFrame:

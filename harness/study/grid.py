@@ -114,13 +114,19 @@ class Study:
         """The table and the figure name axes of the study.
 
         Raises:
-            UserError: an axis that no grid has, rows or axes that are left out, or an unknown kind of figure.
+            UserError: an axis that no grid has, rows or axes that are left out, an unknown kind of figure, or a
+                ranking that does not fit.
         """
         figure = figure_of(self.table)
         if figure["kind"] not in KINDS:
             raise unknown(f"figure of study {self.name}:", figure["kind"], KINDS)
         if not self.table.get("rows") or (figure["kind"] == "lines" and not {"x", "lines"} <= set(figure)):
             raise UserError(f"study {self.name}: a table needs rows, and a figure of lines needs x and lines.")
+        ranking = self.table.get("ranking")
+        if ranking and not (ranking.get("of") and set(ranking.get("over") or ()) - {"seed"}):
+            raise UserError(
+                f"study {self.name}: a ranking needs `of`, the axis that is ranked, and `over`, a cell's axes."
+            )
         grids = list(self.content["grids"])
         for here in self.content["scales"].values():
             grids += [here.get("axes") or {}, *(here.get("grids") or ())]
@@ -128,6 +134,23 @@ class Study:
         for axis in named_axes(self.table):
             if axis not in known:
                 raise unknown(f"axis in the table of study {self.name}:", axis, dict.fromkeys(known))
+        self._check_ranking()
+
+    def _check_ranking(self) -> None:
+        """Every axis with several values makes a cell or is what is ranked, and who is named takes part.
+
+        Raises:
+            UserError: an axis is forgotten, or a value is not one of the axis.
+        """
+        if not (ranking := self.table.get("ranking")):
+            return
+        axes = dict.fromkeys(key for grid in self._grids for key in grid if len(self._values(key)) > 1)
+        if forgotten := [axis for axis in axes if axis not in (ranking["of"], *ranking["over"], "seed")]:
+            raise UserError(f"study {self.name}: {forgotten[0]} has several values; add it to the ranking's `over`.")
+        known = self._values(ranking["of"])
+        for value in [*ranking.get("among", ()), *([ranking["against"]] if "against" in ranking else ())]:
+            if _value(value) not in known:
+                raise unknown(f"{ranking['of']} in the ranking of study {self.name}:", _value(value), known)
 
     @property
     def _grids(self) -> list[dict[str, Any]]:

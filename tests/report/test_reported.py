@@ -84,9 +84,43 @@ def test_no_number_of_a_paper_stands_twice(reported: pd.DataFrame) -> None:
     assert again.empty, again[["paper", "table", "model", "method", "task", "value"]]
 
 
-def test_the_sparsellm_cell_prunes_the_first_half_only(reported: pd.DataFrame) -> None:
-    row = one(reported, paper="SparseLLM")
-    assert (row["method"], row["scope"], row["sparsity"], row["value"]) == ("sparsegpt", "first_half", 0.8, 53.2)
+def test_sparsellm_prunes_the_first_half_only(reported: pd.DataFrame) -> None:
+    rows = reported[(reported["paper"] == "SparseLLM") & (reported["method"] != "none")]
+    assert set(rows["scope"]) == {"first_half"} and set(rows["method"]) == {"sparsegpt", "sparsellm"}
+    (row,) = rows[rows["confidence"] == "verified"].to_dict("records")
+    assert (row["model"], row["method"], row["sparsity"], row["value"]) == ("llama2-7b", "sparsegpt", 0.8, 53.2)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "pattern", "sparsity", "task", "value"),
+    [
+        ("opt-30b", "sparsellm", "1of4", 0.75, "ptb", 73.61),  # printed 3:4, which counts what is pruned
+        ("opt-30b", "sparsegpt", "unstructured", 0.9, "wikitext2", 5747.87),
+        ("opt-66b", "sparsellm", "unstructured", 0.9, "wikitext2", 7504.17),
+        ("llama2-7b", "sparsellm", "unstructured", 0.9, "c4", 181.56),
+        ("opt-30b", "sparsellm", "unstructured", 0.7, "mean7", 0.5536),
+    ],
+)
+def test_sparsellms_own_tables(
+    reported: pd.DataFrame, model: str, method: str, pattern: str, sparsity: float, task: str, value: float
+) -> None:
+    cell = {"model": model, "method": method, "pattern": pattern, "sparsity": sparsity, "task": task}
+    assert one(reported, paper="SparseLLM", **cell)["value"] == value
+
+
+def test_the_mean_of_seven_is_that_of_its_tasks(reported: pd.DataFrame) -> None:
+    rows = of_tables(reported, "SparseLLM", ["zero-shot accuracies"])
+    for _, cell in rows.groupby(["method", "pattern", "sparsity"]):
+        mean = cell[cell["task"] == "mean7"]["value"].item()
+        assert len(cell) == 8 and cell[cell["task"] != "mean7"]["value"].mean() == pytest.approx(mean, abs=5.1e-5)
+
+
+def test_methods_of_papers_have_the_names_of_ours(reported: pd.DataFrame) -> None:
+    grad = reported[(reported["method"] == "admm") & (reported["task"] == "wikitext2")]
+    assert list(grad["value"]) == [7.06, 9.22, 18.66, 69.46, 9.9] and set(grad["protocol"]) == {"wanda-native@2048"}
+    wanda = one(reported, paper="DSnoT", model="llama2-7b", method="dsnot", sparsity=0.6)
+    assert wanda["value"] == 10.59 and "on Wanda's mask" in wanda["note"]
+    assert {"magnitude+dsnot", "sparsegpt+dsnot", "admm1"} <= set(reported["method"])  # other methods than those
 
 
 def test_known_misprints_are_kept_and_flagged(reported: pd.DataFrame) -> None:
@@ -222,3 +256,25 @@ def test_cleaning_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     written = {path.relative_to(tmp_path / "reported") for path in (tmp_path / "reported").rglob("*.csv")}
     assert written == {path.relative_to(FOLDER) for path in FOLDER.rglob("*.csv")}
     assert all((tmp_path / "reported" / name).read_bytes() == (FOLDER / name).read_bytes() for name in written)
+
+
+def printed_row(**changes: str) -> dict[str, str]:
+    row = dict.fromkeys(("paper", "arxiv", "table", "source", "confidence", "file"), "x")
+    row |= {"model": "llama2-7b", "method": "alps", "allocator": "uniform", "sparsity": "0.7", "value": "9.5"}
+    return row | {"pattern": "unstructured", "dataset_or_task": "wikitext2", "metric": "ppl"} | changes
+
+
+@pytest.mark.parametrize(
+    ("paper", "task", "protocol", "refused"),
+    [
+        ("ALPS", "c4", "unknown", True),  # tests on calibration windows
+        ("ALPS", "wikitext2", "unknown", False),
+        ("ADMM pruning (Boza)", "wikitext2", "wanda-native@4096", False),  # LLaMA-2 at its own length
+    ],
+)
+def test_what_is_known_of_a_papers_protocol_holds_for_numbers_to_come(
+    paper: str, task: str, protocol: str, refused: bool
+) -> None:
+    rules = cleaner().Rules.read(FOLDER / "cleaning")
+    row = cleaner().clean(printed_row(paper=paper, dataset_or_task=task), rules)
+    assert row.protocol == protocol and bool(flagged({"note": row.note})) is refused

@@ -35,6 +35,9 @@ STUDY: dict[str, Any] = {
     },
 }
 
+RANKED: dict[str, Any] = {"rows": ["model"]}
+RANKING: dict[str, Any] = {"of": "method", "over": ["model", "method.damping", "calibration.windows"]}
+
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
@@ -93,6 +96,11 @@ def test_narrowing_a_setting_keeps_the_points_that_lack_it(write: Callable[..., 
         ({"rows": ["model"], "figure": "bar"}, "'bar'; did you mean bars"),
         ({"rows": ["model"], "figure": {"kind": "lines"}}, "needs x and lines"),
         ({"columns": "task"}, "a table needs rows"),
+        (RANKED | {"ranking": {"of": "method"}}, "a ranking needs `of`, the axis that is ranked, and `over`"),
+        (RANKED | {"ranking": {"of": "method", "over": ["modl"]}}, "'modl'; did you mean model"),
+        (RANKED | {"ranking": {"of": "method", "over": ["model"]}}, r"calibration\.windows has several values; add it"),
+        (RANKED | {"ranking": RANKING | {"against": "wnda"}}, "'wnda'; did you mean wanda"),
+        (RANKED | {"ranking": RANKING | {"among": ["wanda", "sparsgpt"]}}, "'sparsgpt'; did you mean sparsegpt"),
     ],
 )
 def test_a_mistaken_layout_is_said_before_anything_runs(
