@@ -14,7 +14,7 @@ from harness import catalogue
 from harness.calibration.cache import Cache
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.probe import ModelProbe
-from harness.calibration.reference import is_beside_dense, stream_beside_dense
+from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
@@ -203,7 +203,7 @@ def _method_and_walk(
     if is_beside_dense(cfg.method):
         if cfg.inputs == "dense":
             raise Refusal(f"method={name_of(cfg.method)} compares pruned with dense inputs; it needs inputs=pruned.")
-        return cfg.method, partial(stream_beside_dense, exact=exact)
+        return cfg.method, partial(walk_for(cfg.method), exact=exact)
     method = sharing.method(cfg.method, allocation) if sharing else cfg.method
     return method, partial(sharing.walk if sharing else stream, exact=exact)
 
@@ -283,7 +283,7 @@ def prune(
     """
     done: dict[str, Pruned] = {}
     seen: dict[str, Tensor] = {}
-    walk = walk or (stream_beside_dense if is_beside_dense(method) else stream)
+    walk = walk or walk_for(method)
     block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
     try:
         for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):

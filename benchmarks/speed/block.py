@@ -41,6 +41,7 @@ from benchmarks.speed.common import (
     timed,
     write,
 )  # fmt: skip
+from harness.calibration.reference import walk_for
 from harness.calibration.stream import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched, stream
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
@@ -150,7 +151,7 @@ def ours(method: Any, *, exact: bool) -> Work:
         tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else CPU_TOKENS_PER_BATCH
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
         with fused(model, anatomy, wanted=ids.is_cuda and not exact), in_pieces(model):
-            walk = partial(stream, exact=exact)
+            walk = partial(walk_for(method), exact=exact)
             prune(model, anatomy, batched(ids, tokens), blocks, method, allocation, walk=walk, masks=False)
 
     return work

@@ -7,7 +7,7 @@ Shapes: B windows, L tokens, D hidden size, O outputs, I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.calibration.progress import progress
 from harness.calibration.replay import Stop
-from harness.calibration.stream import Stream, StreamedBlock
+from harness.calibration.stream import Stream, StreamedBlock, stream
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
 from harness.core.memory import Parked
@@ -148,6 +148,11 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if is_short_on_gpu(right):
         return torch.mm(left.T, right, out_dtype=torch.float32)
     return left.float().T @ right.float()
+
+
+def walk_for(method: Any) -> Callable[..., Iterator[Any]]:
+    """The walk over blocks that a method needs."""
+    return stream_beside_dense if is_beside_dense(method) else stream
 
 
 def stream_beside_dense(
