@@ -1,22 +1,29 @@
-"""A record: one JSON file per run, written once and atomically; the only thing that tables are made from."""
+"""A record: one JSON file per run, written once and atomically; the only thing that tables are made from.
+
+Those of a published study are one compressed file.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from harness.core.errors import UserError
-from harness.core.files import write_atomically
+from harness.core.files import atomically, write_atomically
 from harness.core.remarks import remark
 from harness.record.told import check_number, check_told
 
 SCHEMA = 1
+PACKED = "records.jsonl.gz"
+"""The records of a published study, a line each."""
 Status = Literal["ok", "skipped", "failed"]
 FINISHED = ("ok", "skipped")
 DENSE_INPUTS = ",inputs=dense"
@@ -105,16 +112,46 @@ def read(path: Path, *, sites: bool = True) -> Record:
         if not path.is_file():  # a pipe would be waited for
             raise FileNotFoundError("there is no such file")
         text = path.read_bytes()
-        content = json.loads(text if sites else _without_sites(text))
+    except OSError as error:
+        raise UserError(f"{path} is not a record ({type(error).__name__}: {error}); remove it.") from error
+    return _parsed(path, text if sites else _without_sites(text))
+
+
+def _parsed(path: Path, text: bytes) -> Record:
+    try:
+        content = json.loads(text)
         content["measures"] = tuple(content["measures"])
         content["notes"] = tuple(content.get("notes", ()))
         record = Record(**content)
         _check(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not a record ({type(error).__name__}: {error}); remove it.") from error
     if record.schema != SCHEMA:
         raise UserError(f"{path} has schema {record.schema}; this version reads {SCHEMA}.")
     return record
+
+
+def pack(records: Iterable[Record], path: Path) -> None:
+    """Write records into one compressed file, a line each; equal records give equal bytes."""
+    lines = sorted(json.dumps(asdict(record), sort_keys=True, allow_nan=False) for record in records)
+    with atomically(path) as file:
+        file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+
+
+def unpack(path: Path) -> Iterator[Record]:
+    """The records of a file that `pack` wrote.
+
+    Raises:
+        UserError: it is damaged, or a line of it is no record.
+    """
+    try:
+        content = path.read_bytes()
+        if not content:
+            raise EOFError("it is empty")
+        lines = gzip.decompress(content).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} holds no packed records ({error}).") from error
+    yield from (_parsed(path, line) for line in lines)
 
 
 def _check(record: Record) -> None:
@@ -189,10 +226,18 @@ def find(
 
 
 def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """Every readable record of a folder, by name, without its sites; each file is read once. Others are named."""
+    """Every readable record of a folder, by name, without its sites; each file is read once. Others are named.
+
+    Those of a packed file (`PACKED`) have its path and keep their sites.
+    """
     for path in sorted(folder.glob("*.json")):
         try:
             yield path, read(path, sites=False)
+        except UserError as error:
+            remark(f"passed over: {error}")
+    if (packed := folder / PACKED).is_file():
+        try:
+            yield from ((packed, record) for record in unpack(packed))
         except UserError as error:
             remark(f"passed over: {error}")
 

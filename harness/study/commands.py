@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +17,6 @@ from harness import compose, groups
 from harness.allocators.file import read_allocation
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
-from harness.core.files import staged
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.overrides import plugins_in, say
@@ -24,6 +25,7 @@ from harness.record import schema
 from harness.record.claim import submitted
 from harness.record.provenance import ROOT
 from harness.record.question import Answer, only, question
+from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
 from harness.report.outputs import Outputs, Subject, write_outputs
@@ -243,27 +245,31 @@ def compare(study: Study) -> int:
 
 
 def publish(study: Study) -> int:
-    """Copy records (without this machine's paths), table and figure of a study to `results/published`.
+    """Pack records (without this machine's paths), table and figure of a study into `results/published`.
 
     Raises:
         UserError: fewer records are there than are published, of a study that was narrowed, or of another folder.
     """
     items = progress_of(study)
     folder = ROOT / "results" / "published" / study.name / study.scale
-    paths = [item.path for item in items if item.path]
-    before = set((folder / "records").glob("*.json"))
-    if len(paths) < max(1, len(before)):
-        raise UserError(f"{study.records} holds {len(paths)} records of {study.name}, {len(before)} are published.")
-    with staged(folder / "records") as stage:
-        for path in paths:
-            record = schema.read(path)  # with its sites
-            config = {**record.config, "records": "results/records", "cache": "results/records/.cache", "save": None}
-            before.discard(folder / "records" / schema.write(dataclasses.replace(record, config=config), stage).name)
-    for path in before:
-        path.unlink()
+    found = [item for item in items if item.path]
+    before = sum(1 for _ in itertools.chain(schema.read_all(folder), schema.read_all(folder / "records")))
+    if len(found) < max(1, before):
+        raise UserError(f"{study.records} holds {len(found)} records of {study.name}, {before} are published.")
+    folder.mkdir(parents=True, exist_ok=True)
+    schema.pack(map(_whole, found), folder / schema.PACKED)
+    shutil.rmtree(folder / "records", ignore_errors=True)  # one file a record, as studies were published before
     _write(study, items, folder)
-    print(f"published: {folder.relative_to(ROOT)} ({len(paths)} records)")
+    print(f"published: {folder.relative_to(ROOT)} ({len(found)} records)")
     return 0
+
+
+def _whole(item: Progress) -> Record:
+    """A point's record with its sites, as it would be of a run in the project's own folder."""
+    assert item.path is not None and item.record is not None
+    record = item.record if item.path.name == schema.PACKED else schema.read(item.path)
+    config = {**record.config, "records": "results/records", "cache": "results/records/.cache", "save": None}
+    return dataclasses.replace(record, config=config)
 
 
 def prefetch(study: Study) -> int:
