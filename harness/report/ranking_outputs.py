@@ -91,7 +91,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _beyond(row: Mapping[str, float]) -> str:
-    least, most = 100 * row["least beyond"], 100 * row["most beyond"]
+    least, most = (round(100 * row[f"{end} beyond"], 2) + 0.0 for end in ("least", "most"))  # no −0
     return (
         ""
         if math.isnan(least)
