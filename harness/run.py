@@ -107,11 +107,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
     sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation, reduced.orders)
     achieved = fraction_of_zeros(model, anatomy, reduced.scope)
-    if why := causes.difference(
-        cfg.asked, achieved, reduced.counts,
-        method=name_of(cfg.method), allocator=name_of(cfg.allocator), recovery=name_of(cfg.recovery),
-    ):  # fmt: skip
-        remark(why)
+    _remark_on(cfg, achieved, reduced.counts)
     reason = ""
     if cfg.save is not None:
         try:
@@ -140,6 +136,13 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     )
 
 
+def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
+    """Say why zeros achieved and asked differ, where they do."""
+    names = {"method": name_of(cfg.method), "allocator": name_of(cfg.allocator), "recovery": name_of(cfg.recovery)}
+    if why := causes.difference(cfg.asked, achieved, counts, **names):
+        remark(why)
+
+
 def _reduce(
     cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, model: PreTrainedModel, tokenizer: Any,
     anatomy: Anatomy,
@@ -166,12 +169,7 @@ def _reduce(
     if cfg.method is not None:
         with stages.time("allocate"):
             probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope, sharing)
-            # before a search takes an hour
-            check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
-            answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
-            allocation = checked.allocation(name_of(cfg.allocator), answer, probe.shapes)
-            check_fit(cfg.method, allocation, probe.shapes)
-            told_of_allocation = probe.told
+            allocation, told_of_allocation = _allocated(cfg, probe), probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, sharing, allocation)
@@ -193,6 +191,15 @@ def _reduce(
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
     return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
+
+
+def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:
+    """The pattern of every site; whether the method takes them is asked before a search takes an hour, and after."""
+    check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
+    answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
+    allocation = checked.allocation(name_of(cfg.allocator), answer, probe.shapes)
+    check_fit(cfg.method, allocation, probe.shapes)
+    return allocation
 
 
 def _method_and_walk(
