@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from harness import catalogue
@@ -86,7 +87,10 @@ def _given(text: str) -> tuple[str, Any]:
     """Where an override puts a component, and its name there, None for none at all; `_NO_NAME` if it gives no name."""
     if not (match := COMPONENT.match(text)):
         return "", _NO_NAME
-    (override,) = OverridesParser.create().parse_overrides([text])
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except HydraException:  # it is said where all overrides are read
+        return match[1], _NO_NAME
     value = _NO_NAME if override.is_sweep_override() else override.value()
     if isinstance(value, Mapping):
         value = value.get("name", _NO_NAME)

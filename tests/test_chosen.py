@@ -133,6 +133,25 @@ def test_a_default_with_settings_of_its_own_keeps_them(monkeypatch: pytest.Monke
     assert compose.compose_run(["method=holding", "method.inner=sparsegpt"]).method.inner == SparseGPT()
 
 
+def test_what_a_plugin_puts_in_the_place_of_a_default_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in ("_registry", "_replaced"):
+        known = getattr(catalogue, table)
+        monkeypatch.setitem(known, "method", dict(known["method"]))
+
+    @catalogue.component("method", "wanda", replaces=True)
+    @dataclass(frozen=True)
+    class Mine:
+        power: float = 2.0
+        statistic = None
+
+        def prune(self, weight: Any, seen: Any, wanted: Any) -> Any:
+            raise NotImplementedError
+
+    groups.register()
+    for named in ([], ["method.inner=wanda"], ["method.inner.name=wanda"]):
+        assert compose.compose_run(["method=dsnot", *named, "method.inner.power=3"]).method.inner == Mine(3.0)
+
+
 def test_a_sweep_over_it(typed: Callable, options: list[str], tmp_path: Path) -> None:
     """Each point with its own defaults, and its record says so."""
     ran = typed("-m", *options, "method=dsnot", "method.inner=wanda,ria", "method.max_cycles=2")
