@@ -24,7 +24,7 @@ COLUMNS = (
     "paper", "arxiv", "table", "model", "method", "allocator", "scope", "sparsity", "pattern", "task", "metric",
     "value", "protocol", "seed", "digits", "source", "confidence", "note",
 )  # fmt: skip
-BY_HAND = ("pairs.csv", "dense.csv", "authors_code_*.csv")
+BY_HAND = ("pairs.csv", "dense.csv", "authors_code_*.csv", "smollm2_*.csv")
 OVERLAPPING = "msp-isc-sparsellm_baselines_verified.csv"
 """The one file that repeats cells of the others; it is read last, so that the primary source of a cell stays."""
 

@@ -75,6 +75,7 @@ def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type
         before = _registry[kind].get(_replaced[kind].get(name, name))
         if (kind, name) == DENSE or (before is not None and not _is_again(before, cls)):
             owner = _plugin_names.get(before.__module__, "the harness") if before else "the harness"
+            owner = f"another {owner}" if owner == who else owner
             mend = ", or register it with replaces=True" if before and owner == "the harness" else ""
             if not replaces or not mend:
                 raise UserError(f"{who} announces the {kind} '{name}', which {owner} has; call it otherwise{mend}.")
@@ -226,6 +227,18 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return settings
 
 
+def _settings(instance: Any) -> dict[str, Any]:
+    """The settings of a component as `defaults` gives them, with the values that it has."""
+    values = {field.name: _plain(field, getattr(instance, field.name)) for field in dataclasses.fields(instance)}
+    return {"name": name_of(instance), **values}
+
+
+def components(kind: str, name: str) -> dict[str, str]:
+    """The settings of a component that are components themselves, and the kind of each."""
+    fields = dataclasses.fields(lookup(kind, name))
+    return {field.name: nested for field in fields if (nested := field.metadata.get("component"))}
+
+
 def build(kind: str, settings: Any, where: str | None = None) -> Any:
     """An instance of the component `settings['name']` with the other entries as its fields.
 
@@ -294,7 +307,8 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     if nested := field.metadata.get("component"):
         if value is None:
             return None
-        return defaults(nested, value if isinstance(value, str) else name_of(value))
+        name = value if isinstance(value, str) else name_of(value)
+        return _settings(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import catalogue, groups
+from harness.chosen import as_choices
 from harness.config import RunConfig, Scope
 from harness.core.allocation import Budget
 from harness.core.errors import UserError, unknown
@@ -87,8 +88,13 @@ def compose_plain(overrides: Sequence[str], *, resolved: bool = True) -> dict[st
 
 
 def _meant(texts: Sequence[str]) -> list[str]:
-    """Every `evaluation={}` as `evaluation=[]`: none at all, where Hydra would merge nothing into the default ones."""
-    return [re.sub(r"^\+{0,2}(evaluation=(?:.*[,(])?\s*)\{\s*\}", r"\1[]", text) for text in texts]
+    """The overrides as Hydra has to read them.
+
+    Every `evaluation={}` is `evaluation=[]`: none at all, where Hydra would merge nothing into the default ones; for
+    components within others see `chosen.as_choices`.
+    """
+    none = [re.sub(r"^\+{0,2}(evaluation=(?:.*[,(])?\s*)\{\s*\}", r"\1[]", text) for text in texts]
+    return as_choices(none)
 
 
 def choice_settings(group: str, choice: str, fixed: Sequence[str]) -> Any:

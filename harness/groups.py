@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,22 @@ def register(plugins: Sequence[str] = ()) -> None:
     store = ConfigStore.instance()
     for group in (*COMPONENT_GROUPS, "evaluator"):
         for name in catalogue.names(group):
-            store.store(group=group, name=name, node=catalogue.defaults(group, name))
+            store.store(group=group, name=name, node=_node(group, name))
     store.store(group="method", name="none", node={"name": "none"})
+
+
+def _node(kind: str, name: str) -> dict[str, Any]:
+    """The settings of a component for Hydra; each component within it is a choice, with the settings of that one."""
+    settings = catalogue.defaults(kind, name)
+    within: list[Any] = []
+    for field, inner in catalogue.components(kind, name).items():
+        default, settings[field] = settings[field], None
+        chosen = default and default["name"]
+        if default and default != catalogue.defaults(inner, chosen):  # an instance with settings of its own
+            chosen = f"{chosen} of {name}"
+            ConfigStore.instance().store(group=inner, name=chosen, node=default)
+        within.append({f"/{inner}@{field}": chosen})
+    return {"defaults": ["_self_", *within], **settings} if within else settings
 
 
 def choices(group: str) -> list[str]:
@@ -53,29 +66,7 @@ def options() -> tuple[str, ...]:
     return (*plain, *COMPONENT_GROUPS, "model", "calibration", "evaluation", "tracker")
 
 
-def settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
-    """The names that exist below `parent`, for the choice these overrides make."""
-    if not parent:
-        return [*options(), "cluster"]
-    group, _, item = parent.partition(".")
-    if group == "evaluation" and not item:
-        return choices(group)
-    names = [text.split("=", 1)[1] for text in overrides if re.match(rf"{group}=[^{{]", text)]
-    chosen = names[-1] if names else _default_choice(group)
-    settings: Any = {}
-    if group == "evaluation" and item in choices(group):
-        file = OmegaConf.load(CONF / group / f"{item}.yaml")
-        kind = next((str(entry[f"/evaluator@{item}"]) for entry in file.defaults if isinstance(entry, DictConfig)), "")
-        settings, item = (catalogue.defaults("evaluator", kind) if kind else {}), ""
-    elif group in COMPONENT_GROUPS:
-        settings = catalogue.defaults(group, chosen) if chosen in catalogue.names(group) else {}
-    elif (path := CONF / group / f"{chosen}.yaml").is_file():
-        settings = OmegaConf.load(path)
-    for name in item.split(".") if item else ():
-        settings = settings.get(name) if isinstance(settings.get(name), Mapping | DictConfig) else {}
-    return [str(key) for key in settings if key != "name"]
-
-
-def _default_choice(group: str) -> str:
+def default_choice(group: str) -> str:
+    """What is chosen in a group that no override names."""
     defaults = _main().defaults
     return next((str(entry[group]) for entry in defaults if isinstance(entry, DictConfig) and group in entry), "")

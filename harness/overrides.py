@@ -17,8 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
+from harness.chosen import by_path, settings_of
 from harness.core.errors import UserError, unknown
-from harness.groups import GROUPS, choices, settings_of
+from harness.groups import GROUPS, choices
 
 UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError)
 """What Hydra's parser raises of texts that it cannot read."""
@@ -56,9 +57,9 @@ def read(texts: Sequence[str]) -> list[Override]:
 
 def last_of(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides that count, the last of each option as in Hydra, and sentences on those that they replace."""
-    last = {text.partition("=")[0]: text for text in texts}
-    kept = list(dict.fromkeys(text for text in texts if text in last.values()))
-    replaced = [(text, last[text.partition("=")[0]]) for text in texts if text not in last.values()]
+    last = {by_path(text).partition("=")[0]: text for text in texts}
+    kept = list(dict.fromkeys(by_path(text) for text in texts if text in last.values()))
+    replaced = [(text, last[by_path(text).partition("=")[0]]) for text in texts if text not in last.values()]
     said = [f"{_shortened(text)} is replaced by {_shortened(later)}, the last one counts" for text, later in replaced]
     return kept, said
 

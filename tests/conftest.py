@@ -17,6 +17,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 import torch
 
+from harness import catalogue
 from harness.__main__ import main
 from harness.data import corpora
 from harness.record import trackers
@@ -40,6 +41,18 @@ def _nothing_is_remembered() -> Iterator[None]:
     yield
     corpora.read_text.cache_clear()
     trackers._out_of_reach.clear()
+
+
+@pytest.fixture(autouse=True)
+def _plugins_are_those_of_one_test() -> Iterator[None]:
+    """Files of two tests may announce one name; for two plugins of one process that is a mistake."""
+    before = set(catalogue._plugin_names)
+    yield
+    for module in set(catalogue._plugin_names) - before:
+        catalogue._forget(module)
+        del catalogue._plugin_names[module]
+        catalogue._plugin_sources.pop(module, None)
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture

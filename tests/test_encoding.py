@@ -14,8 +14,8 @@ READERS = {"read_text": 0, "write_text": 1}
 """Methods of paths that take text, and the position at which they take its encoding."""
 OPENERS = {"open": (1, 0), "fdopen": (1, 1), "NamedTemporaryFile": (0, 0), "TemporaryFile": (0, 0)}
 """What opens a file, and where it takes the mode: as a function of a module or builtin, and as a method of a path."""
-HAVE_NO_TEXT = ("tarfile", "zipfile", "Image", "webbrowser", "os")
-"""Modules whose `open` is another one."""
+HAVE_NO_TEXT = ("tarfile", "zipfile", "archive", "Image", "webbrowser", "os")
+"""Modules, and an opened archive, whose `open` is another one."""
 
 
 def without_encoding(source: str) -> Iterator[int]:

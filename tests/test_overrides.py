@@ -33,7 +33,7 @@ def values(text: str) -> list[str]:
         ("seed=choice(4,2)", "4 2"),
         ("seed=sort(4,2)", "2 4"),
         ("seed=str(1,2)", "1 2"),
-        ("method=glob([w*,sparse*],exclude=*llm)", "sparsegpt wanda"),
+        ("method=glob([wa*,sparse*],exclude=*llm)", "sparsegpt wanda"),
         ("records='a b','c,d'", "'a b' 'c,d'"),
         ("scope=all", "all"),
     ],

@@ -46,7 +46,7 @@ def secure() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     if _is_own(sys.stdout, 1):
         sys.stdout = sys.__stdout__ = _stream(1, sys.stdout)  # type: ignore[misc]
     if _is_own(sys.stderr, 2):

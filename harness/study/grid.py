@@ -88,8 +88,8 @@ class Study:
         # a choice that is left alone may have settings of its own among the overrides
         fixed += [f"{key}={one[0]}" for key, one in narrowed.items() if len(one) == 1 and one[0] in _existing(key)]
         # and so may one of several, which then all need them
-        axes = {key for grid in self._grids for key in grid if key in COMPONENT_GROUPS}
-        own = [text for text in extra if text.lstrip("+").partition(".")[0] in axes - _chosen(fixed)]
+        axes = {key for grid in self._grids for key in grid} - _chosen(fixed)
+        own = [text for text in extra if _is_setting_of(text, axes)]
         made = Choices([*fixed, f"scale={self.scale}", *(text for text in extra if text not in own)], own)
         known = {group: set(choices(group)) for group in COMPONENT_GROUPS}
         return tuple(
@@ -199,6 +199,12 @@ def _value(value: Any) -> str:
 def _chosen(fixed: Iterable[str]) -> set[str]:
     """The groups whose choice these overrides fix."""
     return {text.partition("=")[0] for text in fixed}
+
+
+def _is_setting_of(override: str, axes: Iterable[str]) -> bool:
+    """Whether an override sets something in a component that one of the axes chooses."""
+    key = override.lstrip("+").partition("=")[0]
+    return key.startswith(COMPONENT_GROUPS) and any(key.startswith(f"{axis}.") for axis in axes)
 
 
 def _existing(key: str) -> list[str]:

@@ -139,8 +139,8 @@ def test_a_file_that_is_no_allocation(content: Any, says: str, put: Any) -> None
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "no.json", tmp_path):
-        with pytest.raises(UserError, match=r"the allocation .* cannot be read: "):
+    for path, says in ((tmp_path / "no.json", "the allocation .* cannot be read: "), (tmp_path, "is not a file")):
+        with pytest.raises(UserError, match=says):
             File(str(path)).check()
 
 

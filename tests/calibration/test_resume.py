@@ -15,6 +15,7 @@ import torch
 from helpers import METHODS, pattern, tiny, windows
 from safetensors import safe_open
 
+from harness import execute
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
@@ -26,7 +27,7 @@ BLOCKS = 6
 
 
 class Killed(BaseException):
-    """What no run catches."""
+    """What ends a process without a record."""
 
 
 def embedded(records: Path, method: str, *more: str) -> list[str]:
@@ -53,7 +54,11 @@ def killed_in(block: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return Watched()
 
+    def dies(error: BaseException) -> str:
+        raise error
+
     monkeypatch.setattr(running, "as_block_method", watched)
+    monkeypatch.setattr(execute, "_reason", dies)  # which would make a failed record of it
     return done
 
 

@@ -36,7 +36,7 @@ def only(found: Counts, cause: str | None) -> None:
 def test_inputs_never_seen() -> None:
     dense, tokens = normal(32, 64), inputs(200, 64)
     tokens[:, :48] = 0
-    seen = seen_by(SparseGPT.statistic, tokens)
+    seen = seen_by(SparseGPT().statistic, tokens)
     weight = SparseGPT(blocksize=16).prune(dense, seen, pattern("0.5")).weight
     only(counts(dense, weight, pattern("0.5"), seen.dead), "unseen")
     only(counts(dense, weight, pattern("0.5"), None), None)  # a guess would be one
@@ -47,9 +47,9 @@ def test_inputs_never_seen() -> None:
 def test_row_quotas() -> None:
     """⌊56 · 0.7⌋ = 39 of 39.2."""
     dense, tokens = normal(40, 56), inputs(100, 56)
-    weight = Wanda().prune(dense, seen_by(Wanda.statistic, tokens), pattern("0.7")).weight
+    weight = Wanda().prune(dense, seen_by(Wanda().statistic, tokens), pattern("0.7")).weight
     only(counts(dense, weight, pattern("0.7")), "quotas")
-    by_column = SparseGPT(blocksize=1).prune(dense, seen_by(SparseGPT.statistic, tokens), pattern("0.7")).weight
+    by_column = SparseGPT(blocksize=1).prune(dense, seen_by(SparseGPT().statistic, tokens), pattern("0.7")).weight
     only(counts(dense, by_column, pattern("0.7")), "quotas")  # ⌊40 · 0.7⌋ and the threshold: 29 of 28
 
 

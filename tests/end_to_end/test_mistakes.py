@@ -55,7 +55,7 @@ SIMPLE = {
     "allocator.levels=[1,2]": "needs a pattern",
     "evaluation.embedded-a.foo=1": "known: corpus, documents, split, windows",
     "~study": "leave study= out for a single run",
-    "++method.name=[1]": "has to be settings with a name",
+    "++method.name=[1]": "method=[1]: method takes one choice",
     "++model.name=null": "becomes part of file names",
     "hydra/launcher=joblib": "how points are run is chosen by cluster=gpus, joblib, local, ray, slurm",
     "~seed": "~seed takes away what a command needs; write seed=<value>",
@@ -171,7 +171,7 @@ def test_flags_of_hydra(typed: Callable, options: list[str], tmp_path: Path) -> 
         ("plan study=owl_table3 --config-name=nope", "the configuration is the harness's own"),
         ("plan study=owl_table3 ~model", "takes away what a command needs"),
         ("plan study=owl_table3 tracker.name=foo", "unknown tracker 'foo'"),
-        ("method=sparsellm method.inner=3", "method.inner=3 has to be settings with a name"),
+        ("method=sparsellm method.inner=3", "method.inner=3: method.inner is one method, given by its name: admm, "),
         ("allocator=msp allocator.pruner={foo:1}", "unknown setting of allocator.pruner: 'foo'; known: blocksize"),
     ],
 )

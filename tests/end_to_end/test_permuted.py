@@ -57,7 +57,7 @@ def test_mixed_levels_are_permuted_each_by_its_own(typed: Callable, options: lis
 
 @pytest.mark.parametrize("inner", ["swaps", "dsnot"])
 def test_masks_refined_on_it_stay_in_its_order(typed: Callable, options: list[str], inner: str, tmp_path: Path) -> None:
-    wrapped = [f"method={inner}", "method.inner.name=ria", "+method.inner.reallocation=true", "sparsity=2of4"]
+    wrapped = [f"method={inner}", "method.inner.name=ria", "method.inner.reallocation=true", "sparsity=2of4"]
     record = typed(*options, *wrapped, f"save={tmp_path / 'kept'}").record
     assert {site["pattern"] for site in record["sites"].values()} == {"2of4 permuted"}
     assert len(orders_of(tmp_path / "kept")) == len(record["sites"])

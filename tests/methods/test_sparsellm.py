@@ -58,7 +58,7 @@ def test_one_epoch_is_the_inner_method(name: str, inner: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "inner", "asked"),
-    [(name, SparseGPT(), "0.5") for name in SHAPES]
+    [(name, SparseGPT(), "0.5") for name in (*SHAPES, "gpt_neox")]
     + [(name, inner, "2of4") for name in ("llama", "opt") for inner in INNER],
 )
 def test_later_epochs_bring_the_outputs_closer(name: str, inner: Any, asked: str) -> None:
@@ -69,7 +69,7 @@ def test_later_epochs_bring_the_outputs_closer(name: str, inner: Any, asked: str
     assert not any(result.note for result in done.values())
 
 
-@pytest.mark.parametrize("name", [*SHAPES, "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("name", [*SHAPES, "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox"])
 def test_the_part_is_what_the_model_computes(name: str) -> None:
     """Its description gives the outputs of the block's own module; that all families have one is checked by name."""
     model = tiny(name)
@@ -85,7 +85,7 @@ def test_the_part_is_what_the_model_computes(name: str) -> None:
     problem = Problem(part, dense, {}, SparseGPT(), (1, 1, 1), Parked(x.device), None, None)
     hidden = problem.hidden(*problem.before_activation(x, dense))
     torch.testing.assert_close(problem.target(hidden), y - part.biases.get(part.down, 0), rtol=1e-4, atol=1e-4)
-    assert set(TINY) == {*SHAPES, "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}
+    assert set(TINY) == {*SHAPES, "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox"}
 
 
 def test_the_loss_is_that_of_the_block_as_it_is_left() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 
 from harness import catalogue, groups
+from harness.chosen import settings_of
 from harness.study import commands
 from harness.study.grid import study_names
 
@@ -142,17 +143,26 @@ def _settings(draw: random.Random) -> Iterator[str]:
                     yield f"{group}={choice} {key}={value}"
                 yield f"{key}={draw.choice(VALUES)}"
                 yield f"{group}={choice} {key[:-1]}={default}"
+            for chosen, key in _inner_leaves(group, choice):
+                yield f"{group}={choice} {chosen} {key}={draw.choice(VALUES)}"
 
 
 def _leaves(group: str, choice: str) -> list[tuple[str, Any]]:
     if group == "evaluation":
-        return [
-            (f"{group}.{choice}.{key}", "1") for key in groups.settings_of(f"{group}.{choice}", [f"{group}={choice}"])
-        ]
+        return [(f"{group}.{choice}.{key}", "1") for key in settings_of(f"{group}.{choice}", [f"{group}={choice}"])]
     known = groups.COMPONENT_GROUPS
     settings = catalogue.defaults(group, choice) if group in known and choice in catalogue.names(group) else None
-    keys = settings or groups.settings_of(group, [f"{group}={choice}"])
+    keys = settings or settings_of(group, [f"{group}={choice}"])
     return [(f"{group}.{key}", _typed(settings[key]) if settings else "1") for key in keys if key != "name"]
+
+
+def _inner_leaves(group: str, choice: str) -> Iterator[tuple[str, str]]:
+    """Each component within this one, and each setting that it has then."""
+    within = catalogue.components(group, choice) if group in groups.COMPONENT_GROUPS and choice != "none" else {}
+    for field, kind in within.items():
+        for name in catalogue.names(kind):
+            for key in catalogue.defaults(kind, name):
+                yield f"{group}.{field}={name}", f"{group}.{field}.{key}"
 
 
 def _typed(value: Any) -> str:

@@ -118,7 +118,7 @@ def test_a_study_over_settings_runs_and_shows_them(
     ran = typed("study=test_axes", *mine)
     assert ran.status == 0, ran.err
     head = next(line for line in ran.out.splitlines() if line.startswith("| task"))
-    assert " ".join(head.split()) == "| task | calibration.windows | dense | wanda | 0.01 | 1 |"
+    assert " ".join(head.split()) == "| task | calibration.windows | achieved | dense | wanda | 0.01 | 1 |"
     assert "6 done" in typed("status", "study=test_axes", *mine).out
     folder = tmp_path / "tables" / "test_axes" / "embedded"
     assert {path.suffix for path in folder.iterdir()} == {".csv", ".md", ".tex", ".svg", ".png"}

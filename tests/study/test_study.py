@@ -22,6 +22,7 @@ STUDIES = [
         "harness_allocators",
         "harness_embedded",
         "harness_numerics",
+        "harness_oneshot",
         "harness_sparsellm",
         "isc_figure3",
         "isc_table1",
@@ -29,7 +30,7 @@ STUDIES = [
     ),
     *(f"msp_{item}" for item in ("ablation", "calibration", "figure1", "pruner", "sensitivity", "start")),
     "owl_table3",
-    *(f"sparsellm_{item}" for item in ("ablation", "figure3", "figure5", "table2", "time")),
+    *(f"sparsellm_{item}" for item in ("ablation", "figure3", "figure5", "table2", "time", "zeroshot")),
     *("wanda_table2", "wanda_table3"),
 ]
 SMALL = {
