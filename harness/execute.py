@@ -59,6 +59,7 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
             inputs = look_up(cfg)
             if cfg.save is not None:
                 targets.append((cfg.save, inputs.checkpoint.folder))
+                _check_apart(cfg.save, cfg)
             if here:
                 ready.append(prepare(cfg, inputs))
     check_targets(targets)
@@ -76,6 +77,17 @@ def _at(label: str) -> Iterator[None]:
         if not label:
             raise
         raise UserError(f"at the point {label}: {error}") from error
+
+
+def _check_apart(save: Path, cfg: RunConfig) -> None:
+    """Refuse records or a cache inside the folder of a saved model: it would no longer be one that only saves fill.
+
+    Raises:
+        UserError: they lie there.
+    """
+    for option, folder in {"records": cfg.records, "cache": cfg.cache}.items():
+        if folder.resolve().is_relative_to(save.resolve()):
+            raise UserError(f"{option}={folder} lies inside save={save}, a folder of its own; choose another.")
 
 
 def _check_folders(cfg: RunConfig) -> None:

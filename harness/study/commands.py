@@ -103,8 +103,11 @@ def run_study(name: str, overrides: Sequence[str], replaced: Sequence[str] = ())
         return tables(study, made)
 
 
-def _run_points(study: Study, chosen: Iterable[int]) -> dict[int, Found]:
+def _run_points(study: Study, chosen: Iterable[int], announcement: str = "") -> dict[int, Found]:
     """Run those of the chosen points, by number, that are not done, here or through a launcher.
+
+    Args:
+        announcement: what is printed once every point has been looked at.
 
     Returns:
         The records found or made here, by the number of their point.
@@ -112,6 +115,8 @@ def _run_points(study: Study, chosen: Iterable[int]) -> dict[int, Found]:
     numbers = [number for number in chosen if study.points[number].cfg]
     configs = [(str(study.points[number]), _config(study, number)) for number in numbers]
     ready = check_points(configs, here=study.cluster in compose.THIS_MACHINE)
+    if announcement:
+        print(announcement, flush=True)
     if study.cluster == "local":
         return _run_here(study, dict(zip(numbers, ready, strict=True)))
     progress = progress_of(study)
@@ -217,8 +222,7 @@ def retry(study: Study) -> int:
     states = Counter(item.state for item in again.values())
     failed, lost = states.pop("failed", 0), states.pop("lost", 0)
     others = f", and {states.total()} without a current record" if states else ""
-    print(f"{failed} failed and {lost} lost points to run again{others}")
-    made = _run_points(study, again)
+    made = _run_points(study, again, f"{failed} failed and {lost} lost points to run again{others}")
     return _status(progress_of(study, made))
 
 

@@ -79,3 +79,17 @@ def test_what_is_said_of_launching_is_looked_at(arguments: str, expected: str, t
     assert done.status == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
     assert expected in done.err
     assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("option", ["records", "cache"])
+def test_a_folder_inside_that_of_a_saved_model_is_refused(typed: Callable, tmp_path: Path, option: str) -> None:
+    inside = {"records": f"records={tmp_path / 'kept' / 'deep'}", "cache": f"cache={tmp_path / 'kept'}"}[option]
+    base = [f"records={tmp_path / 'records'}"] if option == "cache" else []
+    done = typed("method=none", "evaluation=[]", f"save={tmp_path / 'kept'}", *base, inside)
+    assert done.status == 2 and "lies inside save=" in done.err and not list(tmp_path.iterdir())
+
+
+def test_retry_says_nothing_before_it_has_looked(typed: Callable, tmp_path: Path) -> None:
+    study = ["study=harness_embedded", "model=embedded-llama", "method=none", f"records={tmp_path / 'records'}"]
+    done = typed("retry", *study, "device=yes")
+    assert (done.status, done.out) == (2, "") and done.err.startswith("error: ")

@@ -18,6 +18,8 @@ from tests.commands import SMALL, Typed
 from tests.safety.inputs import Input, inputs
 
 COUNT = int(os.environ.get("HARNESS_INPUTS", "60"))
+WANDB_CORE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d [A-Z]+ ")
+"""How W&B's own process opens the lines that it logs when an earlier command's run ends."""
 SENTENCE = re.compile(r"error: \S.*([^.?][.?]|\bpython -m harness \S.*)")
 """It ends in a full stop, in a question (did you mean …?), or in a command to be copied."""
 FIRST = int(os.environ.get("HARNESS_FIRST_INPUT", "0"))
@@ -100,12 +102,12 @@ def _is_run(arguments: list[str]) -> bool:
 
 def _fault(done: Typed, one: Input, folder: Path) -> str:
     """What is wrong with an answer; empty if nothing is."""
-    lines = done.err.splitlines()
+    lines = [line for line in done.err.splitlines() if not WANDB_CORE.match(line)]
     if "Traceback" in done.err:
         return f"traceback: {lines[-1]}"
     if done.status == 2:
         if len(lines) != 1 or not SENTENCE.fullmatch(lines[0]):
-            return f"not one sentence: {done.err!r}"
+            return f"not one sentence: {lines}"
         left = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "here"]
         return f"printed {done.out!r}" if done.out else f"left {left}" if left else ""
     if done.status != 0:
