@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from harness import compose, groups
+from harness.record import schema
 from harness.study import commands, grid
 from harness.study.estimate import estimate
 from harness.study.plan import progress_of
@@ -208,20 +209,21 @@ def test_a_mistake_in_a_point_is_said_and_not_called_missing(
     assert typed("plan", "study=sparsellm_table2", "scale=proxy", options[-1]).status == 0  # it needs no checkpoint
 
 
-def test_publishing_copies_records_and_makes_the_table(
+def test_publishing_packs_records_and_makes_the_table(
     typed: Callable, options: list[str], small: str, tmp_path: Path
 ) -> None:
     typed(small, *options)
     assert typed("publish", small, *options).status == 0
     folder = tmp_path / "results" / "published" / "test_table1" / "embedded"
-    records = [json.loads(path.read_text()) for path in (folder / "records").iterdir()]
-    assert sorted(record["status"] for record in records) == ["ok"] * 5 + ["skipped"] * 2
-    assert all(record["sites"] for record in records if record["status"] == "ok")
+    records = list(schema.unpack(folder / schema.PACKED))
+    assert sorted(record.status for record in records) == ["ok"] * 5 + ["skipped"] * 2
+    assert all(record.sites for record in records if record.status == "ok")
+    assert {record.config["records"] for record in records} == {"results/records"}
     assert (folder / "table.md").is_file()
-    before = sorted((folder / "records").iterdir())
+    before = (folder / schema.PACKED).read_bytes()
     refused = typed("publish", small, *options[:-1], "evaluation_limit=1", f"records={tmp_path / 'none'}")
     assert refused.status == 2 and "holds 0 records of test_table1, 7 are published" in refused.err
-    assert sorted((folder / "records").iterdir()) == before
+    assert (folder / schema.PACKED).read_bytes() == before
 
 
 def test_unlike_protocols_are_refused(typed: Callable, options: list[str], small: str, tmp_path: Path) -> None:
