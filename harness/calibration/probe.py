@@ -22,6 +22,7 @@ from harness.calibration.trail import Trail
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Database, Draws, Objective, Trace
 from harness.core.pattern import Pattern
+from harness.core.plain import plain
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
@@ -199,4 +200,4 @@ class ModelProbe:
 
     def tell(self, **facts: Any) -> None:
         """Facts for the record."""
-        self.told |= facts
+        self.told |= plain(facts)
