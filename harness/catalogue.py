@@ -233,10 +233,8 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def _settings(kind: str, instance: Any) -> dict[str, Any]:
-    """The settings of a component as `defaults` gives them, with the values that it has; those of what replaced it."""
-    if type(instance) is not lookup(kind, name_of(instance)):
-        return defaults(kind, name_of(instance))
+def _settings(instance: Any) -> dict[str, Any]:
+    """The settings of a component as `defaults` gives them, with the values that it has."""
     values = {field.name: _plain(field, getattr(instance, field.name)) for field in dataclasses.fields(instance)}
     return {"name": name_of(instance), **values}
 
@@ -320,7 +318,8 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     if nested := field.metadata.get("component"):
         if value is None:
             return None
-        return defaults(nested, value) if isinstance(value, str) else _settings(nested, value)
+        name = value if isinstance(value, str) else name_of(value)
+        return _settings(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
     return list(value) if isinstance(value, tuple) else value
 
 

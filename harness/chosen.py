@@ -34,7 +34,7 @@ class Within(NamedTuple):
 def by_path(text: str) -> str:
     """The override of a component's name as one of the component: `method.inner.name=ria` as `method.inner=ria`."""
     match = COMPONENT.match(text)
-    return text[: match.start(2)] + text[match.end(2) :] if match and match[2] else text
+    return match[1] + text[match.end(2) :] if match and match[2] else text
 
 
 def within(texts: Sequence[str]) -> dict[str, Within]:
@@ -59,6 +59,8 @@ def as_choices(texts: Sequence[str]) -> list[str]:
     Raises:
         UserError: no component has the name, or it is no name.
     """
+    if not any(map(COMPONENT.match, texts)):
+        return list(texts)  # a job of a launcher, which asks conf/ for nothing
     known = within(texts)
     given = [_given(text) for text in texts]
     last = {path: at for at, (path, name) in enumerate(given) if name is not _NO_NAME}

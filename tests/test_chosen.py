@@ -58,7 +58,7 @@ def test_it_has_its_own_defaults_however_it_is_named(kind: str, name: str, setti
         "method=dsnot method.inner={name:ria,reallocation:true,a:0.4}",
         "method=dsnot method.inner={name:ria,a:0.1} method.inner.a=0.4 method.inner.reallocation=true",
         "method=dsnot method.inner=wanda method.inner=ria method.inner.a=0.4 method.inner.reallocation=true",
-        "method.name=dsnot method.inner=ria method.inner.a=0.4 method.inner.reallocation=true",
+        "++method.name=dsnot method.inner=ria method.inner.a=0.4 method.inner.reallocation=true",
     ],
 )
 def test_its_settings_are_those_of_the_one_chosen(overrides: str) -> None:
@@ -112,7 +112,7 @@ def test_what_hydra_shows_is_what_runs(typed: Callable) -> None:
 def test_of_a_component_named_in_two_ways_the_last_counts_and_is_said(typed: Callable) -> None:
     shown = typed("--cfg=job", "--package=method", "method=dsnot", "method.inner=wanda", "method.inner.name=ria")
     assert yaml.safe_load(shown.out)["inner"]["name"] == "ria"
-    assert chosen.by_path("++method.inner.name=ria") == "++method.inner=ria"
+    assert chosen.by_path("++method.inner.name=ria") == "method.inner=ria"
     assert chosen.by_path("model.name=x") == "model.name=x"
 
 
