@@ -63,7 +63,8 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
     if not is_there(folder / INDEX):
         return ()
     places = read_json(folder / INDEX).get("weight_map")
-    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    places = places if isinstance(places, dict) else {}
+    names = sorted(set(map(str, places.values())))
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in places.values()):
         raise UserError(f"{folder / INDEX} does not map weights to files beside it.")
     if missing := [name for name in names if not is_there(folder / name)]:
