@@ -127,6 +127,8 @@ def load_plugin(where: str) -> None:
                     del sys.modules[name]
                     raise
         else:
+            if "/" in where or "\\" in where:
+                raise UserError(f"plugins={where} names neither a .py file nor a module, as in plugins=[mine.py].")
             name = where
             _plugin_names.setdefault(name, where)
             importlib.import_module(where)

@@ -147,3 +147,9 @@ def test_settings_that_a_plugin_refuses_in_its_own_way(how: str, tmp_path: Path)
     catalogue.load_plugin(plugin(tmp_path, method(fields=f"power: float = 1.0\n    def __post_init__(self): {how}")))
     with pytest.raises(UserError, match=r"^method=mine refuses its settings \((ValueError|SystemEx|ModuleNot).*\)\.$"):
         catalogue.build("method", {"name": "mine"})
+
+
+@pytest.mark.parametrize("where", ["/tmp", "mine", "./mine", "folder\\mine"])
+def test_what_is_neither_a_file_nor_a_module(where: str) -> None:
+    said = refused(where)
+    assert "No module named" in said if where == "mine" else "names neither a .py file nor a module" in said

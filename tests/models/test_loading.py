@@ -243,7 +243,8 @@ def test_devices() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda")
     for wrong in ("gpu", "cpu:x", "", "meta", "mps", "tpu"):
         assert "is none of auto, cpu, cuda, cuda:<number>" in sentence(lambda wrong=wrong: resolve_device(wrong))
-    assert "device=cuda:99 is not there: this machine has" in sentence(lambda: resolve_device("cuda:99"))
+    said = sentence(lambda: resolve_device("cuda:99"))
+    assert "device=cuda:99 is not there: this machine has" in said and "GPUs; take one of auto, cpu" in said
 
 
 def test_dtypes(folder: Path) -> None:
