@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError, reason, unknown
 from harness.core.files import at_home
 
 KINDS = {
@@ -75,6 +75,8 @@ def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type
         before = _registry[kind].get(_replaced[kind].get(name, name))
         if (kind, name) == DENSE or (before is not None and not _is_again(before, cls)):
             owner = _plugin_names.get(before.__module__, "the harness") if before else "the harness"
+            if before is not None and before.__module__ == cls.__module__:
+                raise UserError(f"{who} announces the {kind} '{name}' twice; call one of them otherwise.")
             owner = f"another {owner}" if owner == who else owner
             mend = ", or register it with replaces=True" if before and owner == "the harness" else ""
             if not replaces or not mend:
@@ -125,6 +127,8 @@ def load_plugin(where: str) -> None:
                     del sys.modules[name]
                     raise
         else:
+            if "/" in where or "\\" in where:
+                raise UserError(f"plugins={where} names neither a .py file nor a module, as in plugins=[mine.py].")
             name = where
             _plugin_names.setdefault(name, where)
             importlib.import_module(where)
@@ -173,6 +177,10 @@ def _check_fields(who: str, cls: type) -> None:
     except Exception as error:
         raise UserError(f"{who} has a setting whose type cannot be found out ({error}).") from error
     for field in dataclasses.fields(cls):
+        if field.name == "name":
+            raise UserError(
+                f"{who} has a setting called name, which stands for the component's own; call it otherwise."
+            )
         if not field.metadata.get("component") and not _is_setting(hints[field.name]):
             hint = getattr(hints[field.name], "__name__", hints[field.name])
             raise UserError(f"{who} has the setting {field.name} of type {hint}; settings are {SETTINGS}.")
@@ -268,7 +276,12 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
     for key, field in fields.items():
         if key not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}={settings} lacks {key}: give it by {where}.{key}=<value>.")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a plugin's own check of its settings
+        raise UserError(f"{where}={settings['name']} refuses its settings ({reason(error)}).") from error
 
 
 def revision(instance: object) -> str:

@@ -40,7 +40,9 @@ class Scope:
             return range(count // 2)
         first, last = map(int, self.text.split("-"))
         if first > last or last >= count:
-            raise UserError(f"scope={self.text} does not fit: the model has the blocks 0-{count - 1}.")
+            raise UserError(
+                f"scope={self.text} does not fit: the model has the blocks 0-{count - 1}, and a scope goes upwards."
+            )
         return range(first, last + 1)
 
 

@@ -30,7 +30,12 @@ ONE_EACH = ("study", "scale", "cluster", "plugins")
 DELETION = re.compile(r"~(?!cluster\.|evaluation\.[^.=]+(?:=|$))([^=@]*)")
 """What takes an option away, or a setting of a group; one text or task of `evaluation` may go."""
 NUMBER = re.compile(r"(?<![\w.'\"/+-])[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.'\"/-])")
-HOW_TO_WRITE = "write <option>=<value>, a value with any of ,:=[]{}() within quotes; "
+HOW_TO_WRITE = "write <option>=<value>"
+PLAIN = re.compile(r"[A-Za-z0-9_./+*%@?$|:\\ -]*")
+"""What a value may have in it outside quotes, where it is neither a list, a mapping nor a function."""
+LONGEST_EXAMPLE = 100
+LONGEST_NAME = 200
+"""Characters of an option; Hydra looks for a file of its name."""
 INSTEAD = {
     "method": "method=none leaves a model dense",
     "evaluation": "evaluation=[] evaluates nothing",
@@ -75,9 +80,11 @@ def _read(text: str) -> Override:
     try:
         (override,) = OverridesParser.create().parse_overrides([text])
     except UNREADABLE as error:
-        how = "" if "while evaluating" in str(error) else HOW_TO_WRITE
+        why = _reason(error) if "while evaluating" in str(error) else _how_to_write(text)
         shown = _shortened(text if text and text == text.strip() else repr(text))
-        raise UserError(f"{shown} cannot be read: {how}{_reason(error)}.") from error
+        raise UserError(f"{shown} cannot be read: {why}.") from error
+    if not override.key_or_group or len(override.key_or_group) > LONGEST_NAME:
+        raise UserError(f"{_shortened(text)!r} names no option; write <option>=<value>.")
     _check_hydra(text, override.key_or_group)
     if match := DELETION.match(text):
         raise UserError(
@@ -244,12 +251,35 @@ def explained(error: Exception, texts: Sequence[str]) -> UserError:
         return unknown(match[1], match[2], choices(match[1]))
     if study := next((text for text in texts if re.fullmatch(r"study=(null)?", text)), None):
         return UserError(f"{study} names no study: leave it out for a single run, or take study=sparsellm_table2.")
+    if match := re.search(r"evaluator@evaluation\.(\S+) appears more than once", text):
+        return UserError(f"evaluation names {match[1]} twice; name it once.")
     for pattern in (r"full_key: (\S+)", r"Could not (?:override|append|delete)[^']*'([^']+)'"):
         if match := re.search(pattern, text):
             parent, _, leaf = match[1].split("@")[0].rpartition(".")
             if leaf not in (known := settings_of(parent, texts)):
                 return unknown(f"setting of {parent}:" if parent else "option", leaf, known)
+            if parent.startswith("evaluation."):
+                item = parent.removeprefix("evaluation.")
+                return UserError(f"{match[1]} is set, and evaluation does not name {item}; add it, or leave this out.")
     return UserError(f"these overrides cannot be read: {_reason(error)}.")
+
+
+def _how_to_write(text: str) -> str:
+    """What to type instead: the quotes of the grammar, and those of the shell around them."""
+    key, equals, value = text.partition("=")
+    if not equals or PLAIN.fullmatch(value):
+        return HOW_TO_WRITE
+    if any(value.count(opens) != value.count(closes) for opens, closes in ("[]", "{}", "()")):
+        return f"{HOW_TO_WRITE}, with every bracket closed; a text with brackets, in two pairs of quotes"
+    odd = "".join(dict.fromkeys(PLAIN.sub("", value)))
+    return f"{HOW_TO_WRITE}, a value with {_shortened(odd)} in two pairs of quotes, {_quoted(key, value)}"
+
+
+def _quoted(key: str, value: str) -> str:
+    """An override whose value is a text, whatever stands in it, as a shell takes it."""
+    if "'" in value or "\\" in value or len(value) > LONGEST_EXAMPLE:
+        return f"{_shortened(key)}='\"…\"'"
+    return f"""{_shortened(key)}='"{value}"'""" if '"' not in value else f"{_shortened(key)}='\"…\"'"
 
 
 def _reason(error: Exception) -> str:

@@ -145,9 +145,15 @@ def check_targets(targets: Sequence[tuple[Path, Path]]) -> None:
         UserError: a point would overwrite its own source or what no run saved, or two points each other.
     """
     for target, source in targets:
-        if target.resolve() == source.resolve():
+        try:
+            is_source = target.resolve() == source.resolve()
+            is_strange = not (target / MARK).exists() and any(path.name[:1] != "." for path in target.glob("*"))
+        except (OSError, RuntimeError) as error:  # a name too long; a link to itself
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"save={target} cannot be written: {why}; choose another folder.") from error
+        if is_source:
             raise UserError(f"save={target} is the folder of the dense model; choose another.")
-        if not (target / MARK).exists() and any(not path.name.startswith(".") for path in target.glob("*")):
+        if is_strange:
             raise UserError(f"save={target} holds files that no run saved there; choose an empty folder.")
     if len({target.resolve() for target, _ in targets}) < len(targets):
         raise UserError(

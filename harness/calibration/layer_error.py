@@ -25,7 +25,8 @@ class WithLayerErrors:
     """
 
     def __init__(self, method: BlockMethod) -> None:
-        self.behind = getattr(method, "behind", method)
+        lifted = getattr(method, "method", method)
+        self.behind = getattr(lifted, "behind", lifted)
         self._method = method
         self.seconds = 0.0
 

@@ -19,9 +19,12 @@ from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, stream
 from harness.calibration.trail import Trail
+from harness.catalogue import name_of
 from harness.core.allocation import Allocation
+from harness.core.errors import Refusal
 from harness.core.interfaces import Database, Draws, Objective, Trace
 from harness.core.pattern import Pattern
+from harness.core.plain import plain
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
@@ -174,7 +177,16 @@ class ModelProbe:
         objective: Objective,
         database: Database,
     ) -> LevelAssembler:
-        """Candidates over these ladders, judged on `windows` further windows of the calibration text."""
+        """Candidates over these ladders, judged on `windows` further windows of the calibration text.
+
+        Raises:
+            Refusal: the method cannot prune a matrix to several levels beside one another.
+        """
+        if is_beside_dense(method):
+            raise Refusal(
+                f"a search prunes all matrices to many levels, and method={name_of(method)} writes each as it goes; "
+                "take allocator.pruner=alps or sparsegpt."
+            )
         drawn = self._draw(windows) if self._draw else torch.cat(list(self._batches))[:windows]
         cache = self._cache
         folder = cache.folder or Path(tempfile.gettempdir())
@@ -199,4 +211,4 @@ class ModelProbe:
 
     def tell(self, **facts: Any) -> None:
         """Facts for the record."""
-        self.told |= facts
+        self.told |= plain(facts)

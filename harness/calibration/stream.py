@@ -26,9 +26,11 @@ from harness.calibration.replay import (
     same_arguments,
 )
 from harness.calibration.shares import Shared, in_turn, shares
+from harness.core.errors import Failure
 from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
 from harness.core.memory import Parked
+from harness.core.plain import plain
 from harness.core.statistic import Seen, Statistic
 from harness.models.anatomy import Anatomy
 from harness.models.placement import placement_of
@@ -194,7 +196,7 @@ class StreamedBlock:
 
     def tell(self, **facts: Any) -> None:
         """Facts about the pruning of this block, for the record."""
-        self.told |= facts
+        self.told |= plain(facts)
 
     @torch.no_grad()
     def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
@@ -338,4 +340,7 @@ class _Unseen(StreamedBlock):
         self._outputs = None
 
     def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
-        raise AssertionError("this method or allocator observes inputs but declares no statistic")
+        raise Failure(
+            "a method or an allocator observes inputs and does not say so: a method has to name its statistic, an "
+            "allocator needs_calibration = True."
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,7 +38,27 @@ def pruned(method: str, site: str, result: Any, weight: Tensor) -> Pruned:
             raise _not(method, f"returned {name} of {site} on {tensor.device}", f"the weight's device {weight.device}")
     if not isinstance(result.note, str):
         raise _not(method, f"returned {_what(result.note)} as note of {site}", "a text")
+    _check_aside(method, site, result, weight.shape[1])
     return result
+
+
+def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
+    """Look at what a method need not say."""
+    for name, tensor, shape in (("sound", result.sound, []), ("unseen", result.unseen, [width])):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool or list(tensor.shape) != shape:
+            raise _not(method, f"returned {_shape(tensor)} as {name} of {site}", f"None or a bool tensor {shape}")
+    order = result.order
+    if order is not None and not _is_permutation(order, width):
+        raise _not(method, f"returned {_shape(order)} as order of {site}", f"None or the {width} inputs, each once,")
+
+
+def _is_permutation(order: Any, width: int) -> bool:
+    """Whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
+    if not isinstance(order, Tensor) or order.is_floating_point() or list(order.shape) != [width]:
+        return False
+    return torch.equal(order.sort().values, torch.arange(width, dtype=order.dtype, device=order.device))
 
 
 def block(method: str, results: Any, weights: Mapping[str, Tensor]) -> dict[str, Pruned]:
@@ -86,7 +105,8 @@ def allocation(allocator: str, answer: Any, sites: Iterable[str]) -> Allocation:
             )
         whole = isinstance(pattern, Unstructured) or all(type(part) is int for part in (pattern.keep, pattern.of))
         try:
-            fine = whole and math.isfinite(pattern.sparsity) and 0 <= pattern.sparsity <= 1
+            number = isinstance(pattern.sparsity, int | float) and not isinstance(pattern.sparsity, bool)
+            fine = whole and number and 0 <= pattern.sparsity <= 1
         except (TypeError, ZeroDivisionError):
             fine = False
         if not fine:
@@ -126,6 +146,10 @@ def _what(value: Any) -> str:
     """A value by its type: `a Tensor`, `None`."""
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _shape(value: Any) -> str:
+    return f"{_short(value.dtype)} {list(value.shape)}" if isinstance(value, Tensor) else _what(value)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ def unknown(what: str, name: object, options: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names that do."""
     known = sorted(options)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}." if known else "it has none."
     return UserError(f"unknown {what} '{name}'; {hint}")
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, reason
 from harness.data.corpora import Text, corpus_named, read_text
 
 
@@ -47,8 +47,20 @@ def _once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids with the tokenizer's own special tokens (one BOS at the start where it adds one)."""
-    return list(tokenizer(text, verbose=False)["input_ids"])
+    """Token ids with the tokenizer's own special tokens (one BOS at the start where it adds one).
+
+    Raises:
+        UserError: the tokenizer has no token for something in the text, not even an unknown one.
+    """
+    try:
+        return list(tokenizer(text, verbose=False)["input_ids"])
+    except MemoryError:
+        raise
+    except Exception as error:
+        where = getattr(tokenizer, "name_or_path", "")
+        raise UserError(
+            f"the tokenizer of {where} cannot split the text ({reason(error)}); look at its files."
+        ) from error
 
 
 def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -> Tensor:

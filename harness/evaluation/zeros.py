@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from harness.core.errors import Failure
 from harness.core.pattern import PERMUTED, NofM, Pattern, satisfies
 from harness.models.anatomy import Anatomy
+from harness.models.loading import first_not_finite
 from harness.models.placement import placement_of
 
 
@@ -50,15 +50,16 @@ def check_healed(recovery: str, model: nn.Module, anatomy: Anatomy, scope: range
     """Look at what the recovery of this name made of the weights.
 
     Raises:
-        Failure: weights are not finite, or zeros that the method left outside `kept` (O, I) are zeros no more.
+        Failure: weights are not finite, in scope or out of it, or zeros that the method left outside `kept` (O, I) are
+            zeros no more.
     """
+    if (name := first_not_finite(model, anatomy, placement_of(model, anatomy))) is not None:
+        raise Failure(f"the recovery '{recovery}' left weights of {name} not finite.")
     placement = placement_of(model, anatomy)
     for index in scope:
         with placement.on_device(index):
             for site, linear in anatomy.block_linears(model, index).items():
                 weight = linear.weight.data
-                if broken := int((~torch.isfinite(weight)).sum()):
-                    raise Failure(f"the recovery '{recovery}' left {broken} weights of {site} not finite.")
                 if site in kept and (filled := int(((weight != 0) & ~kept[site].to(weight.device)).sum())):
                     raise Failure(f"the recovery '{recovery}' filled {filled} zeros of {site}, which have to stay.")
 

@@ -47,7 +47,7 @@ class EachLinear:
         if waits:
             _refuse_overflow(seen)
         for site in _unsound(pruned):
-            pruned[site] = prune_one(method_of(site), site, weights[site], seen[site], patterns[site])
+            pruned[site] = prune_one(method_of(site), site, weights[site], seen.get(site), patterns[site])
         unseen = {site: never_seen(seen.get(site)) for site in patterns}
         return {site: pruned[site]._replace(sound=None, unseen=unseen[site]) for site in patterns}
 

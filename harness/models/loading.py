@@ -106,7 +106,7 @@ def load_model(
     _cached[model], model.config.use_cache = model.config.use_cache, False
     anatomy = anatomy_of(model)
     placement = place(model, anatomy, where)
-    if (name := _not_finite(model, anatomy, placement)) is not None:
+    if (name := first_not_finite(model, anatomy, placement)) is not None:
         raise UserError(_why_not_finite(name, homes, checkpoint, dtype))
     return cast("PreTrainedModel", model)
 
@@ -152,7 +152,7 @@ def _why_not_finite(name: str, homes: Mapping[str, str], checkpoint: Checkpoint,
     )
 
 
-def _not_finite(model: PreTrainedModel, anatomy: Anatomy, placement: Placement) -> str | None:
+def first_not_finite(model: nn.Module, anatomy: Anatomy, placement: Placement) -> str | None:
     """The first weight that is not finite, looked for on the device."""
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{anatomy.blocks}.") and not torch.isfinite(parameter).all():

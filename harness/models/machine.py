@@ -28,7 +28,9 @@ def resolve_device(wanted: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device={wanted} is none of auto, cpu, cuda, cuda:<number>.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={wanted} is not there: this machine has {torch.cuda.device_count()} GPUs.")
+        count = torch.cuda.device_count()
+        known = "cpu" if not count else f"cpu, cuda:0{'' if count == 1 else f' … cuda:{count - 1}'}"
+        raise UserError(f"device={wanted} is not there: this machine has {count} GPUs; take one of auto, {known}.")
     return device
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, reason
 from harness.core.files import is_there
 from harness.models.checkpoint import Checkpoint, ModelChoice
+from harness.models.weights import utf8_text
 
 WHOLE = "tokenizer.json"
 VOCABULARIES = (
@@ -15,6 +17,9 @@ VOCABULARIES = (
     *("vocab.bpe", "bpe.model", "sentencepiece.model"),
 )
 """Files that hold a vocabulary, by the names under which families ship them."""
+MERGES = "merges.txt"
+SENTENCEPIECE = "sentencepiece"
+"""The package that reads a `tokenizer.model`; without it, transformers asks for another one."""
 NEEDED = ("vocab_file", "merges_file")
 """Entries of a tokenizer's own list of files without which it has no vocabulary; `tokenizer.json` stands for all."""
 
@@ -42,13 +47,31 @@ def load_tokenizer(checkpoint: Checkpoint, choice: ModelChoice, config: Any = No
             folder, config=config, local_files_only=True, trust_remote_code=choice.trust_remote_code
         )
     except Exception as error:
-        raise UserError(f"{choice.path} has no tokenizer that can be loaded ({reason(error)}).") from error
+        raise UserError(_why_none(choice.path, folder, error)) from error
     if not choice.trust_remote_code and (lacking := _lacking(tokenizer, folder)):
         raise UserError(
             f"{folder} lacks {lacking}, the vocabulary of its {type(tokenizer).__name__} (or {WHOLE}); copy the "
             "tokenizer's files there."
         )
+    if getattr(tokenizer, "vocab_size", None) == 0:
+        raise UserError(f"the vocabulary of the tokenizer in {folder} is empty; copy its files there again.")
     return tokenizer
+
+
+def _why_none(path: str, folder: Path, error: Exception) -> str:
+    """What a user can mend, where transformers says something else.
+
+    Raises:
+        UserError: one of the files is not in plain UTF-8.
+    """
+    for name in sorted(path.name for path in folder.glob("*.json")):
+        utf8_text(folder / name)
+    there = {name for name in (*VOCABULARIES, MERGES) if is_there(folder / name)}
+    if there == {"vocab.json"}:
+        return f"{folder} lacks {MERGES}, without which its vocab.json is no tokenizer; copy it there, or {WHOLE}."
+    if there == {"tokenizer.model"} and find_spec(SENTENCEPIECE) is None:
+        return f"{folder} has its vocabulary in tokenizer.model: pip install {SENTENCEPIECE}, or copy {WHOLE} there."
+    return f"{path} has no tokenizer that can be loaded ({reason(error)})."
 
 
 def _lacking(tokenizer: Any, folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -18,6 +19,8 @@ STORED = ("F64", "F32", "F16", "BF16")
 """The dtypes of weights, in a safetensors header, that mean themselves; others need scales or tables beside them."""
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit that safetensors has."""
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""What a text editor may put before a text; transformers does not read JSON behind it."""
 HARMLESS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention|self_attn)\.(masked_)?bias|position_ids)$"
 )
@@ -60,8 +63,9 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
     if not is_there(folder / INDEX):
         return ()
     places = read_json(folder / INDEX).get("weight_map")
-    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
-    if not names or any(Path(name).name != name for name in names):
+    places = places if isinstance(places, dict) else {}
+    names = sorted(set(map(str, places.values())))
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in places.values()):
         raise UserError(f"{folder / INDEX} does not map weights to files beside it.")
     if missing := [name for name in names if not is_there(folder / name)]:
         raise UserError(f"{folder} lacks {missing[0]}, which its {INDEX} names.")
@@ -120,16 +124,23 @@ def _read_header(path: Path, size: int, modified: int) -> bytes:
 def _header(path: Path) -> dict[str, Tensor]:
     try:
         status = path.stat()
-        content = json.loads(_read_header(path, status.st_size, status.st_mtime_ns), object_pairs_hook=_once)
-        return {
+        header = _read_header(path, status.st_size, status.st_mtime_ns)
+        content = json.loads(header, object_pairs_hook=_once)
+        content.pop("__metadata__", None)
+        tensors = {
             name: Tensor(str(about["dtype"]), tuple(map(int, about["shape"])), path.name)
             for name, about in content.items()
-            if name != "__metadata__"
         }
+        end = 8 + len(header) + max((int(about["data_offsets"][1]) for about in content.values()), default=0)
     except _Twice as error:
         raise UserError(f"{path} holds the tensor {error} twice.") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a safetensors file, or not whole.") from None
+    if end != status.st_size:
+        raise UserError(
+            f"{path} is not whole: it has {status.st_size} bytes, its header counts {end}; copy or download it again."
+        )
+    return tensors
 
 
 class _Twice(Exception):
@@ -152,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if is_there(path) else None
+        content = json.loads(utf8_text(path)) if is_there(path) else None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply.") from None
     except (OSError, ValueError) as error:
@@ -160,6 +171,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object.")
     return content
+
+
+def utf8_text(path: Path) -> str:
+    """The text of a file that transformers reads too.
+
+    Raises:
+        UserError: it is not plain UTF-8.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    if content.startswith(MARKS):
+        raise UserError(f"{path} opens with a byte order mark; save it as UTF-8 without one.")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8; save it as UTF-8.") from None
 
 
 @lru_cache(maxsize=256)

@@ -132,7 +132,7 @@ def answered(record: Kept) -> Answer:
     """Every question that a record answers; one whose configuration lacks an option, of another version, none."""
     try:
         return answer_of(record.config, record.provenance.get("defaults", {}))
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return Answer("", ())
 
 

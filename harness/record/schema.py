@@ -257,5 +257,7 @@ def check_writable(option: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError as error:
+        raise UserError(f"{option}={folder} is not a folder; choose another.") from error
     except OSError as error:
         raise UserError(f"{option}={folder} cannot be written: {error.strerror}.") from error

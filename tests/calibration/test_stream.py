@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.calibration.probe import ModelProbe
 from harness.calibration.replay import first
 from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
+from harness.core.errors import Failure
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, norms
@@ -203,7 +204,7 @@ def test_magnitude_runs_nothing() -> None:
             model, anatomy_of(model), [], range(2), Magnitude(), dict.fromkeys(linears(model, blocks), pattern("0.5"))
         )
     assert not calls
-    with pytest.raises(AssertionError, match="observes inputs but declares no statistic"):
+    with pytest.raises(Failure, match="observes inputs and does not say so: a method has to name its statistic"):
         next(iter(stream(model, anatomy_of(model), [], range(2), edited=True, label=""))).observe(gram)
 
 

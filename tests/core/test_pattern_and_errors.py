@@ -87,7 +87,7 @@ def test_who_satisfies_what() -> None:
 def test_unknown_names_the_nearest() -> None:
     assert str(unknown("method", "wnada", ["wanda", "magnitude"])) == "unknown method 'wnada'; did you mean wanda?"
     assert str(unknown("method", "zzz", ["wanda", "magnitude"])) == "unknown method 'zzz'; known: magnitude, wanda."
-    assert "known: none" in str(unknown("method", "zzz", []))
+    assert str(unknown("setting of planner", "zzz", [])) == "unknown setting of planner 'zzz'; it has none."
     assert issubclass(Refusal, UserError)
 
 

@@ -113,6 +113,11 @@ def test_a_plugin_that_was_refused_can_be_mended(tmp_path: Path) -> None:
         (method(fields="power: object = 1"), "setting power of type object"),
         (method(fields="power: tuple[int, str] = (1, 'a')"), "setting power of type tuple"),
         (method(fields="power: list = field(default_factory=list)"), "setting power of type list"),
+        (method(fields="name: str = 'a'"), "has a setting called name, which stands for the component's own; call it"),
+        (
+            method() + method().replace("Mine", "Other"),
+            "mine.py announces the method 'mine' twice; call one of them otherwise.",
+        ),
         (method(fields="power: 'Unknown' = 1"), "setting whose type cannot be found out"),
         (method().replace("def prune", "def shrink"), "the method 'mine' (Mine) lacks prune"),
         (method().replace("statistic = None", ""), "the method 'mine' (Mine) lacks statistic."),
@@ -135,3 +140,16 @@ def test_a_component_that_cannot_be_used_is_one_sentence(text: str, says: str, t
 )
 def test_settings_that_can_be_given(hint: str, tmp_path: Path) -> None:
     catalogue.load_plugin(plugin(tmp_path, method(fields=f"power: {hint} = None")))
+
+
+@pytest.mark.parametrize("how", ["raise ValueError('power of two')", "raise SystemExit(3)", "import not_there"])
+def test_settings_that_a_plugin_refuses_in_its_own_way(how: str, tmp_path: Path) -> None:
+    catalogue.load_plugin(plugin(tmp_path, method(fields=f"power: float = 1.0\n    def __post_init__(self): {how}")))
+    with pytest.raises(UserError, match=r"^method=mine refuses its settings \((ValueError|SystemEx|ModuleNot).*\)\.$"):
+        catalogue.build("method", {"name": "mine"})
+
+
+@pytest.mark.parametrize("where", ["/tmp", "mine", "./mine", "folder\\mine"])
+def test_what_is_neither_a_file_nor_a_module(where: str) -> None:
+    said = refused(where)
+    assert "No module named" in said if where == "mine" else "names neither a .py file nor a module" in said

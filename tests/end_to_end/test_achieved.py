@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import but
 from transformers import AutoModelForCausalLM
 
 from harness import catalogue
@@ -18,7 +20,7 @@ import torch
 from harness.catalogue import component
 from harness.core.edit import Edit
 from harness.core.interfaces import Pruned
-from harness.core.pattern import Unstructured
+from harness.core.pattern import Unstructured, keep
 from harness.evaluation.protocol import Measure, Protocol
 
 @component("method", "odd")
@@ -37,6 +39,9 @@ class Odd:
             "dtype": lambda: Pruned(weight.double(), all),
             "mask": lambda: Pruned(weight.clone(), ~all),
             "numbers": lambda: Pruned(weight, all.float()),
+            "sound": lambda: Pruned(weight, all, sound=True),
+            "order": lambda: Pruned(weight, all, order=torch.zeros(weight.shape[1], dtype=torch.long)),
+            "unseen": lambda: Pruned(weight, all, unseen=torch.zeros(3)),
         }[self.how]()
 
 @component("method", "whole")
@@ -44,6 +49,21 @@ class Odd:
 class Whole:
     def prune_block(self, block, patterns):
         return {}
+
+@component("method", "teller")
+@dataclass(frozen=True)
+class Teller:
+    def prune_block(self, block, patterns):
+        block.tell(norm=torch.tensor([1.0, float("nan")]), best=float("inf"), text="\\ud800")
+        block.tell(where=object, pair={1: (2, 3)})
+        kept = {site: keep(block.weights[site].abs(), pattern, "row") for site, pattern in patterns.items()}
+        return {site: Pruned(block.weights[site] * one, one) for site, one in kept.items()}
+
+@component("allocator", "tensors")
+@dataclass(frozen=True)
+class Tensors:
+    def allocate(self, probe, budget):
+        return {site: Unstructured(torch.tensor(0.5)) for site in probe.shapes}
 
 @component("allocator", "even")
 @dataclass(frozen=True)
@@ -57,6 +77,12 @@ class Even:
 class NoneAtAll:
     def plan(self, probe):
         return None
+
+@component("recovery", "breaks")
+@dataclass(frozen=True)
+class Breaks:
+    def heal(self, model, tokenizer, kept, generator):
+        model.get_input_embeddings().weight.data[3] = float("nan")
 
 @component("recovery", "fills")
 @dataclass(frozen=True)
@@ -88,6 +114,18 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (["method=odd", "method.how=dtype"], "as float64, where float32 is due"),
         (["method=odd", "method.how=mask"], "other than zero where its mask says that they went"),
         (["method=odd", "method.how=numbers"], "as float32, where bool is due"),
+        (
+            ["method=odd", "method.how=sound"],
+            "returned a bool as sound of model.layers.0.self_attn.q_proj, where None or",
+        ),
+        (["method=odd", "method.how=order"], "returned int64 [32] as order of model.layers.0.self_attn.q_proj, where"),
+        (
+            ["method=odd", "method.how=unseen"],
+            "returned float32 [3] as unseen of model.layers.0.self_attn.q_proj, where",
+        ),
+        (["method=odd", "method.how=never", "layer_error=true"], "the method 'odd' left 1024 of 1024 weights of "),
+        (["allocator=tensors"], "for model.layers.0.self_attn.q_proj, which is no fraction of zeros from 0 to 1."),
+        (["recovery=breaks"], "the recovery 'breaks' left weights of model.embed_tokens.weight not finite."),
         (["method=whole"], "the method 'whole' gave nothing for model.layers.0.self_attn.q_proj,"),
         (["allocator=even", "allocator.asks=2"], "the allocator 'even' returned None"),
         (["planner=none_at_all"], "the planner 'none_at_all' returned None"),
@@ -103,6 +141,28 @@ def test_a_plugins_mistake_is_a_failed_point(
     record = done.record
     assert (done.status, record["status"]) == (1, "failed")
     assert says in record["reason"] and "\n" not in record["reason"] and record["reason"] in done.err
+
+
+def test_what_a_method_tells_costs_no_number(odd: str, typed: Callable, options: list[str]) -> None:
+    done = typed(*options, odd, "method=teller")
+    assert done.status == 0 and done.record["measures"][0]["value"] > 0
+    assert done.record["blocks"]["0"] == {
+        "norm": [1.0, None], "best": None, "where": "<class 'object'>", "text": "?", "pair": {"1": [2, 3]},
+    }  # fmt: skip
+
+
+def test_a_matrix_of_zeros_has_no_relative_error(
+    tiny: Path, tmp_path: Path, typed: Callable, options: list[str]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    site = "model.layers.1.mlp.up_proj"
+    model.get_submodule(site).weight.data.zero_()
+    model.save_pretrained(tmp_path / "zeros")
+    for path in tiny.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "zeros")
+    done = typed(*but(options, f"model.path={tmp_path / 'zeros'}"), "method=wanda", "layer_error=true")
+    errors = done.record["blocks"]["1"]["layer_error"]
+    assert errors[site] is None and 0 < errors["model.layers.1.self_attn.q_proj"] < 1
 
 
 def notes(done: object) -> list[str]:

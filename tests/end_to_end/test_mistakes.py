@@ -172,6 +172,8 @@ def test_flags_of_hydra(typed: Callable, options: list[str], tmp_path: Path) -> 
         ("plan study=owl_table3 ~model", "takes away what a command needs"),
         ("plan study=owl_table3 tracker.name=foo", "unknown tracker 'foo'"),
         ("method=sparsellm method.inner=3", "method.inner=3: method.inner is one method, given by its name: admm, "),
+        ("evaluation=[embedded-b] evaluation.embedded-a.windows=1", "evaluation does not name embedded-a; add it, or"),
+        ("evaluation=[embedded-a,embedded-a]", "evaluation names embedded-a twice; name it once."),
         ("allocator=msp allocator.pruner={foo:1}", "unknown setting of allocator.pruner: 'foo'; known: blocksize"),
     ],
 )
@@ -183,6 +185,7 @@ def test_unwritable_records(typed: Callable, options: list[str], tmp_path: Path)
     (tmp_path / "file").write_text("")
     rest = [text for text in options if not text.startswith("records")]
     said(typed(*rest, f"records={tmp_path / 'file' / 'records'}"), "cannot be written", tmp_path)
+    said(typed(*rest, f"records={tmp_path / 'file'}"), "is not a folder; choose another.", tmp_path)
 
 
 def test_checkpoints_that_cannot_be_used(typed: Callable, options: list[str], tiny: Path, tmp_path: Path) -> None:
@@ -236,6 +239,9 @@ def test_saves_that_would_spoil_something(typed: Callable, options: list[str], t
     (tmp_path / "notes" / "model.safetensors").write_text("mine")
     said(typed(*options, f"save={tmp_path / 'notes'}"), "holds files that no run saved there", tmp_path / "records")
     assert (tmp_path / "notes" / "model.safetensors").read_text() == "mine"
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    for name in ("itself", "x" * 300):
+        said(typed(*options, f"save={tmp_path / name}"), "choose another folder.", tmp_path / "records")
     both = typed("-m", *options, "seed=0,1", f"save={tmp_path / 'out'}")
     said(both, "several points would save to one folder", tmp_path / "records")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +109,15 @@ def test_settings_that_cannot_be_are_one_sentence() -> None:
     for settings in ({"alpha": 1.5}, {"beta": -0.1}, {"damping": 0.0}, {"inner": SparseLLM()}):
         with pytest.raises(UserError):
             Asymmetric(**settings)
+
+
+@pytest.mark.parametrize("settings", ["allocator.pruner=null", "allocator.pruner=asymmetric"])
+def test_a_search_cannot_prune_with_it(settings: str, typed: Callable, options: list[str]) -> None:
+    """It writes each matrix before it looks at the next; a database of levels has no place for that."""
+    typed_options = [*options, "method=asymmetric", "allocator=msp", "allocator.generations=1", settings]
+    refused = typed(*typed_options)
+    assert refused.status == 2 and refused.err == (
+        "error: a search prunes all matrices to many levels, and method=asymmetric writes each as it goes; "
+        "take allocator.pruner=alps or sparsegpt.\n"
+    )
+    assert typed("-m", *typed_options).record["status"] == "skipped"

@@ -97,10 +97,13 @@ def test_no_configuration(folder: Path) -> None:
     assert sentence(lambda: find_checkpoint(choice(folder))) == f"the model folder {folder} has no config.json."
 
 
-@pytest.mark.parametrize("content", ["{", "", "\xff"])
-def test_a_configuration_that_is_no_json(folder: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "is not valid JSON"), ("", "is not valid JSON"), ("\xff", "is not in UTF-8; save it")],
+)
+def test_a_configuration_that_is_no_json(folder: Path, content: str, says: str) -> None:
     (folder / "config.json").write_bytes(content.encode("latin-1"))
-    assert "config.json is not valid JSON" in sentence(lambda: find_checkpoint(choice(folder)))
+    assert f"config.json {says}" in sentence(lambda: find_checkpoint(choice(folder)))
 
 
 def test_a_configuration_that_is_no_object(folder: Path) -> None:
@@ -140,12 +143,6 @@ def test_a_weight_that_is_not_finite(folder: Path, bad: float) -> None:
     assert sentence(lambda: load(folder)).startswith(
         f"the weight model.layers.1.mlp.up_proj.weight of {folder} is not finite"
     )
-
-
-def test_a_truncated_file(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot be loaded as a language model (SafetensorError" in sentence(lambda: load(folder))
 
 
 def test_a_file_of_noise(folder: Path) -> None:
@@ -246,7 +243,8 @@ def test_devices() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda")
     for wrong in ("gpu", "cpu:x", "", "meta", "mps", "tpu"):
         assert "is none of auto, cpu, cuda, cuda:<number>" in sentence(lambda wrong=wrong: resolve_device(wrong))
-    assert "device=cuda:99 is not there: this machine has" in sentence(lambda: resolve_device("cuda:99"))
+    said = sentence(lambda: resolve_device("cuda:99"))
+    assert "device=cuda:99 is not there: this machine has" in said and "GPUs; take one of auto, cpu" in said
 
 
 def test_dtypes(folder: Path) -> None:
@@ -283,3 +281,22 @@ def test_tokenizers(folder: Path) -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
     assert load_tokenizer(checkpoint, choice(folder))("a b a")["input_ids"] == [1, 0, 1]
+
+
+def test_a_file_that_is_cut_off_or_has_more_than_its_header_counts(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole + b"x"):
+        path.write_bytes(content)
+        assert sentence(lambda: find_checkpoint(choice(folder))) == (
+            f"{path} is not whole: it has {len(content)} bytes, its header counts {len(whole)}; "
+            "copy or download it again."
+        )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_mark_of_the_encoding_in_front_of_the_configuration(folder: Path, encoding: str) -> None:
+    path = folder / "config.json"
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    said = sentence(lambda: find_checkpoint(choice(folder)))
+    assert said == f"{path} opens with a byte order mark; save it as UTF-8 without one."

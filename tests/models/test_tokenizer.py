@@ -10,6 +10,7 @@ from checkpoints import choice, sentence
 from helpers import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from harness.data.windows import encode
 from harness.models.checkpoint import find_checkpoint
 from harness.models.tokenizer import load_tokenizer
 
@@ -77,3 +78,60 @@ def test_whole_vocabularies_load(folder: Path, left_out: tuple[str, ...]) -> Non
     tokenizer = load_tokenizer(find_checkpoint(choice(folder)), choice(folder))
     ids = tokenizer("lower low")["input_ids"]
     assert tokenizer.decode(ids) == "lower low" and len(ids) < len("lower low")
+
+
+def test_merges_that_are_missing_are_named(folder: Path) -> None:
+    save_bytes(folder)
+    for name in ("tokenizer.json", "merges.txt"):
+        (folder / name).unlink()
+    name_class(folder, "GPT2Tokenizer")
+    said = sentence(lambda: load_tokenizer(find_checkpoint(choice(folder)), choice(folder)))
+    assert (
+        said
+        == f"{folder} lacks merges.txt, without which its vocab.json is no tokenizer; copy it there, or tokenizer.json."
+    )
+
+
+def test_a_vocabulary_of_nothing(folder: Path) -> None:
+    name_class(folder, "GPT2Tokenizer")
+    (folder / "vocab.json").write_text("{}")
+    (folder / "merges.txt").write_text("")
+    said = sentence(lambda: load_tokenizer(find_checkpoint(choice(folder)), choice(folder)))
+    assert said == f"the vocabulary of the tokenizer in {folder} is empty; copy its files there again."
+
+
+def test_a_package_that_is_missing_is_the_one_that_reads_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.models.tokenizer.find_spec", lambda name: None)
+    name_class(folder, "LlamaTokenizer")
+    (folder / "tokenizer.model").write_bytes(b"not one")
+    said = sentence(lambda: load_tokenizer(find_checkpoint(choice(folder)), choice(folder)))
+    assert said == (
+        f"{folder} has its vocabulary in tokenizer.model: pip install sentencepiece, or copy tokenizer.json there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "why"),
+    [
+        ("utf-8-sig", "opens with a byte order mark; save it as UTF-8 without one."),
+        ("utf-16", "opens with a byte order mark; save it as UTF-8 without one."),
+        ("latin-1", "is not in UTF-8; save it as UTF-8."),
+    ],
+)
+def test_the_encoding_of_its_files_is_named(folder: Path, encoding: str, why: str) -> None:
+    save_bytes(folder)
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding, "ignore") + b"\xfc")
+    said = sentence(lambda: load_tokenizer(find_checkpoint(choice(folder)), choice(folder)))
+    assert said == f"{path} {why}"
+
+
+def test_a_text_that_it_has_no_tokens_for(folder: Path) -> None:
+    """No unknown token in the vocabulary: the library below raises an exception without a type of its own."""
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    name_class(folder, "PreTrainedTokenizerFast")
+    tokenizer = load_tokenizer(find_checkpoint(choice(folder)), choice(folder))
+    said = sentence(lambda: encode(tokenizer, "b"))
+    assert said.startswith(f"the tokenizer of {folder} cannot split the text (") and "[UNK]" in said

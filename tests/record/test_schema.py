@@ -11,6 +11,7 @@ import pytest
 from harness.core.errors import UserError
 from harness.record import schema
 from harness.record.identity import fingerprint
+from harness.record.question import answered, question
 from harness.record.schema import Record
 from tests.record.test_trackers import CONFIG
 
@@ -108,3 +109,23 @@ def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 def test_fingerprints_do_not_depend_on_order() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
+
+
+WHOLE = {
+    "model": {"name": "m", "path": "p", "window": 8},
+    "method": {"name": "wanda"},
+    "allocator": {"name": "uniform"},
+    "calibration": {"corpus": "c", "length": 8, "seed": 0},
+    "evaluation": {"t": {"name": "perplexity"}},
+    "planner": {"name": "none"},
+    "recovery": {"name": "none"},
+    "sparsity": "0.5", "seed": 0, "device": "cpu", "dtype": "float32", "evaluation_window": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model", "allocator", "calibration", "evaluation", "method", "planner", "recovery"])
+@pytest.mark.parametrize("value", [None, 3, "x", ["ab"], [[1, 2]], {}])
+def test_a_record_of_an_odd_configuration_answers_nothing(name: str, value: Any) -> None:
+    """What cannot be asked for cannot be answered, whoever wrote the file."""
+    assert question(WHOLE) in answered(make(config=WHOLE))
+    assert question(WHOLE) not in answered(make(config=WHOLE | {name: value}))
