@@ -63,9 +63,16 @@ def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list
             if here:
                 ready.append(prepare(cfg, inputs))
     check_targets(targets)
-    for label, cfg in points:  # last, for it makes folders, and a refused command leaves none
-        with _at(label if len(points) > 1 else ""):
-            _check_folders(cfg)
+    made: list[Path] = []
+    try:
+        for label, cfg in points:
+            with _at(label if len(points) > 1 else ""):
+                _check_folders(cfg, made)
+    except UserError:  # a refused command leaves no folder
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     return ready
 
 
@@ -90,12 +97,14 @@ def _check_apart(save: Path, cfg: RunConfig) -> None:
             raise UserError(f"{option}={folder} lies inside save={save}, a folder of its own; choose another.")
 
 
-def _check_folders(cfg: RunConfig) -> None:
-    check_writable("records", cfg.records)
-    if cfg.method is not None and getattr(cfg.allocator, "uses_cache", False):
-        check_writable("cache", cfg.cache)
-    if cfg.save is not None:
-        check_writable("save", cfg.save)
+def _check_folders(cfg: RunConfig, made: list[Path]) -> None:
+    """See that the folders of a run can be written; those that had to be made are put in front of `made`."""
+    uses_cache = cfg.method is not None and getattr(cfg.allocator, "uses_cache", False)
+    folders = {"records": cfg.records, "cache": cfg.cache if uses_cache else None, "save": cfg.save}
+    for option, folder in folders.items():
+        if folder is not None:
+            made[:0] = [path for path in (folder, *folder.parents) if not path.exists()]
+            check_writable(option, folder)
 
 
 def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, watch: Watch | None = None) -> tuple[Path, Record]:

@@ -93,3 +93,9 @@ def test_retry_says_nothing_before_it_has_looked(typed: Callable, tmp_path: Path
     study = ["study=harness_embedded", "model=embedded-llama", "method=none", f"records={tmp_path / 'records'}"]
     done = typed("retry", *study, "device=yes")
     assert (done.status, done.out) == (2, "") and done.err.startswith("error: ")
+
+
+def test_a_command_refused_for_its_last_folder_leaves_none(typed: Callable, tmp_path: Path) -> None:
+    records = f"records={tmp_path / 'deep' / 'records'}"
+    done = typed("-m", "method=none", "evaluation=[]", records, "seed=0,1", "save=/proc/nowhere/${seed}")
+    assert done.status == 2 and "cannot be written" in done.err and not list(tmp_path.iterdir())
