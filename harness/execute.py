@@ -93,7 +93,7 @@ def _check_apart(save: Path, cfg: RunConfig) -> None:
         UserError: they lie there.
     """
     for option, folder in {"records": cfg.records, "cache": cfg.cache}.items():
-        if folder.resolve().is_relative_to(save.resolve()):
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(save)):  # a link to itself is said elsewhere
             raise UserError(f"{option}={folder} lies inside save={save}, a folder of its own; choose another.")
 
 
