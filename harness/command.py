@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 
 from harness import compose, groups, session
 from harness.config import RunConfig
-from harness.core.errors import UserError
+from harness.core.errors import UserError, unknown
 from harness.execute import announce, check_points, execute, execute_each
 from harness.overrides import last_of, plugins_in, points, read, say, value_of
 from harness.prepare import Prepared
@@ -130,8 +130,21 @@ def _show(options: Namespace, arguments: Sequence[str]) -> int:
     else:
         if len(points(overrides)) > 1:
             raise UserError("these overrides make a sweep; the flags of Hydra show one run.")
-        compose.compose_plain(overrides, resolved=options.resolve)
+        _check_package(options.package, compose.compose_plain(overrides, resolved=options.resolve))
     return compose.through_hydra(arguments, lambda config: None)
+
+
+def _check_package(package: str | None, composed: Mapping[str, Any]) -> None:
+    """See that the part of the configuration that is to be shown is there; what Hydra's own has is left to Hydra.
+
+    Raises:
+        UserError: it is not.
+    """
+    part: Any = composed
+    for name in (package or "").split(".") if package and package.partition(".")[0] != "hydra" else ():
+        if not isinstance(part, Mapping) or name not in part:
+            raise unknown("package", package or "", composed)
+        part = part[name]
 
 
 def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:

@@ -86,8 +86,11 @@ def test_ctrl_c_stops_a_sweep(ends: list[str], typed: Callable, tmp_path: Path) 
 
 
 def test_a_job_that_its_launcher_queued_again_ends(ends: list[str], typed: Callable, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
+    try:
         done = typed("-m", *ends, "method=ends", "method.how=requeued,exit")
+    except SystemExit:
+        pass
+    else:
         pytest.fail(f"status {done.status}: {done.out}{done.err}")
     assert records(tmp_path) == {}
 

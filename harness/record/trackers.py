@@ -138,19 +138,28 @@ def _hand_over(
         return
     try:
         if tracker.name == "wandb-offline" or tracker.name in _out_of_reach:
-            with _opened(tracker, folder, about, online=False) as run:
-                tell(run)
+            _tell_run(_opened(tracker, folder, about, online=False), tell)
             return
         try:
-            with _opened(tracker, folder, about, online=True) as run:
-                tell(run)
+            _tell_run(_opened(tracker, folder, about, online=True), tell)
         except (Exception, SystemExit) as error:
             _end_service()
-            with _opened(tracker, folder, about, online=False) as run:
-                tell(run)
+            _tell_run(_opened(tracker, folder, about, online=False), tell)
             _give_up(tracker, folder, error)  # it was the host, since without it all is well
     except (Exception, SystemExit) as error:
         print(f"tracker {tracker.name}: {_one_line(error)}; {safe}", file=sys.stderr)
+
+
+def _tell_run(opened: Any, tell: Callable[[Any], None]) -> None:
+    """Tell a W&B run everything and end it; it ends before an error travels on, or W&B would print a traceback."""
+    failed: Exception | SystemExit | None = None
+    with opened as run:
+        try:
+            tell(run)
+        except (Exception, SystemExit) as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _opened(tracker: TrackerSettings, folder: Path, about: Mapping[str, Any], *, online: bool) -> Any:

@@ -99,3 +99,11 @@ def test_a_command_refused_for_its_last_folder_leaves_none(typed: Callable, tmp_
     records = f"records={tmp_path / 'deep' / 'records'}"
     done = typed("-m", "method=none", "evaluation=[]", records, "seed=0,1", "save=/proc/nowhere/${seed}")
     assert done.status == 2 and "cannot be written" in done.err and not list(tmp_path.iterdir())
+
+
+def test_a_part_of_the_configuration_that_is_not_there(typed: Callable) -> None:
+    done = typed("--cfg=all", "-p", "metod")
+    assert (done.status, done.out) == (2, "") and done.err.startswith(
+        "error: unknown package 'metod'; did you mean method"
+    )
+    assert "name: wanda" in typed("--cfg=job", "-p", "method").out
