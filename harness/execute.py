@@ -190,8 +190,9 @@ def _reason(error: BaseException) -> str:
     Raises:
         BaseException: the error itself, where it is one that ends the process.
     """
-    innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    is_launchers = isinstance(error, SystemExit) and innermost.f_globals.get("__name__", "").startswith("submitit.")
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # not the innermost frame alone: W&B puts a function of its own in the place of sys.exit
+    is_launchers = isinstance(error, SystemExit) and any(name.startswith("submitit.") for name in names)
     if isinstance(error, KeyboardInterrupt) or is_launchers:
         raise error
     if is_out_of_memory(error):
