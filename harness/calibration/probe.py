@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
 from harness.calibration.cache import Cache, CachedValue
 from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
-from harness.calibration.reference import is_beside_dense, stream_beside_dense
+from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, stream
@@ -116,7 +116,7 @@ class ModelProbe:
             walk: Callable[..., Iterator[StreamedBlock | Shared]] = self._walk
             self._trail = None if at_once or beside_dense else self._trail_for(again)
             if beside_dense:
-                walk = partial(stream_beside_dense, exact=self._exact)
+                walk = partial(walk_for(method), exact=self._exact)
             if self._trail:
                 asked = [{site: allocation[site] for site in block} for block in self.blocks]
                 walk = partial(stream, exact=self._exact, front=self._trail.front(asked))

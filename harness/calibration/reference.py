@@ -165,13 +165,16 @@ def stream_beside_dense(
     """
     assert edited, "the dense stream is of use where blocks are pruned"
     walk = Stream(model, anatomy, batches, exact=exact)
-    reference = walk.placement.parked(hidden.clone() for hidden in walk.hidden)
+    reference: Parked | None = None
     try:
         for index in progress(range(scope.stop), label):
             with walk.placement.on_device(index):
+                if index not in scope:  # up to the first pruned block both streams are one
+                    StreamedBlock(walk, index, needs_outputs=False).advance()
+                    continue
+                reference = reference or walk.placement.parked(hidden.clone() for hidden in walk.hidden)
                 block = ReferencedBlock(walk, index, reference)
-                if index in scope:
-                    yield block
+                yield block
                 if index + 1 < scope.stop:
                     block.advance()
     finally:
