@@ -10,6 +10,7 @@ from torch import nn
 
 from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
+from harness.core.structure import Cut
 
 COVERAGE = 0.99
 """The share of a block's matrix weights that a layout has to name."""
@@ -34,6 +35,12 @@ class Anatomy:
     def linears(self) -> tuple[str, ...]:
         """All linear names of a block, in the order in which it runs them."""
         return tuple(name for group in self.attention + self.mlp for name in group)
+
+    def linears_left(self, cut: Cut, block: int) -> tuple[str, ...]:
+        """The linear names of a block of which a sub-layer may be gone, in the order in which it runs them."""
+        attention = () if cut.gone("attention", block) else self.attention
+        mlp = () if cut.gone("mlp", block) else self.mlp
+        return tuple(name for group in attention + mlp for name in group)
 
     @property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
