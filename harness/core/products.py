@@ -27,27 +27,51 @@ class Multiplier:
         if rounding == "float32":
             self._parts = matrix
             return
-        self._scale = matrix.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-        high, low = _halves(matrix / self._scale)
+        self.scale = matrix.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        high, low = _halves(matrix / self.scale)
         self._parts = high if rounding == "half" else torch.cat([high, high, low])
+
+    @classmethod
+    def of_halves(cls, parts: Tensor, scale: Tensor) -> Multiplier:
+        """X ↦ X times the `parts` (I, I), in half precision, times the `scale` ()."""
+        made = cls.__new__(cls)
+        made.rounding, made._parts, made.scale = "half", parts, scale
+        return made
+
+    @property
+    def rough(self) -> Multiplier:
+        """The same with factors of half precision, where these are rounded at all; no memory of its own."""
+        if self.rounding == "float32":
+            return self
+        return Multiplier.of_halves(self._parts[: self._parts.shape[1]], self.scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         """X M (R, I) in float32 for X (R, I) in float32."""
         if self.rounding == "float32":
             return x @ self._parts
-        scale = x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        high, low = _halves(x / scale)
-        parts = high if self.rounding == "half" else torch.cat([high, low, high], dim=1)
-        return _product(parts, self._parts).mul_(scale).mul_(self._scale)
+        parts, scale = _rows(x, split=self.rounding == "split")
+        return self.of_rows(parts).mul_(scale.mul_(self.scale))
+
+    def of_rows(self, parts: Tensor) -> Tensor:
+        """Rows (R, I, or three times I), in half precision, times the parts of M: the product over the scale."""
+        if parts.is_cuda:
+            return torch.mm(parts, self._parts, out_dtype=torch.float32)
+        return parts.float() @ self._parts.float()
+
+
+def _rows(x: Tensor, *, split: bool) -> tuple[Tensor, Tensor]:
+    """Rows over the largest of each, in the parts that a product takes, and what they were divided by (R, 1)."""
+    if x.is_cuda:
+        from harness.core.solver_gpu import WIDEST, halves  # Triton comes with torch's CUDA builds only
+
+        if x.shape[1] <= WIDEST:
+            return halves(x, 3 if split else 1)
+    scale = x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    high, low = _halves(x / scale)
+    return torch.cat([high, low, high], dim=1) if split else high, scale
 
 
 def _halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix of at most 1 as the sum of two in half precision."""
     high = matrix.half()
     return high, (matrix - high).half()
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()

@@ -28,7 +28,7 @@ def conjugate_gradients(times: Multiplier, target: Tensor, start: Tensor, kept: 
     """Lower ½ tr(X G Xᵀ) − tr(C Xᵀ) over X that are zero outside `kept`, a system an output (ALPS, algorithm 2).
 
     Args:
-        times: X ↦ X G, G (I, I) positive definite.
+        times: X ↦ X G, G (I, I) positive definite; its `rough` is enough for directions, whose length is found out.
         target: C (O, I).
         start: X (O, I) as it begins, zero outside `kept`.
 
@@ -38,6 +38,13 @@ def conjugate_gradients(times: Multiplier, target: Tensor, start: Tensor, kept: 
     x = start.clone()
     residual = (target - times(x)) * kept
     before = _objective(x, target, residual)
+    descent = _halves_descent if x.is_cuda and times.rounding != "float32" else _descent
+    descent(times.rough, x, residual, kept, steps)
+    return torch.where(_objective(x, target, residual) < before, x, start)
+
+
+def _descent(times: Multiplier, x: Tensor, residual: Tensor, kept: Tensor, steps: int) -> None:
+    """Move X and its residual, in place."""
     direction = residual.clone()
     length = residual.square().sum(dim=1, keepdim=True)
     for _ in range(steps):
@@ -47,7 +54,18 @@ def conjugate_gradients(times: Multiplier, target: Tensor, start: Tensor, kept: 
         residual.addcmul_(image.mul_(kept), step, value=-1)
         previous, length = length, residual.square().sum(dim=1, keepdim=True)
         direction.mul_(_ratio(length, previous)).add_(residual)
-    return torch.where(_objective(x, target, residual) < before, x, start)
+
+
+def _halves_descent(times: Multiplier, x: Tensor, residual: Tensor, kept: Tensor, steps: int) -> None:
+    """The same on a GPU, a kernel between products in half precision."""
+    from harness.core.solver_gpu import descend, halves  # Triton comes with torch's CUDA builds only
+
+    direction = residual.clone()
+    length = residual.square().sum(dim=1, keepdim=True)
+    parts, scales = halves(direction, 1)
+    for _ in range(steps):
+        product = times.of_rows(parts)
+        descend(product, times.scale, scales, direction, residual, x, kept, length, parts)
 
 
 def _objective(x: Tensor, target: Tensor, residual: Tensor) -> Tensor:

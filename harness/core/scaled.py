@@ -31,7 +31,7 @@ class Arithmetic(NamedTuple):
 ARITHMETIC = {
     "cpu": Arithmetic("float32", "float32", "spectrum"),
     "cuda": Arithmetic("float32", "float32", "factor64"),
-    "fast": Arithmetic("split", "split", "nodes"),
+    "fast": Arithmetic("split", "half", "nodes"),
 }
 """By the device; `fast` on a GPU where the sums were taken in another order too (`Gram.fast`). An iteration forgives
 what its inverses lack: masks differ as they do between two orders of sums, layer errors by a thousandth at most."""
@@ -74,9 +74,17 @@ class Scaled:
         return Resolvent(self.matrix, self.arithmetic.way)
 
     def inverse(self, rho: float, *, alone: bool = False) -> Multiplier:
-        """X ↦ X (G + ρ I)⁻¹; `alone` where no other ρ will be asked for."""
-        matrix = self.resolvent.alone(rho) if alone else self.resolvent(rho)
-        return Multiplier(matrix, self.arithmetic.steps)
+        """X ↦ X (G + ρ I)⁻¹; `alone` where no other ρ will be asked for. In half precision, R(ρ) is over 1 / ρ."""
+        if self.arithmetic.steps != "half":
+            return Multiplier(self.resolvent.alone(rho) if alone else self.resolvent(rho), self.arithmetic.steps)
+        halves = self.resolvent.alone(rho).mul_(rho).half() if alone else self.resolvent.halves(rho)
+        return Multiplier.of_halves(halves, torch.full((), 1 / rho, device=halves.device))
+
+    def splitting(self, dense: Tensor, kept: Tensor, dual: float) -> Splitting | Departure:
+        """The iterates of the method for W n (O, I), in the form that its arithmetic is enough for."""
+        if self.arithmetic.steps == "half" or self.arithmetic.way == "nodes":
+            return Departure(self.times, dense, kept, dual)
+        return Splitting(self.times(dense), dense, kept, dual)
 
     def into(self, weight: Tensor) -> Tensor:
         """W n (O, I) in float32."""
@@ -107,9 +115,14 @@ class Splitting:
     elsewhere, with the ρ of its time, `dual`. All (O, I).
     """
 
-    def __init__(self, target: Tensor, free: Tensor, kept: Tensor, dual: float) -> None:
-        self.target, self.free, self.kept, self.dual = target, free, kept, dual
-        self.solution = free
+    def __init__(self, target: Tensor, dense: Tensor, kept: Tensor, dual: float) -> None:
+        self.target, self.dense = target, dense
+        self.begin(kept, dual)
+
+    def begin(self, kept: Tensor, dual: float) -> None:
+        """Be where the method begins, at W."""
+        self.free, self.kept, self.dual = self.dense, kept, dual
+        self.solution = self.dense
 
     def step(self, inverse: Multiplier, rho: float) -> None:
         """B anew, and B + V/ρ; what is kept of it is the caller's to say."""
@@ -117,6 +130,60 @@ class Splitting:
         self.solution = inverse(torch.addcmul(self.target, self.free, penalty))
         self.free = torch.addcmul(self.solution, self.free, torch.where(self.kept, 0.0, self.dual / rho))
         self.dual = rho
+
+
+class Departure:
+    """The iterates of `Splitting` by how far they are from the dense weights W.
+
+    B − W = (ρ (D − W) − V) (G + ρ I)⁻¹ is the same B, since C = W G. What is multiplied here has the size of ρ W, where
+    C − V + ρ D has that of W G: along the largest eigenvalues of G, thousands of times ρ, the latter is as large, and a
+    rounding of it or an inverse that is right to a share of its norm would be an error of many times W. Here each is
+    one of a like share of W. All (O, I).
+    """
+
+    def __init__(self, times: Multiplier, dense: Tensor, kept: Tensor, dual: float) -> None:
+        self._times, self.dense = times, dense
+        self.begin(kept, dual)
+
+    def begin(self, kept: Tensor, dual: float) -> None:
+        """Be where the method begins, at W."""
+        self.free, self.kept, self.dual = self.dense, kept, dual
+        self._change = torch.zeros((), device=self.dense.device)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """C = W G."""
+        return self._times(self.dense)
+
+    @property
+    def solution(self) -> Tensor:
+        """B."""
+        return torch.addcmul(self.dense, self._change, self._scales)
+
+    @cached_property
+    def _scales(self) -> Tensor:
+        """The largest weight (O, 1) of each row."""
+        return self.dense.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+    def step(self, inverse: Multiplier, rho: float) -> None:
+        """B anew, and B + V/ρ; what is kept of it is the caller's to say."""
+        ratio, self.dual = self.dual / rho, rho
+        if self.dense.is_cuda and inverse.rounding == "half":
+            self._on_gpu(inverse, ratio)
+            return
+        right = torch.where(self.kept, self.free, self.free * -ratio).sub_(self.dense)
+        self._change = inverse(right.mul_(rho)).div_(self._scales)
+        self.free = torch.addcmul(self.solution, self.free, torch.where(self.kept, 0.0, ratio))
+
+    def _on_gpu(self, inverse: Multiplier, ratio: float) -> None:
+        """The same in two kernels around the product with R(ρ), see `Scaled.inverse`."""
+        from harness.core.solver_gpu import pull, push  # Triton comes with torch's CUDA builds only
+
+        state = (self.free, self.kept, self.dense, self._scales)
+        self._change = inverse.of_rows(push(*state, ratio))
+        free = torch.empty_like(self.dense) if self.free is self.dense else self.free
+        pull(*state, self._change, ratio, free)
+        self.free = free
 
 
 def solver_bytes(inputs: int, widest: int, weights: int, nodes: int, *, fast: bool) -> int:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.core.linalg import is_short_on_gpu
 from harness.core.pattern import NofM, Pattern
+from harness.core.products import Multiplier
 
 ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 24}
 """Of the largest tensor that rows at once may take: their pairs or their inputs."""
@@ -30,7 +32,8 @@ def swapped(
         swaps: exchanges of each row between two choices; all are of the pair that gains most among the candidates.
         shortlist: candidates of each side (of N:M: groups), the best by the terms of their own; 0: all.
     """
-    refined = kept.clone()
+    refined, short = kept.clone(), is_short_on_gpu(weight)
+    times = Multiplier(gram, "split" if short else "float32")
     of = pattern.of if isinstance(pattern, NofM) else 0
     size = min(shortlist or weight.shape[1], weight.shape[1])
     a_row = max(weight.shape[1] * max(of, 1), size * (of * of if of else size))
@@ -38,7 +41,7 @@ def swapped(
         rows = slice(start, start + step)
         part, mask = weight[rows].float(), refined[rows]  # the mask is a view
         for _ in range(rounds):
-            choice = _Grouped(part, mask, gram, of, size) if of else _Rows(part, mask, gram, size)
+            choice = _Grouped(part, mask, gram, times, of, size) if of else _Rows(part, mask, gram, times, size)
             moved = choice.exchange(swaps)
             if not (moved.is_cuda or moved.any()):  # nobody waits for a GPU to say so
                 break
@@ -62,13 +65,11 @@ def _terms(weight: Tensor, kept: Tensor, pull: Tensor, diagonal: Tensor) -> tupl
 class _Rows:
     """Candidates of rows without groups: the S best of each side, and all their pairs."""
 
-    def __init__(self, weight: Tensor, kept: Tensor, gram: Tensor, size: int) -> None:
+    def __init__(self, weight: Tensor, kept: Tensor, gram: Tensor, times: Multiplier, size: int) -> None:
         self.kept, self.gram = kept, gram
-        pull = (weight * ~kept) @ gram  # c (R, I)
+        pull = times(weight * ~kept)  # c (R, I)
         change, _ = _terms(weight, kept, pull, gram.diagonal())
         self.sides = [self._side(weight, pull, change.masked_fill(mask, torch.inf), size) for mask in (kept, ~kept)]
-        (back, w_back, _, _), (going, w_going, _, _) = self.sides
-        self.pairs = 2 * w_back[:, :, None] * w_going[:, None, :] * gram[back[:, :, None], going[:, None, :]]
 
     def _side(self, weight: Tensor, pull: Tensor, change: Tensor, size: int) -> tuple[Tensor, ...]:
         """Index, weight and c of the candidates (R, S), and where there is none because the side is too small."""
@@ -78,12 +79,18 @@ class _Rows:
     def exchange(self, swaps: int) -> Tensor:
         """Make up to so many exchanges a row, changing the mask; whether any was made in each (R, 1)."""
         (back, w_back, c_back, no_back), (going, w_going, c_going, no_going) = self.sides
+        if self.kept.is_cuda:
+            from harness.core.swaps_gpu import WIDEST, exchange  # Triton comes with torch's CUDA builds only
+
+            if back.shape[1] <= WIDEST:
+                return exchange(self.sides, self.gram, self.kept, swaps)
+        pairs = 2 * w_back[:, :, None] * w_going[:, None, :] * self.gram[back[:, :, None], going[:, None, :]]
         diagonal, moved = self.gram.diagonal(), torch.zeros_like(no_back[:, :1])
         for _ in range(swaps):
             a, a_size = _terms(w_back, torch.zeros_like(no_back), c_back, diagonal[back])
             b, b_size = _terms(w_going, torch.ones_like(no_going), c_going, diagonal[going])
             a, b = a.masked_fill(no_back, torch.inf), b.masked_fill(no_going, torch.inf)
-            best, of_back = (b[:, None, :] - self.pairs).min(dim=2)
+            best, of_back = (b[:, None, :] - pairs).min(dim=2)
             change, i = (a + best).min(dim=1, keepdim=True)
             j = of_back.gather(1, i)
             gains = change < -ROUNDING * (a_size.gather(1, i) + b_size.gather(1, j))
@@ -104,9 +111,9 @@ class _Rows:
 class _Grouped:
     """Candidates of N:M: the S groups of each row whose best pair gains most, and all pairs in them."""
 
-    def __init__(self, weight: Tensor, kept: Tensor, gram: Tensor, of: int, size: int) -> None:
+    def __init__(self, weight: Tensor, kept: Tensor, gram: Tensor, times: Multiplier, of: int, size: int) -> None:
         self.kept, self.gram, self.of = kept, gram, of
-        pull = (weight * ~kept) @ gram
+        pull = times(weight * ~kept)
         inputs = torch.arange(weight.shape[1], device=weight.device).reshape(-1, of)  # (I / M, M)
         within = gram[inputs[:, :, None], inputs[:, None, :]]  # (I / M, M, M)
         shape = (len(weight), -1, of)

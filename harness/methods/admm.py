@@ -16,7 +16,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 from harness.core.refit import refittable
-from harness.core.scaled import Scaled, Splitting, solver_bytes
+from harness.core.scaled import Scaled, solver_bytes
 from harness.core.statistic import Gram, gram
 
 RHO = 1.0
@@ -58,7 +58,7 @@ class ADMM:
         problem = Scaled.once(seen, self.ridge, "scale first")
         inverse = seen.once((ADMM, self.ridge), lambda: problem.inverse(RHO, alone=True))
         dense = problem.into(weight)
-        split = Splitting(problem.times(dense), dense, torch.ones_like(weight, dtype=torch.bool), dual=RHO)
+        split = problem.splitting(dense, torch.ones_like(weight, dtype=torch.bool), dual=RHO)
         for step in range(1, self.iterations + 1):
             if step <= self.gradual:
                 split.kept = self._kept(split.free.abs(), pattern, step)

@@ -17,8 +17,7 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
 from harness.core.refit import conjugate_gradients
-from harness.core.resolvent import NODES
-from harness.core.scaled import Scaled, Splitting, solver_bytes
+from harness.core.scaled import Scaled, solver_bytes
 from harness.core.statistic import Gram, gram
 
 LOOK, LEAST, SETTLED = 3, 30, 3e-4
@@ -55,7 +54,7 @@ class ALPS:
 
     def solver_bytes(self, inputs: int, widest: int, weights: int, *, fast: bool) -> int:
         """Memory beside the Gram matrices, see `scaled.solver_bytes`: the inverses of some octaves of ρ stay."""
-        return solver_bytes(inputs, widest, weights, NODES + OCTAVES if fast else 1, fast=fast)
+        return solver_bytes(inputs, widest, weights, 6 if fast else 1, fast=fast)
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
@@ -92,7 +91,7 @@ class _Run:
         self.first = keep(self.dense.abs(), pattern, "matrix", "loose")
         self.stay = weight.numel() - int(weight.numel() * pattern.sparsity)
         self.looked_at = self.first
-        self.split = Splitting(problem.times(self.dense), self.dense, self.first, dual=0.0)
+        self.split = problem.splitting(self.dense, self.first, dual=0.0)
 
     def step(self, inverse: Multiplier) -> None:
         """One iteration."""
@@ -117,7 +116,7 @@ class _Run:
         else:
             self.rho /= 5
             if changed:
-                self.split = Splitting(self.split.target, self.dense, self.first, dual=0.0)
+                self.split.begin(self.first, dual=0.0)
         self.rho = min(self.rho, HIGHEST)
         return iteration >= LEAST and share < SETTLED
 

@@ -19,6 +19,7 @@ from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.core import columns
 from harness.core.linalg import mirrored
 from harness.core.pattern import NofM, Unstructured, keep
+from harness.core.scaled import Departure
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
 from harness.models.anatomy import anatomy_of
@@ -85,6 +86,66 @@ def test_half_of_a_gram_matrix(tokens: int, width: int) -> None:
     add_lower(sums, seen, 0.3, 0.7)
     exact = 0.3 * before.double() + 0.7 * seen.double().T @ seen.double()
     torch.testing.assert_close(mirrored(sums).double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [70, 256])
+def test_what_solvers_do_between_products(width: int) -> None:
+    """Steps of a splitting and of conjugate gradients by kernels, beside the same in plain torch."""
+    from harness.core import refit, solver_gpu
+    from harness.core.products import Multiplier
+    from harness.core.resolvent import _weights
+
+    dense, seen = normal(9, width).to(HERE), inputs(3 * width, width).to(HERE)
+    scale = seen.square().sum(dim=0).sqrt()
+    matrix = seen.T @ seen / scale / scale[:, None]
+    exact = dense.double() @ matrix.double()
+    parts, scales = solver_gpu.halves(dense, 3)
+    high, low, again = (parts.double() * scales).split(width, dim=1)
+    assert torch.equal(high, again)
+    torch.testing.assert_close(high + low, dense.double(), rtol=1e-6, atol=1e-6 * float(dense.abs().max()))
+    torch.testing.assert_close(Multiplier(matrix, "split")(dense).double(), exact, rtol=1e-5, atol=1e-5)
+
+    kept = dense.abs() > 0.6
+    plain, ours = (Departure(Multiplier(matrix), dense, kept, 0.0) for _ in range(2))
+    for rho in (0.1, 0.13, 0.5):
+        inverse = torch.linalg.inv(matrix.double() + rho * torch.eye(width, device=HERE)).float()
+        plain.step(Multiplier(inverse), rho)
+        ours._on_gpu(Multiplier.of_halves((rho * inverse).half(), torch.tensor(1 / rho)), ours.dual / rho)
+        ours.dual = rho
+        torch.testing.assert_close(ours.solution, plain.solution, rtol=0, atol=4e-3)
+        torch.testing.assert_close(ours.free, plain.free, rtol=0, atol=4e-3)
+        plain.kept = ours.kept = plain.free.abs() > 0.6
+
+    nodes = torch.rand(2, 3, width, width, generator=torch.Generator().manual_seed(0)).half().to(HERE)
+    weights = _weights(0.3, [0.25, 1.0])
+    wanted = (nodes.flatten(0, 1).double() * torch.tensor(weights, device=HERE).double()[:, None, None]).sum(dim=0)
+    given = solver_gpu.blend(*nodes, weights, torch.float32)
+    torch.testing.assert_close(given.double(), wanted, rtol=1e-5, atol=1e-5)
+
+    times, start = Multiplier(matrix, "split"), dense * kept
+    by_torch, by_kernel = start.clone(), start.clone()
+    for descent, x in ((refit._descent, by_torch), (refit._halves_descent, by_kernel)):
+        descent(times.rough, x, (exact.float() - times(x)) * kept, kept, 5)
+    torch.testing.assert_close(by_kernel, by_torch, rtol=0, atol=2e-3)
+    assert not torch.allclose(by_kernel, start, atol=0.05) and bool((by_kernel[~kept] == 0).all())
+
+
+@pytest.mark.parametrize(("swaps", "size"), [(1, 8), (5, 20), (40, 64)])
+def test_exchanges_in_one_kernel_are_those_of_the_loop(swaps: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.core import swaps_gpu
+    from harness.core.products import Multiplier
+    from harness.core.swaps import _Rows
+
+    weight, seen = normal(30, 96).to(HERE), (normal(300, 6, seed=1) @ normal(6, 96, seed=2)).to(HERE)
+    matrix = seen.T @ seen + torch.eye(96, device=HERE)
+    kept = keep(weight.abs(), Unstructured(0.5))
+    kept[0], kept[1, 1:], kept[1, 0] = True, False, True
+    ours, theirs = kept.clone(), kept.clone()
+    choice = _Rows(weight, theirs, matrix, Multiplier(matrix), size)
+    moved = swaps_gpu.exchange(choice.sides, matrix, ours, swaps)
+    monkeypatch.setattr(swaps_gpu, "WIDEST", 0)
+    assert torch.equal(choice.exchange(swaps), moved)
+    assert torch.equal(ours, theirs) and not torch.equal(ours, kept)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2", "opt", "phi"])

@@ -29,6 +29,15 @@ def test_every_way_is_the_inverse(way: Way, rho: float) -> None:
     assert float((through - 1).abs().max()) < BOUNDS.get(way, 1e-4)
 
 
+@pytest.mark.parametrize("way", get_args(Way))
+@pytest.mark.parametrize("rho", [0.02, 0.1, 0.117, 1.0, 3.3])
+def test_halves_are_right_to_a_share_of_the_norm(way: Way, rho: float) -> None:
+    matrix = Scaled(seen_by(gram, inputs(300, 48)), 0.01, "ridge first").matrix
+    exact = rho * torch.linalg.inv(matrix.double() + rho * torch.eye(48))
+    lacks = torch.linalg.matrix_norm(Resolvent(matrix, way).halves(rho).double() - exact, ord=2)
+    assert float(lacks) < 1e-3 and Resolvent(matrix, way).halves(rho).dtype == torch.float16
+
+
 def test_nodes_stay() -> None:
     """A ρ between the same nodes costs no factor."""
     matrix = Scaled(seen_by(gram, inputs(300, 48)), 0.01, "ridge first").matrix
@@ -37,7 +46,7 @@ def test_nodes_stay() -> None:
     there = set(resolvent._at)
     resolvent(0.4)
     assert set(resolvent._at) == there
-    resolvent(0.6)
+    resolvent(1.1)
     assert len(resolvent._at) == len(there) + 1
 
 
