@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -86,7 +87,7 @@ class Resolvent:
             powers = torch.empty(POWERS, *first.shape, dtype=torch.float16, device=first.device)
             powers[0] = first
             times = Multiplier.of_halves(powers[0], torch.ones((), device=first.device))
-            for before, power in zip(powers[:-1], powers[1:], strict=True):
+            for before, power in pairwise(powers):
                 power.copy_(times.of_rows(before))
             self._at[node] = powers
         return self._at[node]

@@ -45,7 +45,7 @@ def _halves(x, parts, scales, inputs, PARTS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 def halves(x: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """Rows (R, I) over their largest number (R, 1), in half precision; with 3 `parts` beside what that lacks and again."""
+    """Rows (R, I) over the largest of each (R, 1), in half precision; of 3 `parts` the second is what that lacks."""
     x = x.contiguous()
     rows, inputs = x.shape
     made = torch.empty(rows, parts * inputs, dtype=torch.float16, device=x.device)
