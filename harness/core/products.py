@@ -12,6 +12,8 @@ from torch import Tensor
 
 Rounding = Literal["float32", "split", "half"]
 """How factors are rounded: not at all; to a half-precision number and half of what it lacks (22 bits); to half."""
+WIDEST = 32768
+"""The longest row that one program of a GPU holds in registers."""
 
 
 class Multiplier:
@@ -61,11 +63,10 @@ class Multiplier:
 
 def _rows(x: Tensor, *, split: bool) -> tuple[Tensor, Tensor]:
     """Rows over the largest of each, in the parts that a product takes, and what they were divided by (R, 1)."""
-    if x.is_cuda:
-        from harness.core.solver_gpu import WIDEST, halves  # Triton comes with torch's CUDA builds only
+    if x.is_cuda and x.shape[1] <= WIDEST:
+        from harness.core.solver_gpu import halves  # Triton comes with torch's CUDA builds only
 
-        if x.shape[1] <= WIDEST:
-            return halves(x, 3 if split else 1)
+        return halves(x, 3 if split else 1)
     scale = x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     high, low = _halves(x / scale)
     return torch.cat([high, low, high], dim=1) if split else high, scale

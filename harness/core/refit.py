@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
-from harness.core.products import Multiplier
+from harness.core.products import WIDEST, Multiplier
 from harness.core.scaled import Scaled
 from harness.core.statistic import Gram, Seen, Statistic, gram, together
 
@@ -35,11 +35,11 @@ def conjugate_gradients(times: Multiplier, target: Tensor, start: Tensor, kept: 
     Returns:
         X (O, I); a row that rounding made no better is as it began.
     """
-    x = start.clone()
+    x, kept = start.clone(memory_format=torch.contiguous_format), kept.contiguous()
     residual = (target - times(x)) * kept
     before = _objective(x, target, residual)
-    descent = _halves_descent if x.is_cuda and times.rounding != "float32" else _descent
-    descent(times.rough, x, residual, kept, steps)
+    by_kernel = x.is_cuda and times.rounding != "float32" and x.shape[1] <= WIDEST
+    (_halves_descent if by_kernel else _descent)(times.rough, x, residual, kept, steps)
     return torch.where(_objective(x, target, residual) < before, x, start)
 
 

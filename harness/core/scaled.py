@@ -179,7 +179,7 @@ class Departure:
         """The same in two kernels around the product with R(ρ), see `Scaled.inverse`."""
         from harness.core.solver_gpu import pull, push  # Triton comes with torch's CUDA builds only
 
-        state = (self.free, self.kept, self.dense, self._scales)
+        state = (self.free, self.kept.contiguous(), self.dense, self._scales)
         self._change = inverse.of_rows(push(*state, ratio))
         free = torch.empty_like(self.dense) if self.free is self.dense else self.free
         pull(*state, self._change, ratio, free)

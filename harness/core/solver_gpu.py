@@ -12,8 +12,6 @@ from torch import Tensor
 
 BLOCK = 1024
 """Numbers of one program where rows do not matter as a whole."""
-WIDEST = 32768
-"""The longest row that one program holds in registers."""
 TINY = tl.constexpr(1e-30)
 LARGEST = tl.constexpr(60000.0)
 """What half precision can hold, nearly."""

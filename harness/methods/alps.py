@@ -17,14 +17,15 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
 from harness.core.refit import conjugate_gradients
+from harness.core.resolvent import POWERS
 from harness.core.scaled import Scaled, solver_bytes
 from harness.core.statistic import Gram, gram
 
 LOOK, LEAST, SETTLED = 3, 30, 3e-4
 """The mask is looked at every so many iterations; from `LEAST` on a smaller share of changes than this ends them."""
 HIGHEST = 1e6
-OCTAVES = 4
-"""ρ rises to some sixteen times what it was."""
+NODES = 4
+"""At so many ρ there are factors on a GPU: it rises to some sixteen times what it was."""
 
 
 @component("method", "alps")
@@ -53,8 +54,8 @@ class ALPS:
             )
 
     def solver_bytes(self, inputs: int, widest: int, weights: int, *, fast: bool) -> int:
-        """Memory beside the Gram matrices, see `scaled.solver_bytes`: the inverses of some octaves of ρ stay."""
-        return solver_bytes(inputs, widest, weights, 6 if fast else 1, fast=fast)
+        """Memory beside the Gram matrices, see `scaled.solver_bytes`: powers in half precision stay."""
+        return solver_bytes(inputs, widest, weights, NODES * POWERS // 2 if fast else 1, fast=fast)
 
     @torch.no_grad()
     def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:

@@ -119,7 +119,7 @@ def test_what_solvers_do_between_products(width: int) -> None:
     nodes = torch.rand(2, 3, width, width, generator=torch.Generator().manual_seed(0)).half().to(HERE)
     weights = _weights(0.3, [0.25, 1.0])
     wanted = (nodes.flatten(0, 1).double() * torch.tensor(weights, device=HERE).double()[:, None, None]).sum(dim=0)
-    given = solver_gpu.blend(*nodes, weights, torch.float32)
+    given = solver_gpu.blend(nodes[0], nodes[1], weights, torch.float32)
     torch.testing.assert_close(given.double(), wanted, rtol=1e-5, atol=1e-5)
 
     times, start = Multiplier(matrix, "split"), dense * kept
