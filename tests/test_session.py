@@ -142,7 +142,7 @@ def test_the_model_is_dense_again_after_every_kind_of_point(options: list[str], 
     for overrides in CHANGES:
         cfg = config(options, *overrides)
         run(cfg, prepare(cfg), here)
-        model, _, _ = here.load(cfg, prepare(cfg))
+        decoder, _ = here.load(cfg, prepare(cfg))
         found = dict(session._tensors(model))
         assert found.keys() == fresh.keys()
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.items()), overrides
@@ -294,6 +294,6 @@ def test_a_gpu_model_is_dense_again_too(options: list[str]) -> None:
     cfg = config(options, "dtype=float16", "device=cuda", "method=sparsegpt")
     here, fresh = Session(keeps=True), dense_tensors(cfg)
     run(cfg, prepare(cfg), here)
-    model, _, _ = here.load(cfg, prepare(cfg))
+    decoder, _ = here.load(cfg, prepare(cfg))
     assert here.tally["model"] == 1
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in session._tensors(model))

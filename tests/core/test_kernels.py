@@ -234,6 +234,6 @@ def test_fused_steps_go_where_the_model_goes(offload: bool, others: int) -> None
     replicas: list[Any] = placement_of(decoder).replicas(decoder, others)
     assert len(replicas) == others
     for replica in replicas:
-        block = replica.model.layers[1]
-        for module in (replica.model.norm, block.input_layernorm, block.mlp):
+        block = replica.modules[1]
+        for module in (replica.model.model.norm, block.input_layernorm, block.mlp):
             assert vars(module)["forward"].__self__ is module
