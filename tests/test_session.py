@@ -142,7 +142,7 @@ def test_the_model_is_dense_again_after_every_kind_of_point(options: list[str], 
     for overrides in CHANGES:
         cfg = config(options, *overrides)
         run(cfg, prepare(cfg), here)
-        decoder, _ = here.load(cfg, prepare(cfg))
+        model = here.load(cfg, prepare(cfg))[0].model
         found = dict(session._tensors(model))
         assert found.keys() == fresh.keys()
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.items()), overrides
@@ -158,11 +158,11 @@ def test_a_changed_structure_is_loaded_again(options: list[str]) -> None:
         lambda model: model.model.layers[0].mlp.up_proj.register_parameter("scale", torch.nn.Parameter(torch.ones(1))),
         lambda model: setattr(model.config, "rms_norm_eps", 1.0),
     ):
-        before, _, _ = here.load(cfg, prepare(cfg))
+        before = here.load(cfg, prepare(cfg))[0].model
         change(before)
-        after, _, _ = here.load(cfg, prepare(cfg))
+        after = here.load(cfg, prepare(cfg))[0].model
         assert after is not before
-        assert here.load(cfg, prepare(cfg))[0] is after
+        assert here.load(cfg, prepare(cfg))[0].model is after
 
 
 def test_another_model_dtype_or_failure_takes_the_place_of_what_was_kept(
@@ -294,6 +294,6 @@ def test_a_gpu_model_is_dense_again_too(options: list[str]) -> None:
     cfg = config(options, "dtype=float16", "device=cuda", "method=sparsegpt")
     here, fresh = Session(keeps=True), dense_tensors(cfg)
     run(cfg, prepare(cfg), here)
-    decoder, _ = here.load(cfg, prepare(cfg))
+    model = here.load(cfg, prepare(cfg))[0].model
     assert here.tally["model"] == 1
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in session._tensors(model))

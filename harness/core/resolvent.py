@@ -28,7 +28,7 @@ class Resolvent:
 
     Eigenvalues are worth their price where the matrix is small; at 11008 inputs a GPU takes seconds for them, and the
     time of some thirty factors. `nodes` factorises at powers of `STEP` only: with R(ρ) = ρ (G + ρ I)⁻¹, of norm one at
-    most, it takes R(ρ) for Σ wⱼₚ R(ρⱼ)ᵖ over the two nodes around ρ and p = 1 … `POWERS`, a third of a factor each.
+    most, it takes R(ρ) for Σ wⱼₚ R(ρⱼ)ᵖ over the two nodes around ρ and p = 1 … `POWERS`, a product each.
     The weights are least squares for all eigenvalues λ ≥ 0; each comes out right to 8·10⁻⁵ of itself in exact
     arithmetic. Powers are products of halves, so R is right to some 10⁻⁴ of its norm and no small eigenvalue of it is:
     it is for right sides that have the size of ρ (`scaled.Departure`).
