@@ -78,7 +78,8 @@ def test_what_is_counted() -> None:
     grams = 4 * (3 * 4096**2 + 11008**2)
     assert wanda.pruning == 16384 * inside > chosen
     assert gpt.pruning == max(16384 * inside + grams, 2 * grams + 3 * 4 * 11008**2 + chosen)
-    for solver, inverses in (("admm", 1), ("alps", 10)):  # sums, the scaled matrix with its halves, and the inverses
+    # sums, the scaled matrix with its halves, and an inverse; of ALPS three powers in half precision at four nodes
+    for solver, inverses in (("admm", 1), ("alps", 4 * 3 / 2)):
         lasting = grams + grams * (10 + 4 * inverses) / 4
         passing = 11008**2 * 18 + 2 * 4096 * 11008 * 30  # the last inverse; gate and up on their way
         assert needed(f"method={solver}").pruning == lasting + passing + chosen
