@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,12 @@ from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
-from harness.core.edit import Edit
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
 from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
+from harness.core.structure import Cut
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
 from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
@@ -61,7 +61,7 @@ class Reduced:
 
     allocation: Allocation
     scope: range
-    edit: Edit
+    edit: Cut
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
@@ -129,7 +129,6 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         measures=tuple(measures),
         stages=stages.finished,
         provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
-        edit=asdict(reduced.edit),
         notes=reduced.notes,
         blocks=reduced.blocks,
         allocation=reduced.told,
@@ -156,7 +155,7 @@ def _reduce(
             at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
-        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(model, anatomy, batches, scope)))
+        edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope)).edit
         if edit:
             operate(model, anatomy, edit)
             scope = cfg.scope.blocks(len(anatomy.block_list(model)))

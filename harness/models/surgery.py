@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.core.edit import Edit
 from harness.core.errors import Refusal
+from harness.core.structure import Cut
 from harness.models.anatomy import Anatomy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def operate(model: PreTrainedModel, anatomy: Anatomy, edit: Edit) -> None:
+def operate(model: PreTrainedModel, anatomy: Anatomy, edit: Cut) -> None:
     """Leave out the blocks that the edit drops; the rest keeps its order.
 
     Raises:
         Refusal: the model has no such block, or none would be left.
     """
     blocks = anatomy.block_list(model)
-    dropped = set(edit.dropped_blocks)
+    dropped = set(edit.blocks)
     if not dropped < set(range(len(blocks))):
         raise Refusal(f"the blocks {sorted(dropped)} cannot all be dropped: the model has 0-{len(blocks) - 1}.")
     kinds = getattr(model.config, "layer_types", None)  # some families give each block its own mask, by position
