@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from torch import Tensor
 from harness import catalogue
 from harness.calibration.cache import Cache
 from harness.calibration.layer_error import WithLayerErrors
-from harness.calibration.probe import ModelProbe
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, batched, stream
+from harness.calibration.structure_view import DecoderView
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
@@ -28,27 +28,25 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
 from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
-from harness.core.structure import Cut
 from harness.data.windows import calibration_windows
+from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.evaluation.protocol import Context, measured
 from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
 from harness.methods.each import as_block_method
-from harness.models.anatomy import Anatomy
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
+from harness.models.decoder import Decoder
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention
 from harness.models.surgery import operate
 from harness.needs import is_fast, tokens_at_once
 from harness.prepare import Prepared, protocol_id
+from harness.record.dense import is_dense, names_of
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
 from harness.save import save_model
 from harness.session import Session
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,11 @@ class Reduced:
     `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
     """
 
+    decoder: Decoder
     allocation: Allocation
-    scope: range
-    edit: Cut
+    scope: Sequence[int]
+    plan: Mapping[str, Any]
+    parameters: Mapping[str, int | None]
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
@@ -89,29 +89,30 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
 def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
-        model, tokenizer, anatomy = session.load(cfg, ready)
+        decoder, tokenizer = session.load(cfg, ready)
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
-    with fused(model, anatomy, wanted=fast), in_pieces(model):
-        reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
-        fuse_attention(model)
+    with fused(decoder, wanted=fast), in_pieces(decoder.model):
+        reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
+        decoder = reduced.decoder
+        fuse_attention(decoder.model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-            if cfg.method is None and not reduced.edit and name_of(cfg.recovery) == "none":
-                measures = session.dense_measures(cfg, ready, model, tokenizer, context)
+            if is_dense(names_of(ready.config)):
+                measures = session.dense_measures(cfg, ready, decoder, tokenizer, context)
             else:
                 judges = cfg.evaluators.values()
-                measures = [one for judge in judges for one in measured(judge, model, tokenizer, context)]
+                measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation, reduced.orders)
-    achieved = fraction_of_zeros(model, anatomy, reduced.scope)
+    sites = achieved_sites(decoder, reduced.scope, reduced.allocation, reduced.orders)
+    achieved = fraction_of_zeros(decoder, reduced.scope)
     _remark_on(cfg, achieved, reduced.counts)
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
+            save_model(decoder.model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
             remark(reason)
@@ -123,7 +124,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         sparsity={
             "asked": cfg.asked,
             "achieved": achieved,
-            "model": fraction_of_zeros(model, anatomy, None),
+            "model": fraction_of_zeros(decoder, None),
         },
         sites=sites,
         measures=tuple(measures),
@@ -132,6 +133,8 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         notes=reduced.notes,
         blocks=reduced.blocks,
         allocation=reduced.told,
+        plan=reduced.plan,
+        parameters=reduced.parameters | {"saved": None if reason or cfg.save is None else reduced.parameters["model"]},
     )
 
 
@@ -143,11 +146,10 @@ def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Coun
 
 
 def _reduce(
-    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, model: PreTrainedModel, tokenizer: Any,
-    anatomy: Anatomy,
+    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, decoder: Decoder, tokenizer: Any
 ) -> Reduced:  # fmt: skip
     """Everything between loading and evaluation; the model is changed in place."""
-    scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+    scope: Sequence[int] = cfg.scope.blocks(decoder.dense_blocks)
     with stages.time("calibrate"):
         batches = []
         if ready.inputs.needs_calibration:
@@ -155,11 +157,14 @@ def _reduce(
             at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
-        edit = cfg.planner.plan(ModelProbe(model, anatomy, batches, scope)).edit
-        if edit:
-            operate(model, anatomy, edit)
-            scope = cfg.scope.blocks(len(anatomy.block_list(model)))
-    sharing = session.sharing(cfg, batches, edited=bool(edit))
+        view = _view(cfg, ready, decoder, tokenizer, batches, scope)
+        plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
+        told_of_plan = {"edit": plan.edit.json(), **view.told} if plan.edit or view.told else {}
+        dense = count_parameters(decoder)
+        if plan.edit or plan.tensors:
+            decoder = operate(decoder, plan)
+            scope = [index for index in scope if index in decoder.indices]
+    sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors))
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -167,32 +172,35 @@ def _reduce(
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope, sharing)
+            probe = _view(cfg, ready, decoder, tokenizer, batches, scope, sharing)
             allocation, told_of_allocation = _allocated(cfg, probe), probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, sharing, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
+            finished = FinishedBlocks(_keeping(cfg, ready, decoder, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
-                model, anatomy, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
+                decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
             )
         if errors:
             stages.move(errors.seconds, "prune", "layer_error")
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
-        cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
+        cfg.recovery.heal(decoder.model, tokenizer, kept, rng(cfg.seed, "recovery"))
         if name_of(cfg.recovery) != "none":
-            check_healed(name_of(cfg.recovery), model, anatomy, scope, kept)
+            check_healed(name_of(cfg.recovery), decoder, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
+    sizes = {"dense": dense, **sizes_of(decoder, view.geometry)}
+    return Reduced(
+        decoder, allocation, scope, told_of_plan, sizes, tuple(notes), told, told_of_allocation, orders, counts
+    )
 
 
-def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:
+def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
     """The pattern of every site; whether the method takes them is asked before a search takes an hour, and after."""
     check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
     answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
@@ -214,27 +222,34 @@ def _method_and_walk(
     return method, partial(sharing.walk if sharing else stream, exact=exact)
 
 
-def _probe(
-    cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy, batches: list[Tensor],
-    scope: range, sharing: Sharing | None,
-) -> ModelProbe:  # fmt: skip
-    """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
+def _view(
+    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
+    sharing: Sharing | None = None,
+) -> DecoderView:  # fmt: skip
+    """What planner and allocator may ask. Further windows of the calibration text have a seed of their own."""
 
     def draw(count: int) -> Tensor:
         seed = rng(cfg.calibration.seed, "windows of a search").randrange(2**32)
         further = replace(cfg.calibration, windows=count, seed=seed)
         return calibration_windows(further, tokenizer, ready.inputs.calibration_length).to(ready.device)
 
-    return ModelProbe(
-        model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
-        cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
+    return DecoderView(
+        decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
+        cache=Cache(cfg.cache, _belongs(cfg, ready, decoder), cfg.cache_gib),
+        weights_sha256=ready.facts["weights_sha256"], devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
 
 
-def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping:
+def _belongs(cfg: RunConfig, ready: Prepared, decoder: Decoder) -> Mapping[str, Any]:
+    """What cached values depend on; behind a plan, on what is cut, and on who gave it tensors."""
+    if not decoder.cut:
+        return ready.belongs
+    return {**ready.belongs, "cut": decoder.cut.json(), "planner": catalogue.describe(cfg.planner)}
+
+
+def _keeping(cfg: RunConfig, ready: Prepared, decoder: Decoder, allocation: Allocation) -> Keeping:
     """Where finished blocks of this run go, and what they depend on."""
-    belongs = belonging(ready.belongs, catalogue.describe(cfg.method), cfg.seed, allocation)
+    belongs = belonging(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
     every = cfg.checkpoint_every
     if ready.waits.blocks and every is not None:
         every = 0.0  # while a block is on the device
@@ -243,8 +258,8 @@ def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping
     return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
 
 
-def _weights(model: PreTrainedModel, anatomy: Anatomy, index: int) -> dict[str, Tensor]:
-    return {site: linear.weight.data for site, linear in anatomy.block_linears(model, index).items()}
+def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    return {site: linear.weight.data for site, linear in decoder.linears(index).items()}
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -261,10 +276,9 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
 
 @torch.no_grad()
 def prune(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
+    decoder: Decoder,
     batches: list[Tensor],
-    scope: range,
+    scope: Sequence[int],
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
@@ -292,7 +306,7 @@ def prune(
     walk = walk or walk_for(method)
     block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
     try:
-        for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
+        for block in walk(decoder, batches, scope, edited=True, label="prune"):
             earlier = finished.load(block.index) if finished else None
             pruned, facts, counted = earlier or _pruned_block(block, block_method, allocation)
             seen |= counted

@@ -1,30 +1,31 @@
-"""Applying structural edits to a model."""
+"""Applying structural plans to a model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Any
 
 from harness.core.errors import Refusal
-from harness.core.structure import Cut
-from harness.models.anatomy import Anatomy
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from harness.core.structure import Cut, Plan
+from harness.models.decoder import Decoder
 
 
-def operate(model: PreTrainedModel, anatomy: Anatomy, edit: Cut) -> None:
-    """Leave out the blocks that the edit drops; the rest keeps its order.
+def operate(decoder: Decoder, plan: Plan) -> Decoder:
+    """The decoder without the blocks that the plan cuts, in place; the rest keeps its order and its numbers.
 
     Raises:
-        Refusal: the model has no such block, or none would be left.
+        Refusal: the model has no such block, none would be left, or something else is to go.
     """
-    blocks = anatomy.block_list(model)
-    dropped = set(edit.blocks)
+    blocks, dropped = decoder.modules, set(plan.edit.blocks)
+    if plan.edit != Cut.of_blocks(dropped) or plan.tensors:
+        raise Refusal("nothing but whole blocks can be cut.")
     if not dropped < set(range(len(blocks))):
         raise Refusal(f"the blocks {sorted(dropped)} cannot all be dropped: the model has 0-{len(blocks) - 1}.")
-    kinds = getattr(model.config, "layer_types", None)  # some families give each block its own mask, by position
+    config: Any = decoder.config
+    kinds = getattr(config, "layer_types", None)  # some families give each block its own mask, by position
     for index in sorted(dropped, reverse=True):
         del blocks[index]
         if kinds:
             del kinds[index]
-    model.config.num_hidden_layers = len(blocks)
+    config.num_hidden_layers = len(blocks)
+    return replace(decoder, cut=decoder.cut | plan.edit)

@@ -1,0 +1,201 @@
+"""Losses of cut models without cutting: candidates walk through the blocks together, and part where they differ.
+
+Shapes: C candidates, K samples of masks, N windows, n of them at once, L tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.calibration.progress import progress
+from harness.calibration.stream import Stream
+from harness.core.errors import Refusal
+from harness.core.geometry import Geometry
+from harness.core.interfaces import Masks, Question
+from harness.core.structure import UNCUT, Cut
+from harness.models.decoder import Decoder
+from harness.models.gates import gated
+from harness.models.machine import available
+
+TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one candidate that a block runs over at once."""
+STATES = 0.25
+"""The share of the free memory that the hidden states of all candidates may take."""
+LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
+"""Logits at once, in float32."""
+
+
+@torch.no_grad()
+def losses(decoder: Decoder, cuts: Sequence[Cut], windows: Tensor, objective: Question) -> Tensor:
+    """The loss (C, N) of each cut on each window (N, L), in float64 on the CPU.
+
+    Cuts that agree in all blocks so far share one hidden state, so what is equal runs once.
+
+    Raises:
+        Refusal: a cut that the model cannot take.
+    """
+    stream = Stream(decoder, [windows[:1]])
+    candidates = list(cuts) if objective == "nll" else [*cuts, UNCUT]
+    found = []
+    for tokens in progress(windows.split(_together(stream, len(candidates))), "losses of cuts"):
+        tokens = tokens.to(stream.placement.device)
+        ends = _walk(stream, [_by_block(decoder, cut) for cut in candidates], tokens)
+        dense = None if objective == "nll" else next(end for end, members in ends if members[-1] == len(cuts))
+        here = torch.empty(len(candidates), len(tokens), dtype=torch.float64)
+        for end, members in ends:
+            here[members] = _judged(stream, end, dense, tokens, objective).cpu()
+        found.append(here[: len(cuts)])
+    stream.placement.settle()
+    return torch.cat(found, dim=1)
+
+
+def _together(stream: Stream, candidates: int) -> int:
+    """Windows that go through all blocks at once."""
+    width, device = stream.hidden[0].shape[-1], stream.placement.device
+    a_window = candidates * stream.window * width * stream.hidden[0].element_size()
+    return max(1, min(TOKENS[device.type] // stream.window, int(STATES * available(device)) // a_window))
+
+
+def _by_block(decoder: Decoder, cut: Cut) -> dict[int, Cut]:
+    """The part of a cut that is in each block it touches."""
+    inside: dict[int, set[Any]] = {}
+    for unit in cut.units:
+        inside.setdefault(unit.block, set()).add(unit)
+    return {index: Cut(frozenset(units)) for index, units in inside.items() if index in decoder.indices}
+
+
+def _walk(
+    stream: Stream, candidates: Sequence[Mapping[int, Cut]], tokens: Tensor
+) -> list[tuple[Tensor, list[int]]]:  # fmt: skip
+    """The last hidden states (n, L, D), each with the candidates that arrive there."""
+    states = [(_embedded(stream, tokens), list(range(len(candidates))))]
+    for index in stream.decoder.indices:
+        parting: dict[tuple[int, Cut], list[int]] = {}
+        for number, (_, members) in enumerate(states):
+            for member in members:
+                parting.setdefault((number, candidates[member].get(index, UNCUT)), []).append(member)
+        with stream.placement.on_device(stream.decoder.block(index)):
+            hidden = [_run(stream, index, states[number][0], tokens, cut) for number, cut in parting]
+        states = list(zip(hidden, parting.values(), strict=True))
+    return states
+
+
+def _embedded(stream: Stream, tokens: Tensor) -> Tensor:
+    """The hidden states (n, L, D) in front of the first block; windows alone, as others may follow from the tokens."""
+    return torch.cat([stream.embed(window) for window in tokens.split(1)])
+
+
+def _run(stream: Stream, index: int, hidden: Tensor, tokens: Tensor, cut: Cut) -> Tensor:
+    if cut.blocks:
+        return hidden
+    if not cut:
+        return stream.run_block(index, hidden, tokens)
+    with gated(stream.decoder, cut):
+        return stream.run_block(index, hidden, tokens)
+
+
+def _judged(stream: Stream, hidden: Tensor, dense: Tensor | None, tokens: Tensor, objective: Question) -> Tensor:
+    """The loss (n,) of windows from their last hidden states (n, L, D), those of the dense model being `dense`."""
+    size = max(1, LOGIT_BYTES[hidden.device.type] // (4 * _vocabulary(stream)))
+    sums = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
+    positions = hidden.shape[1] - 1
+    for window in range(len(hidden)):
+        for start in range(0, positions, size):
+            here = slice(start, min(start + size, positions))
+            logits = _logits(stream, hidden[window, here])
+            reference = None if dense is None else _logits(stream, dense[window, here])
+            behind = slice(here.start + 1, here.stop + 1)
+            sums[window] += _distance(logits, reference, tokens[window, behind], objective).sum(dtype=torch.float64)
+    return sums / positions
+
+
+def _vocabulary(stream: Stream) -> int:
+    return int(stream.decoder.config.get_text_config().vocab_size)
+
+
+def _logits(stream: Stream, hidden: Tensor) -> Tensor:
+    """The logits (p, V) of some positions (p, D) of a window, in float32: the head treats each alone."""
+    return stream.logits(hidden[None])[0].float()
+
+
+def _distance(logits: Tensor, dense: Tensor | None, targets: Tensor, objective: Question) -> Tensor:
+    """What each position (p,) adds."""
+    if dense is None:
+        return functional.cross_entropy(logits, targets, reduction="none")
+    if objective == "distance":
+        return torch.linalg.vector_norm(dense - logits, dim=-1)
+    expected, got = dense.log_softmax(-1), logits.log_softmax(-1)
+    return (expected.exp() * (expected - got)).sum(-1)
+
+
+@torch.no_grad()
+def masked_losses(decoder: Decoder, geometry: Geometry, masks: Masks, windows: Tensor) -> Tensor:
+    """The mean negative log-likelihood (K, N) of each sample of masks on each window (N, L).
+
+    Rows k·n to (k+1)·n of a batch are the windows under sample k: all samples are one forward.
+
+    Raises:
+        Refusal: sub-layers are masked in a family whose norms stand behind the residual addition.
+    """
+    if not geometry.norm_first and {"attention", "mlp"} & set(masks):
+        raise Refusal("sub-layers cannot be masked row by row where norms stand behind the residual addition.")
+    stream = Stream(decoder, [windows[:1]])
+    samples = len(next(iter(masks.values())))
+    found = []
+    for tokens in windows.split(max(1, _together(stream, samples) // samples)):
+        tokens = tokens.to(stream.placement.device)
+        hidden, rows = _embedded(stream, tokens).repeat(samples, 1, 1), tokens.repeat(samples, 1)
+        factors = {part: mask.to(hidden).repeat_interleave(len(tokens), dim=0) for part, mask in masks.items()}
+        for index in decoder.indices:
+            with stream.placement.on_device(decoder.block(index)), _masked(decoder, geometry, factors, index):
+                behind = stream.run_block(index, hidden, rows)
+            hidden = behind if "block" not in factors else _kept(hidden, behind, factors["block"][:, index])
+        found.append(_judged(stream, hidden, None, rows, "nll").cpu().unflatten(0, (samples, -1)))
+    stream.placement.settle()
+    return torch.cat(found, dim=1)
+
+
+def _kept(before: Tensor, behind: Tensor, factor: Tensor) -> Tensor:
+    """Each row behind a block, or in front of it where its factor (rows,) is 0."""
+    by_row = factor[:, None, None]
+    return torch.where(by_row == 1, behind, before + by_row * (behind - before))
+
+
+@contextmanager
+def _masked(decoder: Decoder, geometry: Geometry, factors: Masks, index: int) -> Iterator[None]:
+    """While inside, one block's units have the factors (rows, blocks, units) of their parts, row by row."""
+    block, layout = decoder.block(index), decoder.anatomy
+    outputs = {"head": layout.attention[-1][0], "channel": layout.mlp[-1][0]}
+    wholes = {"attention": outputs["head"], "mlp": outputs["channel"]}
+    with ExitStack() as stack:
+        for part, factor in factors.items():
+            if part in outputs:
+                width = geometry.query // geometry.groups if part == "head" else 1
+                by_input = factor[:, index].repeat_interleave(width, dim=1)  # (rows, I)
+                hook = partial(_multiply_inputs, by_input)
+                stack.callback(block.get_submodule(outputs[part]).register_forward_pre_hook(hook).remove)
+            elif part in wholes:
+                after = partial(_multiply_outputs, factor[:, index, None])
+                stack.callback(block.get_submodule(wholes[part]).register_forward_hook(after).remove)
+        yield
+
+
+def _multiply_inputs(factor: Tensor, _: nn.Module, positional: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (_by_row(positional[0], factor),)
+
+
+def _multiply_outputs(factor: Tensor, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+    return _by_row(output, factor)
+
+
+def _by_row(values: Tensor, factor: Tensor) -> Tensor:
+    """Values (rows, L, I), or (rows · L, I) where a family flattens them, times a factor (rows, I or 1)."""
+    by_row = values.reshape(len(factor), -1, values.shape[-1]) * factor[:, None]
+    return by_row.reshape(values.shape)
