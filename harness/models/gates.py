@@ -17,7 +17,7 @@ from harness.core.structure import SUBLAYERS, Cut
 from harness.models.decoder import Decoder
 from harness.models.fused import Replacement, replaced
 from harness.models.skipped import nothing
-from harness.models.units import channel_lines, changed, head_lines, norms_of, settled
+from harness.models.units import changed, channel_lines, head_lines, norms_of, settled
 
 
 @contextmanager
@@ -68,8 +68,8 @@ def _gates(decoder: Decoder, total: Cut) -> Iterator[tuple[nn.Module, Tensor]]:
         for part, of in lines.items():
             if index not in total.blocks and (kept := changed(decoder, total, index, part)) is not None:
                 *_, (name, _, columns) = of(decoder, index, kept)
-                linear = decoder.block(index).get_submodule(name)
-                mask = torch.zeros(linear.in_features, dtype=linear.weight.dtype)  # type: ignore[arg-type]
+                linear: Any = decoder.block(index).get_submodule(name)
+                mask = torch.zeros(linear.in_features, dtype=linear.weight.dtype)
                 mask[columns] = 1.0
                 yield linear, mask.to(next(decoder.model.parameters()).device)
 

@@ -23,7 +23,7 @@ class Skipped(nn.Module):
     def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **named: Any) -> Any:
         """Take what the sub-layer is called with, and give what it would give."""
         added = nothing(hidden_states, residual)
-        child = self._modules.get(self.last)
+        child: Any = self._modules.get(self.last)
         return added if child is None else added + child.bias
 
     def add(self, bias: Tensor) -> None:

@@ -17,7 +17,7 @@ from harness.core.structure import SUBLAYERS, Cut, Plan
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 from harness.models.skipped import Skipped, SkippedAttention, SkippedLinear
-from harness.models.units import Lines, channel_lines, channels, changed, head_lines, heads, norms_of, settled
+from harness.models.units import Lines, changed, channel_lines, channels, head_lines, heads, norms_of, settled
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def operate(decoder: Decoder, plan: Plan) -> Decoder:
         Refusal: the model cannot take the cut (`units.settled`), or has no place for a tensor.
     """
     total = settled(decoder, plan.edit)
-    placement = placement_of(decoder.model, decoder.anatomy)
+    placement = placement_of(decoder)
     placement.settle()
     for index in decoder.indices:
         if index not in total.blocks:

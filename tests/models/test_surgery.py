@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, normal, tiny, windows
+from helpers import METHODS, TINY, normal, pattern, tiny, windows
 from torch import Tensor, nn
 
+from harness.calibration.checks import self_check
 from harness.core.errors import Refusal
 from harness.core.structure import Cut, Plan, Unit
-from harness.models.anatomy import anatomy_of
-from harness.models.decoder import Decoder
+from harness.evaluation.zeros import fraction_of_zeros
+from harness.models.decoder import Decoder, decoder_of
 from harness.models.gates import gated
+from harness.models.placement import Where, place
 from harness.models.surgery import operate
 from harness.models.units import channels, heads
+from harness.run import prune
 
 BLOCKS = 4
 
@@ -29,7 +32,7 @@ def dense(name: str, *, relu: bool = True, **changes: Any) -> Decoder:
     kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
     types = {"layer_types": kinds} if "layer_types" in TINY[name] else {}
     model = tiny(name, num_hidden_layers=BLOCKS, **types | changes)
-    decoder = Decoder(model, anatomy_of(model))
+    decoder = decoder_of(model)
     for block in decoder.modules if relu else ():
         block.set_submodule(decoder.anatomy.activation, nn.ReLU())
     return decoder
@@ -66,7 +69,8 @@ def fitting(decoder: Decoder, cut: Cut) -> Cut:
         frozenset(
             unit
             for unit in cut.units
-            if (unit.part != "head" or (alone and unit.index < groups)) and (unit.part != "channel" or unit.index < wide)
+            if (unit.part != "head" or (alone and unit.index < groups))
+            and (unit.part != "channel" or unit.index < wide)
         )
     )
 
@@ -204,3 +208,37 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence(cut: Cut, tensors: Any, sai
     if not tensors:
         with pytest.raises(Refusal), gated(dense("llama"), cut):
             pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_left_is_pruned_like_any_model(method: str) -> None:
+    decoder = operate(dense("llama", relu=False), Plan(CUTS["everything"]))
+    sites = [site for index in decoder.indices for site in decoder.linears(index)]
+    self_check(decoder)
+    done = prune(decoder, [windows(4)], decoder.indices, METHODS[method], dict.fromkeys(sites, pattern("0.5")))
+    assert list(done) == sites and "model.layers.0.mlp.up_proj" in sites
+    assert not {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj"} & set(
+        sites
+    )
+    assert fraction_of_zeros(decoder, decoder.indices) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+@torch.no_grad()
+def test_a_cut_model_whose_blocks_wait_in_host_memory_is_the_one_on_the_device(name: str) -> None:
+    cut, tokens, bias = CUTS["everything"], windows(2), {}
+    decoder, waiting = dense(name), dense(name)
+    bias = {f"{decoder.anatomy.blocks}.3.{decoder.anatomy.mlp_output}.bias": normal(32)}
+    placement = place(waiting, Where(torch.device("cpu"), offload=True))
+    with gated(waiting, cut):
+        tried = logits(waiting, tokens)
+    decoder, waiting = (operate(one, Plan(cut, bias)) for one in (decoder, waiting))
+    assert torch.equal(logits(waiting, tokens), logits(decoder, tokens)) and not torch.equal(
+        tried, logits(decoder, tokens)
+    )
+    block = waiting.block(3)
+    with placement.on_device(block):
+        block.get_submodule(waiting.anatomy.mlp_output).weight.mul_(2.0)
+        placement.wrote(block)
+    decoder.block(3).get_submodule(decoder.anatomy.mlp_output).weight.mul_(2.0)
+    assert torch.equal(logits(waiting, tokens), logits(decoder, tokens))
