@@ -236,7 +236,8 @@ def _view(
     return DecoderView(
         decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, _belongs(cfg, ready, decoder), cfg.cache_gib),
-        weights_sha256=ready.facts["weights_sha256"], devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
+        weights_sha256=ready.facts["weights_sha256"],
+        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
 
 

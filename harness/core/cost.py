@@ -88,11 +88,13 @@ def _block(edit: Cut, geometry: Geometry, index: int, tokens: int, itemsize: int
     if edit.gone("block", index):
         return Size(0, 0, 0, 0, 0)
     attention = mlp = Size(0, 0, 0, 0, 0)
-    if not edit.gone("attention", index):
-        attention = _attention(geometry, geometry.groups - len(edit.gone("head", index)), tokens, itemsize)
-    if not edit.gone("mlp", index):
-        experts = geometry.experts - len(edit.gone("expert", index))
-        mlp = _mlp(geometry, geometry.wide - len(edit.gone("channel", index)), experts, tokens)
+    groups, channels = geometry.groups - len(edit.gone("head", index)), geometry.wide - len(edit.gone("channel", index))
+    if groups and not edit.gone("attention", index):  # with its last unit a part goes as a whole
+        attention = _attention(geometry, groups, tokens, itemsize)
+    if channels and not edit.gone("mlp", index):
+        mlp = _mlp(geometry, channels, geometry.experts - len(edit.gone("expert", index)), tokens)
+    if not attention.parameters and not mlp.parameters:
+        return attention
     shared = _norms(geometry, geometry.norms[2], tokens)
     return Size(*(sum(column) for column in zip(attention, mlp, shared, strict=True)))
 

@@ -51,8 +51,8 @@ class FeedForward(NamedTuple):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Its matrices, as the block runs them."""
-        return (*self.readers, self.down)
+        """Its matrices, as the block runs them; none where the block has no such part any more."""
+        return (*self.readers, self.down) if self.readers else ()
 
 
 class BlockView(Protocol):
