@@ -11,7 +11,7 @@ from harness.core.cost import Size, cost, first_units, removed
 from harness.core.errors import Refusal
 from harness.core.geometry import Geometry
 from harness.core.structure import UNCUT, Cut, Unit
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.models.geometry import of_config
 
 LLAMA_7B = Geometry(32, 4096, 11008, 4096, 4096, 32, 32000, gated=True, tied=False, rotated=128)
@@ -59,7 +59,7 @@ def test_multiplications_of_the_dense_model_to_the_last() -> None:
 def test_parameters_are_those_of_the_model(name: str) -> None:
     model = tiny(name.split()[0], **SETTINGS[name])
     found = cost(UNCUT, of_config(model.config.to_dict()))
-    matrices = linears(model, anatomy_of(model).block_list(model))
+    matrices = linears(model, decoder_of(model).modules)
     assert found.parameters == found.active == model.num_parameters()
     assert found.linears == sum(linear.weight.numel() for linear in matrices.values())
 
@@ -70,7 +70,7 @@ def test_a_block_is_its_parameters(name: str) -> None:
     model = tiny(name.split()[0], **SETTINGS[name])
     geometry = of_config(model.config.to_dict())
     left = cost(Cut.of_blocks([1]), geometry)
-    block = anatomy_of(model).block_list(model)[1]
+    block = decoder_of(model).modules[1]
     assert left.parameters == model.num_parameters() - sum(p.numel() for p in block.parameters())
     assert left == cost(Cut(frozenset({Unit("attention", 1), Unit("mlp", 1)})), geometry)
 
@@ -80,7 +80,7 @@ def test_units_are_their_parameters(name: str) -> None:
     """A key/value group and a channel take the rows and columns of their matrices, and the biases of the rows."""
     model = tiny(name.split()[0], **SETTINGS[name])
     geometry = of_config(model.config.to_dict())
-    named = dict(anatomy_of(model).block_list(model)[0].named_parameters())
+    named = dict(decoder_of(model).modules[0].named_parameters())
     share = {"head": geometry.groups, "channel": geometry.wide}
     parts = {"head": ("q_proj", "k_proj", "v_proj"), "channel": ("gate_proj", "up_proj", "fc1")}
     columns = {
