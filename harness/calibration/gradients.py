@@ -193,7 +193,7 @@ def _gate(decoder: Decoder, index: int, part: str, stack: ExitStack) -> Tensor:
     layout = decoder.anatomy
     name = layout.attention[-1][0] if part == "head" else layout.mlp[-1][0]
     linear = decoder.linears(index)[decoder.site(index, name)]
-    gate = torch.ones(linear.in_features, device=linear.weight.device, requires_grad=True)
+    gate = torch.ones_like(linear.weight[0], requires_grad=True)
 
     def multiply(_: nn.Module, positional: tuple[Any, ...]) -> tuple[Any, ...]:
         return (positional[0] * gate,)

@@ -121,8 +121,9 @@ def _vocabulary(stream: Stream) -> int:
 
 
 def _logits(stream: Stream, hidden: Tensor) -> Tensor:
-    """The logits (p, V) of some positions (p, D) of a window, in float32: the head treats each alone."""
-    return stream.logits(hidden[None])[0].float()
+    """The logits (p, V) of some positions (p, D) of a window, in float32 at least: the head treats each alone."""
+    logits = stream.logits(hidden[None])[0]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _distance(logits: Tensor, dense: Tensor | None, targets: Tensor, objective: Question) -> Tensor:
