@@ -190,8 +190,7 @@ def _gate_step(
 
 def _gate(decoder: Decoder, index: int, part: str, stack: ExitStack) -> Tensor:
     """Factors of 1 (I,) at the inputs of the matrix through which a part writes to the residual stream."""
-    layout = decoder.anatomy
-    name = layout.attention[-1][0] if part == "head" else layout.mlp[-1][0]
+    name = decoder.anatomy.attention_output if part == "head" else decoder.anatomy.mlp_output
     linear = decoder.linears(index)[decoder.site(index, name)]
     gate = torch.ones_like(linear.weight[0], requires_grad=True)
 

@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream
-from harness.core.errors import Refusal
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Question
-from harness.core.structure import UNCUT, Cut
+from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.machine import available
@@ -140,13 +139,9 @@ def _distance(logits: Tensor, dense: Tensor | None, targets: Tensor, objective: 
 def masked_losses(decoder: Decoder, geometry: Geometry, masks: Masks, windows: Tensor) -> Tensor:
     """The mean negative log-likelihood (K, N) of each sample of masks on each window (N, L).
 
-    Rows k·n to (k+1)·n of a batch are the windows under sample k: all samples are one forward.
-
-    Raises:
-        Refusal: sub-layers are masked in a family whose norms stand behind the residual addition.
+    Rows k·n to (k+1)·n of a batch are the windows under sample k: all samples are one forward, or two where sub-layers
+    have masks, whose parts of a block run one after the other.
     """
-    if not geometry.norm_first and {"attention", "mlp"} & set(masks):
-        raise Refusal("sub-layers cannot be masked row by row where norms stand behind the residual addition.")
     stream = Stream(decoder, [windows[:1]])
     samples = len(next(iter(masks.values())))
     found = []
@@ -155,48 +150,51 @@ def masked_losses(decoder: Decoder, geometry: Geometry, masks: Masks, windows: T
         hidden, rows = _embedded(stream, tokens).repeat(samples, 1, 1), tokens.repeat(samples, 1)
         factors = {part: mask.to(hidden).repeat_interleave(len(tokens), dim=0) for part, mask in masks.items()}
         for index in decoder.indices:
-            with stream.placement.on_device(decoder.block(index)), _masked(decoder, geometry, factors, index):
-                behind = stream.run_block(index, hidden, rows)
-            hidden = behind if "block" not in factors else _kept(hidden, behind, factors["block"][:, index])
+            here = {part: factor[:, index] for part, factor in factors.items()}
+            with stream.placement.on_device(decoder.block(index)), _masked(decoder, geometry, here, index):
+                behind = _masked_block(stream, geometry.parallel, here, index, hidden, rows)
+            hidden = _kept(hidden, behind, here.get("block"))
         found.append(_judged(stream, hidden, None, rows, "nll").cpu().unflatten(0, (samples, -1)))
     stream.placement.settle()
     return torch.cat(found, dim=1)
 
 
-def _kept(before: Tensor, behind: Tensor, factor: Tensor) -> Tensor:
-    """Each row behind a block, or in front of it where its factor (rows,) is 0."""
+def _masked_block(
+    stream: Stream, parallel: bool, factors: Masks, index: int, hidden: Tensor, tokens: Tensor
+) -> Tensor:  # fmt: skip
+    """What a block gives (rows, L, D), its sub-layers with the factors (rows,) that they have."""
+    if not {"attention", "mlp"} & set(factors):
+        return stream.run_block(index, hidden, tokens)
+    without = {part: Cut(frozenset({Unit(part, index)})) for part in SUBLAYERS}
+    middle = _kept(hidden, _run(stream, index, hidden, tokens, without["mlp"]), factors.get("attention"))
+    entering = hidden if parallel else middle
+    behind = _kept(entering, _run(stream, index, entering, tokens, without["attention"]), factors.get("mlp"))
+    return middle + (behind - entering) if parallel else behind
+
+
+def _kept(before: Tensor, behind: Tensor, factor: Tensor | None) -> Tensor:
+    """Each row as far as its factor (rows,) says from in front of something to behind it; at 0 and 1 to the bit."""
+    if factor is None:
+        return behind
     by_row = factor[:, None, None]
     return torch.where(by_row == 1, behind, before + by_row * (behind - before))
 
 
 @contextmanager
 def _masked(decoder: Decoder, geometry: Geometry, factors: Masks, index: int) -> Iterator[None]:
-    """While inside, one block's units have the factors (rows, blocks, units) of their parts, row by row."""
-    block, layout = decoder.block(index), decoder.anatomy
-    outputs = {"head": layout.attention[-1][0], "channel": layout.mlp[-1][0]}
-    wholes = {"attention": outputs["head"], "mlp": outputs["channel"]}
+    """While inside, one block's heads and channels have the factors (rows, units) of their parts, row by row."""
+    layout, width = decoder.anatomy, geometry.query // geometry.groups
+    outputs: dict[Part, tuple[str, int]] = {"head": (layout.attention_output, width), "channel": (layout.mlp_output, 1)}
     with ExitStack() as stack:
-        for part, factor in factors.items():
-            if part in outputs:
-                width = geometry.query // geometry.groups if part == "head" else 1
-                by_input = factor[:, index].repeat_interleave(width, dim=1)  # (rows, I)
-                hook = partial(_multiply_inputs, by_input)
-                stack.callback(block.get_submodule(outputs[part]).register_forward_pre_hook(hook).remove)
-            elif part in wholes:
-                after = partial(_multiply_outputs, factor[:, index, None])
-                stack.callback(block.get_submodule(wholes[part]).register_forward_hook(after).remove)
+        for part, (name, inputs) in outputs.items():
+            if part in factors:
+                by_input = factors[part].repeat_interleave(inputs, dim=1)  # (rows, I)
+                linear = decoder.block(index).get_submodule(name)
+                stack.callback(linear.register_forward_pre_hook(partial(_multiplied, by_input)).remove)
         yield
 
 
-def _multiply_inputs(factor: Tensor, _: nn.Module, positional: tuple[Tensor, ...]) -> tuple[Tensor]:
-    return (_by_row(positional[0], factor),)
-
-
-def _multiply_outputs(factor: Tensor, _: nn.Module, __: Any, output: Tensor) -> Tensor:
-    return _by_row(output, factor)
-
-
-def _by_row(values: Tensor, factor: Tensor) -> Tensor:
-    """Values (rows, L, I), or (rows · L, I) where a family flattens them, times a factor (rows, I or 1)."""
-    by_row = values.reshape(len(factor), -1, values.shape[-1]) * factor[:, None]
-    return by_row.reshape(values.shape)
+def _multiplied(factor: Tensor, _: nn.Module, positional: tuple[Tensor, ...]) -> tuple[Tensor]:
+    """Inputs (rows, L, I), or (rows · L, I) where a family flattens them, times a factor (rows, I)."""
+    (inputs,) = positional
+    return ((inputs.reshape(len(factor), -1, inputs.shape[-1]) * factor[:, None]).reshape(inputs.shape),)

@@ -105,7 +105,7 @@ def test_what_candidates_have_in_common_runs_once() -> None:
     assert runs == {0: 1 + shown, 1: 2, 2: 3}
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", TINY)
 def test_masks_are_cuts_row_by_row(name: str) -> None:
     """Two samples of heads, channels, sub-layers and blocks in one forward, against cuts one after the other."""
     decoder = decoder_of(tiny(name))
@@ -132,11 +132,6 @@ def test_masks_are_cuts_row_by_row(name: str) -> None:
         torch.testing.assert_close(
             asked.masked_losses(masks, TOKENS), asked.losses(expected, TOKENS), rtol=1e-5, atol=1e-6
         )
-
-
-def test_masks_of_sublayers_behind_whose_addition_a_norm_stands_are_refused() -> None:
-    with pytest.raises(Refusal, match="row by row"):
-        view(decoder_of(tiny("opt-350m"))).masked_losses({"mlp": torch.ones(2, 2)}, TOKENS)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -240,12 +235,12 @@ def test_sums_by_unit_are_sums_over_what_the_unit_has(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_gates_have_the_derivatives_of_finite_differences(name: str) -> None:
-    """Central differences of masked losses in double precision, but for RMS norms, whose float32 leaves 1e-8 of noise."""
+    """Central differences of masked losses in double precision. RMS norms, in float32, leave noise of about 1e-8."""
     decoder = decoder_of(tiny(name, torch.float64))
     asked = view(decoder)
     geometry = asked.geometry
     parts: tuple[Part, ...] = ("head", "channel", "attention", "mlp", "block")
-    step = 1e-3
+    step, error = (1e-5, 2e-6) if geometry.norm_vectors == 2 else (1e-3, 2e-5)
     found = asked.gate_gradients(TOKENS, parts)
     for part in parts:
         shape = (2, 2, geometry.count(part)) if part in ("head", "channel") else (2, 2)
@@ -254,7 +249,7 @@ def test_gates_have_the_derivatives_of_finite_differences(name: str) -> None:
             masks = torch.ones(shape, dtype=torch.float64)
             masks[(0, *place)], masks[(1, *place)] = 1 - step, 1 + step
             low, high = asked.masked_losses({part: masks}, TOKENS).mean(1)
-            torch.testing.assert_close(found[part][place], (high - low) / (2 * step), rtol=1e-3, atol=2e-5)
+            torch.testing.assert_close(found[part][place], (high - low) / (2 * step), rtol=1e-3, atol=error)
 
 
 def test_a_scope_leaves_the_others_out() -> None:
