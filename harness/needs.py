@@ -7,7 +7,6 @@ size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from harness.calibration.assembler import LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.errors import UserError
+from harness.core.geometry import Geometry
 from harness.core.memory import AHEAD, GIB
 from harness.core.search import Ladder
 from harness.core.statistic import gram, norms
@@ -34,85 +34,6 @@ SIGHTLESS = ("uniform", "file", "alphapruning")
 """Allocators that look at no input of a linear."""
 LOGIT_PIECES = 5
 """Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
-TIED = ("opt", "gemma", "gemma2", "gemma3_text")
-"""Families whose head is the embedding where nothing else is said."""
-UNGATED = ("opt", "phi", "gpt_neox")
-"""Families whose feed-forward part has two matrices."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a decoder: what `conf/model` says of it before there is a checkpoint, or its `config.json`."""
-
-    blocks: int
-    hidden: int
-    wide: int
-    query: int
-    key_value: int
-    heads: int
-    vocabulary: int
-    gated: bool
-    tied: bool
-
-    @property
-    def block_parameters(self) -> int:
-        attention = 2 * self.hidden * (self.query + self.key_value)
-        return attention + (3 if self.gated else 2) * self.hidden * self.wide
-
-    @property
-    def outside_parameters(self) -> int:
-        """Embedding and head."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Input widths of the matrices of one block."""
-        return (self.hidden,) * (5 if self.gated else 4) + (self.query, self.wide)
-
-    @property
-    def gram_elements(self) -> int:
-        """Of the Gram matrices of a block's distinct inputs: those of attention, of its output, of the part behind."""
-        return 2 * self.hidden**2 + self.query**2 + self.wide**2
-
-    @property
-    def solver_elements(self) -> int:
-        """Multiplications of one product of each matrix (O, I) of a block with a matrix (I, I) of its inputs."""
-        attention = self.hidden**2 * (2 * self.hidden + 2 * self.key_value)
-        return attention + self.hidden * self.wide * (self.hidden * (2 if self.gated else 1) + self.wide)
-
-    @property
-    def group_elements(self) -> int:
-        """Weights of the largest group of matrices that read the same inputs."""
-        readers = self.hidden * self.wide * (2 if self.gated else 1)
-        return max(readers, self.hidden * (self.hidden + 2 * self.key_value))
-
-
-def of_facts(facts: Mapping[str, Any]) -> Geometry:
-    """The geometry that `conf/model` holds; `head_dim` is there where it is not the hidden size over the heads."""
-    family, hidden, heads = facts["family"], facts["hidden"], facts["heads"]
-    head = facts.get("head_dim", hidden // heads)
-    return Geometry(
-        facts["blocks"], hidden, facts["intermediate"], head * heads, head * facts["kv_heads"], heads,
-        facts["vocabulary"], family not in UNGATED, facts.get("tied", family in TIED),
-    )  # fmt: skip
-
-
-def of_config(config: Mapping[str, Any]) -> Geometry:
-    """The geometry that a checkpoint's `config.json` describes; what it leaves out is as small as it can be."""
-    hidden, heads = int(config.get("hidden_size") or 1), int(config.get("num_attention_heads") or 1)
-    family = str(config.get("model_type"))
-    head = int(config.get("head_dim") or hidden // heads)
-    return Geometry(
-        blocks=int(config.get("num_hidden_layers") or 1),
-        hidden=hidden,
-        wide=int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden),
-        query=head * heads,
-        key_value=head * int(config.get("num_key_value_heads") or heads),
-        heads=heads,
-        vocabulary=int(config.get("vocab_size") or 1),
-        gated=family not in UNGATED,
-        tied=bool(config.get("tie_word_embeddings", family in TIED)),
-    )
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from harness.data.overlap import refuse_overlap
 from harness.evaluation.protocol import Context
 from harness.models.anatomy import revised_layout
 from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, tokenizer_hashes, weights_hash
+from harness.models.geometry import of_config
 from harness.models.loading import resolve_dtype
 from harness.models.machine import other_gpus, resolve_device
-from harness.needs import Need, Waits, check_memory, database_bytes, need_of, of_config
+from harness.needs import Need, Waits, check_memory, database_bytes, need_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
 

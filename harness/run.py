@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from harness import catalogue
 from harness.calibration.cache import Cache
 from harness.calibration.layer_error import WithLayerErrors
-from harness.calibration.probe import ModelProbe
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, batched, stream
+from harness.calibration.structure_view import DecoderView
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
-from harness.core.edit import Edit
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
 from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
+from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.evaluation.protocol import Context, measured
 from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
 from harness.methods.each import as_block_method
@@ -41,6 +41,7 @@ from harness.models.loading import fuse_attention
 from harness.models.surgery import operate
 from harness.needs import is_fast, tokens_at_once
 from harness.prepare import Prepared, protocol_id
+from harness.record.dense import is_dense, names_of
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
@@ -59,7 +60,8 @@ class Reduced:
     decoder: Decoder
     allocation: Allocation
     scope: Sequence[int]
-    edit: Edit
+    plan: Mapping[str, Any]
+    parameters: Mapping[str, int | None]
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
@@ -98,7 +100,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         fuse_attention(decoder.model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-            if cfg.method is None and not reduced.edit and name_of(cfg.recovery) == "none":
+            if is_dense(names_of(ready.config)):
                 measures = session.dense_measures(cfg, ready, decoder, tokenizer, context)
             else:
                 judges = cfg.evaluators.values()
@@ -128,10 +130,11 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         measures=tuple(measures),
         stages=stages.finished,
         provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
-        edit=asdict(reduced.edit),
         notes=reduced.notes,
         blocks=reduced.blocks,
         allocation=reduced.told,
+        plan=reduced.plan,
+        parameters=reduced.parameters | {"saved": None if reason or cfg.save is None else reduced.parameters["model"]},
     )
 
 
@@ -154,11 +157,14 @@ def _reduce(
             at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
-        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(decoder, batches, scope)))
-        if edit:
-            decoder = operate(decoder, edit)
+        view = _view(cfg, ready, decoder, tokenizer, batches, scope)
+        plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
+        told_of_plan = {"edit": plan.edit.json(), **view.told} if plan.edit or view.told else {}
+        dense = count_parameters(decoder)
+        if plan.edit or plan.tensors:
+            decoder = operate(decoder, plan)
             scope = [index for index in scope if index in decoder.indices]
-    sharing = session.sharing(cfg, batches, edited=bool(edit))
+    sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors))
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -166,13 +172,13 @@ def _reduce(
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _probe(cfg, ready, decoder, tokenizer, batches, scope, sharing)
+            probe = _view(cfg, ready, decoder, tokenizer, batches, scope, sharing)
             allocation, told_of_allocation = _allocated(cfg, probe), probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, sharing, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, decoder))
+            finished = FinishedBlocks(_keeping(cfg, ready, decoder, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
                 decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
@@ -188,10 +194,13 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(decoder, allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
+    sizes = {"dense": dense, **sizes_of(decoder, view.geometry)}
+    return Reduced(
+        decoder, allocation, scope, told_of_plan, sizes, tuple(notes), told, told_of_allocation, orders, counts
+    )
 
 
-def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:
+def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
     """The pattern of every site; whether the method takes them is asked before a search takes an hour, and after."""
     check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
     answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
@@ -213,27 +222,35 @@ def _method_and_walk(
     return method, partial(sharing.walk if sharing else stream, exact=exact)
 
 
-def _probe(
+def _view(
     cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
-    sharing: Sharing | None,
-) -> ModelProbe:  # fmt: skip
-    """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
+    sharing: Sharing | None = None,
+) -> DecoderView:  # fmt: skip
+    """What planner and allocator may ask. Further windows of the calibration text have a seed of their own."""
 
     def draw(count: int) -> Tensor:
         seed = rng(cfg.calibration.seed, "windows of a search").randrange(2**32)
         further = replace(cfg.calibration, windows=count, seed=seed)
         return calibration_windows(further, tokenizer, ready.inputs.calibration_length).to(ready.device)
 
-    return ModelProbe(
+    return DecoderView(
         decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
-        cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
+        cache=Cache(cfg.cache, _belongs(cfg, ready, decoder), cfg.cache_gib),
+        weights_sha256=ready.facts["weights_sha256"],
         devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
 
 
-def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping:
+def _belongs(cfg: RunConfig, ready: Prepared, decoder: Decoder) -> Mapping[str, Any]:
+    """What cached values depend on; behind a plan, on what is cut, and on who gave it tensors."""
+    if not decoder.cut:
+        return ready.belongs
+    return {**ready.belongs, "cut": decoder.cut.json(), "planner": catalogue.describe(cfg.planner)}
+
+
+def _keeping(cfg: RunConfig, ready: Prepared, decoder: Decoder, allocation: Allocation) -> Keeping:
     """Where finished blocks of this run go, and what they depend on."""
-    belongs = belonging(ready.belongs, catalogue.describe(cfg.method), cfg.seed, allocation)
+    belongs = belonging(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
     every = cfg.checkpoint_every
     if ready.waits.blocks and every is not None:
         every = 0.0  # while a block is on the device

@@ -243,7 +243,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random tiny model whose weights are large enough that everything matters."""
-    settings = {"model_type": name} | TINY[name] | changes
+    settings = {"model_type": name} | copy.deepcopy(TINY[name]) | changes  # surgery shortens lists of a configuration
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
     attention = "eager" if config.model_type == "gemma2" else "sdpa"  # transformers has no other for Gemma 2

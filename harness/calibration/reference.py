@@ -42,9 +42,7 @@ class ReferencedBlock(StreamedBlock):
         self.dense = {site: linear.weight.data.clone() for site, linear in self._linears.items()}
         decoder = stream.decoder
         self.groups = decoder.inputs(index)
-        self._middle, self._last = (
-            decoder.site(index, part[-1][0]) for part in (decoder.anatomy.attention, decoder.anatomy.mlp)
-        )
+        self._middle, self._last = decoder.site(index, decoder.anatomy.attention_output), self.groups[-1][0]
 
     @torch.no_grad()
     def difference(self, sites: Sequence[str]) -> Difference:

@@ -178,7 +178,7 @@ class StreamedBlock:
 
     @property
     def feed_forward(self) -> FeedForward:
-        """The part behind attention, of a block that has it."""
+        """The part behind attention."""
         return self._decoder.feed_forward(self.index)
 
     @property

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from harness.core.allocation import Allocation
 from harness.core.causes import Counts
-from harness.core.edit import Edit
+from harness.core.cost import check
 from harness.core.errors import Failure
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
+from harness.core.structure import Cut, Part, Plan, Unit
 
 FEW = 3
 """Names in a sentence."""
@@ -114,17 +116,24 @@ def allocation(allocator: str, answer: Any, sites: Iterable[str]) -> Allocation:
     return answer
 
 
-def edit(planner: str, answer: Any) -> Edit:
-    """A planner's answer.
+def plan(planner: str, answer: Any, geometry: Geometry) -> Plan:
+    """A planner's answer: units that the model has, and tensors.
 
     Raises:
-        Failure: it is no edit.
+        Failure: it is no plan.
+        Refusal: the model has not what is to go, or nothing would be left.
     """
-    if not isinstance(answer, Edit):
-        raise Failure(f"the planner '{planner}' returned {_what(answer)}, where an Edit is due.")
-    blocks = answer.dropped_blocks
-    if not isinstance(blocks, tuple) or not all(type(index) is int for index in blocks):
-        raise Failure(f"the planner '{planner}' dropped {blocks!r}, where a tuple of the numbers of blocks is due.")
+    who = f"the planner '{planner}'"
+    if not isinstance(answer, Plan) or not isinstance(answer.edit, Cut):
+        raise Failure(f"{who} returned {_what(answer)}, where Plan(Cut(units)) is due.")
+    for unit in answer.edit.units:
+        whole = isinstance(unit, Unit) and type(unit.block) is int and type(unit.index) is int
+        if not whole or unit.part not in get_args(Part):
+            raise Failure(f"{who} would cut {unit!r}, where Unit(part, block, index) is due.")
+    for name, tensor in answer.tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise Failure(f"{who} gave {_what(tensor)} as {name}, where a tensor is due.")
+    check(answer.edit, geometry)
     return answer
 
 

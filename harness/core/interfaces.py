@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from harness.core.allocation import Allocation, Budget
-from harness.core.edit import Edit
+from harness.core.geometry import Geometry
 from harness.core.pattern import Pattern
 from harness.core.statistic import Gram, Seen, Statistic
+from harness.core.structure import Cut, Part, Plan, Unit
 
 Site = str
 """The full name of one weight matrix, such as `model.layers.0.mlp.up_proj`."""
@@ -50,8 +51,8 @@ class FeedForward(NamedTuple):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Its matrices, as the block runs them."""
-        return (*self.readers, self.down)
+        """Its matrices, as the block runs them; none where the block has no such part any more."""
+        return (*self.readers, self.down) if self.readers else ()
 
 
 class BlockView(Protocol):
@@ -202,6 +203,74 @@ class Probe(Protocol):
     def tell(self, **facts: Any) -> None: ...
 
 
+class Passage(NamedTuple):
+    """Hidden states (N, L, D) of some windows in front of a block or a sub-layer and behind it, in float32.
+
+    A sub-layer is measured across its own residual addition: behind it is in front of it plus what it adds.
+    """
+
+    unit: Unit
+    before: Tensor
+    behind: Tensor
+
+
+class Gradients(Protocol):
+    """One block's weights with the gradients of a loss, all (O, I), or (D,) for the weight of a norm; in float32.
+
+    `squares` holds the mean over windows of the squared gradients of each window's own loss, if they were asked for.
+    """
+
+    index: int
+    weights: Mapping[Site, Tensor]
+    gradients: Mapping[Site, Tensor]
+    squares: Mapping[Site, Tensor]
+
+    def by_unit(self, part: Part, values: Mapping[Site, Tensor]) -> Mapping[Site, Tensor]:
+        """Sums (units,) of values (O, I) over the rows or columns that each head or channel has of each matrix."""
+        ...
+
+
+Masks = Mapping[Part, Tensor]
+"""For heads and channels (K, blocks, units), for blocks and sub-layers (K, blocks): factors, 1 where a unit stays.
+
+Blocks are all those of the dense model."""
+
+Question = Literal["nll", "kl", "distance"]
+"""How far a cut model is from the dense one on a window: its mean negative log-likelihood and the mean KL divergence of
+the dense distribution from its own, in nats per token, or the mean Euclidean distance of their logits."""
+
+
+class StructureView(Probe, Protocol):
+    """What planners may ask, beside what allocators may; nothing is changed in the model.
+
+    `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
+    are those of the blocks in scope. `hidden` passes over the calibration windows. Losses are those of each cut, or of
+    each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one another in a batch.
+    `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
+    (blocks, units) for heads and channels, (blocks,) for blocks and sub-layers.
+    """
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def windows(self) -> Tensor: ...
+
+    def draw(self, count: int) -> Tensor: ...
+
+    def units(self, part: Part) -> tuple[Unit, ...]: ...
+
+    def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]: ...
+
+    def gradients(self, windows: Tensor, *, squares: bool = False) -> Iterator[Gradients]: ...
+
+    def gate_gradients(self, windows: Tensor, parts: Sequence[Part]) -> Mapping[Part, Tensor]: ...
+
+    def losses(self, cuts: Sequence[Cut], windows: Tensor, objective: Question = "nll") -> Tensor: ...
+
+    def masked_losses(self, masks: Masks, windows: Tensor) -> Tensor: ...
+
+
 @runtime_checkable
 class LinearMethod(Protocol):
     """Weight and what was seen → pruned weight. May say why it cannot with `refuses(pattern, shape) -> str | None`."""
@@ -244,7 +313,7 @@ class Allocator(Protocol):
 class Planner(Protocol):
     """Which structures go (depth, width, experts), as data."""
 
-    def plan(self, probe: Probe) -> Edit: ...
+    def plan(self, view: StructureView) -> Plan: ...
 
 
 @runtime_checkable

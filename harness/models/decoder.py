@@ -98,7 +98,9 @@ class Decoder:
         return f"{self.anatomy.blocks}.{index}.{name}".removesuffix(".")
 
     def feed_forward(self, index: int) -> FeedForward:
-        """The feed-forward part of one block, which has it."""
+        """The feed-forward part of one block; one without matrices where it is gone."""
+        if self.cut.gone("mlp", index):
+            return FeedForward((), "", self.anatomy.gated, nn.Identity(), {})
         activation = self.block(index).get_submodule(self.anatomy.activation)
         readers, (down,) = (tuple(self.site(index, name) for name in group) for group in self.anatomy.mlp)
         linears = self.linears(index)

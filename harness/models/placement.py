@@ -68,6 +68,12 @@ class Placement:
         if self._visits:
             self._visits.settle()
 
+    def restructured(self) -> None:
+        """The blocks have other matrices, or are fewer: those in host memory find their places anew."""
+        self._replicas = []
+        if isinstance(self._visits, _Visits):
+            self._visits.restructured()
+
     def parked(self, tensors: Any = ()) -> Parked:
         """A list of activations, which wait where this placement has them wait."""
         return Parked(self.device, tensors, waits=self._parks)
@@ -146,6 +152,19 @@ class _Home:
             else:
                 parameter.data = parameter.data.to(device)
 
+    @property
+    def pointers(self) -> list[int]:
+        """The addresses of the memory in which the matrices wait."""
+        return [tensor.data_ptr() for tensor in self.waiting]
+
+    def holds(self, block: nn.Module) -> bool:
+        """Whether the matrices of the block are those that wait here."""
+        now = [parameter for parameter in block.parameters() if parameter.dim() > 1]
+        return len(now) == len(self.waiting) and all(
+            mine.data_ptr() == waits.data_ptr() and mine.shape == waits.shape
+            for mine, waits in zip(now, self.waiting, strict=True)
+        )
+
 
 class _Slot:
     """Room for one block on the device: which one is there or on its way, from when on, and until when it is read."""
@@ -171,8 +190,22 @@ class _Visits:
         self._written: set[nn.Module] = set()
         for block in blocks:
             _run_inside(block, self.visit)
-        locked = [tensor.data_ptr() for home in self._homes.values() for tensor in home.waiting]
-        weakref.finalize(self, unlock, locked).atexit = False
+        self._locked = [pointer for home in self._homes.values() for pointer in home.pointers]
+        weakref.finalize(self, unlock, self._locked).atexit = False
+
+    def restructured(self) -> None:
+        """New homes for matrices that are others, or of another shape, than those that waited; none for blocks gone."""
+        assert not self._entered, "blocks are cut while they wait"
+        self.settle()
+        left = set(self._blocks)
+        for block, home in list(self._homes.items()):
+            if block in left and home.holds(block):
+                continue
+            unlock(home.pointers)
+            del self._homes[block]
+            if block in left:
+                self._homes[block] = _Home(block, self._ferry.device)
+        self._locked[:] = [pointer for home in self._homes.values() for pointer in home.pointers]
 
     @contextmanager
     def visit(self, block: nn.Module) -> Iterator[None]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from harness.record.dense import changes, is_dense, is_pruned, names_of
 from harness.record.identity import fingerprint
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ NOT_ASKED = (
 NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
 """Settings of an allocator that say where it keeps something."""
 
-COMPONENTS = ("method", "allocator", "planner", "recovery")
+COMPONENTS = ("method", "allocator", "planner", "conversion", "recovery")
 LATER_SETTINGS = {"dead": "prune", "refit": False}
 """Settings of methods that older records do not name, and what those records have."""
 
@@ -100,12 +101,15 @@ def question(config: Mapping[str, Any]) -> Question:
     calibration = dict(config["calibration"])
     of_calibration = (calibration.pop("length"), calibration.pop("seed"))
     asked["calibration"] = calibration
-    dense = config["method"]["name"] == "none"
-    if dense or config.get("inputs") != "dense":  # the default, which older records do not name
+    names = names_of(config)
+    if not changes(names, "conversion"):  # what older records do not name
+        asked.pop("conversion", None)
+    pruned = is_pruned(names)
+    if not pruned or config.get("inputs") != "dense":  # the default, which older records do not name
         asked.pop("inputs", None)
-    if dense:
+    if not pruned:
         ignored = ["sparsity", "allocator", "layer_error"]
-        if config["planner"]["name"] == config["recovery"]["name"] == "none":
+        if is_dense(names):
             ignored += ["calibration", "seed"]
             of_calibration = (None, None)
         asked = {key: value for key, value in asked.items() if key not in ignored}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.record.dense import dense_rows
 from harness.report.bars import bars
 from harness.report.curves import curves
 from harness.report.files import write_csv
@@ -32,7 +33,7 @@ def draw(
     metric = "loss" if wanted["kind"] == "losses" else metric_of(layout)
     data = _data(compared, cells, metric, wanted)
     write_csv(data, folder / "figure.csv")
-    pruned = data if wanted["kind"] in ("trajectory", "scatter") else data[data["method"] != "none"]
+    pruned = data if wanted["kind"] in ("trajectory", "scatter") else data[~dense_rows(data)]
     if pruned.empty or (wanted["kind"] == "lines" and not any(map(is_number, pruned.get(wanted["x"], ())))):
         return
     save(_panels(Drawing(), named(data), metric, wanted), f"{title} · scale {scale}", folder, "figure")

@@ -11,9 +11,10 @@ import pandas as pd
 
 from harness.core.errors import UserError
 from harness.core.files import staged
+from harness.record.dense import NONE
 from harness.record.schema import DENSE_INPUTS
 from harness.report import ratios
-from harness.report.compare import compare
+from harness.report.compare import SIZES, compare
 from harness.report.derived import FIRST_TASK, mean_name
 from harness.report.figures import draw
 from harness.report.files import write_csv, write_text
@@ -71,7 +72,7 @@ def write_outputs(subject: Subject, cells: Sequence[Cell], folder: Path) -> Outp
     markdown = to_markdown(table, subject.title, subject.scale, compared)
     try:
         with staged(folder) as stage:
-            shown = compared.drop(columns="missed")
+            shown = compared.drop(columns=["missed", *SIZES])
             write_csv(shown, stage / "table.csv")
             write_text(markdown, stage / "table.md")
             write_text(to_latex(table, subject.title, subject.scale), stage / "table.tex")
@@ -100,7 +101,7 @@ def refuse_unlike(measured: pd.DataFrame) -> None:
     told_apart = ["inputs"] if "inputs" in done else []
     for (model, task, metric, *_), here in done.groupby(["model", "task", "metric", *told_apart]):
         known = here["protocol"]
-        marked = here.loc[here["method"] != "none", "protocol"].str.contains(DENSE_INPUTS, regex=False)
+        marked = here.loc[here["method"] != NONE, "protocol"].str.contains(DENSE_INPUTS, regex=False)
         if known.str.replace(DENSE_INPUTS, "", regex=False).nunique() > 1 or marked.nunique() > 1:
             raise UserError(
                 f"{model} {task} {metric} was measured by unlike protocols ({', '.join(sorted(set(known)))}), "

@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness.core.causes import TOLERANCE
 from harness.core.errors import UserError
+from harness.record.dense import dense_rows
 from harness.record.schema import hardware_name
 from harness.report.interval import mean_interval
 from harness.report.layout import column_of, level, metric_of
@@ -61,7 +62,7 @@ def contest(measured: pd.DataFrame, cells: Sequence[Cell], layout: Mapping[str, 
     """
     wanted, metric = layout["ranking"], metric_of(layout)
     of, over = column_of(wanted["of"]), tuple(dict.fromkeys(map(column_of, [*wanted["over"], "seed"])))
-    rows = measured[(measured["metric"] == metric) & measured["protocol"].notna() & (measured["method"] != "none")]
+    rows = measured[(measured["metric"] == metric) & measured["protocol"].notna() & ~dense_rows(measured)]
     rows = rows.assign(level=[level(row) for row in rows.itertuples()], loss=rows["value"])
     rows = rows[~rows["task"].str.startswith("mean")]  # its tasks are here already
     if metric in ACCURACIES:

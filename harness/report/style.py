@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.core import escape
+from harness.record.dense import dense_rows
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
 
@@ -156,7 +157,7 @@ def plot(axis: Any, x: str, cells: pd.DataFrame, style: Style, **more: Any) -> N
 
 def dense_line(axis: Any, here: pd.DataFrame, *, across: bool = True) -> None:
     """The dense model as a grey dashed line, across or from top to bottom."""
-    for value in here[here["method"] == "none"]["shown"]:
+    for value in here[dense_rows(here)]["shown"]:
         (axis.axhline if across else axis.axvline)(value, color="0.5", linestyle="--", linewidth=1, label="dense")
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.core import escape
 from harness.core.causes import TOLERANCE
+from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, level, metric_of, varying
 
@@ -31,7 +32,7 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     """The wide table: the `rows` axes as index columns, the values of the `columns` axis as columns, cells as text.
 
     An axis that the layout does not name, and of which one method has several values, becomes an index column too. So
-    do the zeros that were counted, behind the sparsity, where any are known.
+    do the zeros that were counted, behind the sparsity, where any are known, and the parameters where a model was cut.
     """
     metric = metric_of(layout)
     shown = compared[(compared["metric"] == metric) | compared["task"].isna()]
@@ -46,21 +47,42 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     heads: dict[str, tuple[Any, ...]] = {}
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     zeros: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
+    sizes: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
     for row in _spread(shown, [*row_keys, column_key]):
         head, place = _head(row, column_key, rank)
         heads.setdefault(head, place)
         values = tuple(row.get(key, "") for key in row_keys)
         rows.setdefault(values, {}).setdefault(head, row["text"])
         zeros.setdefault(values, {}).setdefault(head, (row.get("achieved"), row.get("missed")))
+        sizes.setdefault(values, {}).setdefault(head, (row.get("parameters"), row.get("of_dense")))
     order = sorted(rows, key=lambda values: [rank(key, value) for key, value in zip(row_keys, values, strict=True)])
     columns = sorted(heads, key=lambda head: heads[head])
     lines = [[*map(axis_text, values), *(rows[values].get(head, "") for head in columns)] for values in order]
     table = pd.DataFrame(lines, columns=[*row_names, *(head + UNITS.get(metric, "") for head in columns)])
-    achieved = [_achieved(zeros[values].values()) for values in order]
-    if any(achieved):
-        behind = row_names.index("sparsity") + 1 if "sparsity" in row_names else len(row_names)
-        table.insert(behind, "achieved", achieved, allow_duplicates=True)
+    behind = row_names.index("sparsity") + 1 if "sparsity" in row_names else len(row_names)
+    counted = (
+        {"parameters": [_parameters(sizes[values].values()) for values in order]} if _counts(shown, layout) else {}
+    )
+    counted["achieved"] = [_achieved(zeros[values].values()) for values in order]
+    for name, texts in counted.items():
+        if any(texts):
+            table.insert(behind, name, texts, allow_duplicates=True)
     return table
+
+
+def _counts(shown: pd.DataFrame, layout: Mapping[str, Any]) -> bool:
+    """Whether the table counts parameters: if it is asked to, or if a model was cut."""
+    return bool(layout.get("parameters") or (shown["parameters"] < shown["of_dense"]).any())
+
+
+def _parameters(sizes: Iterable[tuple[Any, Any]]) -> str:
+    """What the models of a row have, in millions, and of the dense one: a number, or the least and the most."""
+    known = [(size, dense) for size, dense in sizes if is_number(size) and not pd.isna(size)]
+    if not known:
+        return ""
+    ends = {f"{end(size for size, _ in known) / 1e6:.2f}": None for end in (min, max)}
+    shares = {f"{end(size / dense for size, dense in known):.1%}": None for end in (min, max)}
+    return f"{'–'.join(ends)} M ({'–'.join(shares)})"
 
 
 def _achieved(zeros: Iterable[tuple[Any, Any]]) -> str:
@@ -75,11 +97,11 @@ def _achieved(zeros: Iterable[tuple[Any, Any]]) -> str:
 def _spread(shown: pd.DataFrame, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows wherever they belong: an unmeasured point to every task, a dense cell to every scope of its model."""
     tasks = list(dict.fromkeys(shown["task"].dropna())) or [""]
-    pruned = shown[shown["method"] != "none"]
+    pruned = shown[~dense_rows(shown)]
     scopes = pruned.groupby("model")["scope"].unique().to_dict() if "scope" in keys else {}
     for row in shown.to_dict("records"):
         in_tasks = tasks if pd.isna(row["task"]) else [row["task"]]
-        in_scopes = scopes.get(row["model"], [row["scope"]]) if row["method"] == "none" else [row["scope"]]
+        in_scopes = scopes.get(row["model"], [row["scope"]]) if is_dense(row) else [row["scope"]]
         for task, scope in itertools.product(in_tasks, in_scopes):
             yield row | {"task": task, "scope": scope}
 
@@ -88,7 +110,7 @@ def _head(row: Mapping[str, Any], key: str, rank: Callable[[str, Any], Any]) -> 
     """The column of a row and its place; one that the axis does not concern has a column named by its method."""
     value = row.get(key, "")
     if value == "" and key != "task":
-        return ("dense" if row["method"] == "none" else row["method"]), (0, rank("method", row["method"]))
+        return name_of_row(row), (0, rank("method", row["method"]))
     return axis_text(value), (1, rank(key, value))
 
 
@@ -96,7 +118,7 @@ def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any]
     """Where a value stands on an axis: nothing first, numbers ascending, the rest in the study's order; dense first."""
     order = {key: list(dict.fromkeys(measured[key].unique())) for key in measured}
     order["task"] = list(dict.fromkeys(shown["task"]))
-    order["method"] = ["none", *(name for name in order["method"] if name != "none")]
+    order["method"] = [NONE, *(name for name in order["method"] if name != NONE)]
 
     def rank(key: str, value: Any) -> tuple[Any, ...]:
         if key == "level":

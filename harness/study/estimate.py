@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.config import RunConfig
+from harness.core.geometry import Geometry
 from harness.core.memory import GIB
 from harness.core.refit import STEPS as REFIT_STEPS
 from harness.core.statistic import gram, norms
 from harness.evaluation import perplexity
-from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts, tokens_at_once
+from harness.models.geometry import of_facts
+from harness.needs import LIBRARIES, Need, need_of, tokens_at_once
 from harness.prepare import uses_calibration
 
 

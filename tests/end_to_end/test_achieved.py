@@ -18,7 +18,7 @@ PLUGIN = """
 from dataclasses import dataclass
 import torch
 from harness.catalogue import component
-from harness.core.edit import Edit
+from harness.core.structure import Cut, Plan
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured, keep
 from harness.evaluation.protocol import Measure, Protocol

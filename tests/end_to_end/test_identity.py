@@ -171,7 +171,7 @@ def test_settings_of_evaluations_can_be_set_and_are_recorded(typed: Callable, op
 DROP = """
 from dataclasses import dataclass
 from harness.catalogue import component
-from harness.core.edit import Edit
+from harness.core.structure import Cut, Plan
 
 
 @component("planner", "drop")
@@ -179,8 +179,8 @@ from harness.core.edit import Edit
 class Drop:
     block: int = 0
 
-    def plan(self, probe):
-        return Edit((self.block,))
+    def plan(self, view):
+        return Plan(Cut.of_blocks([self.block]))
 """
 
 
@@ -188,9 +188,9 @@ def test_a_planner_works_without_a_method(typed: Callable, options: list[str], t
     (tmp_path / "drop.py").write_text(DROP)
     dense = typed(*options, "method=none").record
     shorter = typed(*options, "method=none", f"plugins={tmp_path / 'drop.py'}", "planner=drop").record
-    assert (dense["edit"], shorter["edit"]) == ({"dropped_blocks": []}, {"dropped_blocks": [0]})
+    assert (dense["plan"], shorter["plan"]) == ({}, {"edit": {"block": [0]}})
     assert len(shorter["sites"]) == len(dense["sites"]) // 2
     assert shorter["measures"][0]["value"] != dense["measures"][0]["value"]
     refused = typed(*options, "method=none", f"plugins={tmp_path / 'drop.py'}", "planner=drop", "planner.block=9")
     assert refused.status == 2
-    assert "the model has 0-1" in refused.err
+    assert "the model has the blocks 0-1" in refused.err

@@ -9,9 +9,9 @@ import torch
 from helpers import METHODS, TINY, linears, pattern, tiny, windows
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.core.edit import Edit
 from harness.core.errors import UserError
 from harness.core.pattern import NofM, satisfies
+from harness.core.structure import Cut, Plan
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, revised_layout
 from harness.models.decoder import decoder_of
@@ -138,11 +138,11 @@ def test_dropped_blocks_leave_the_others_as_they_were(name: str) -> None:
     decoder_of(whole).modules[0].register_forward_hook(
         lambda _, positional, output: (positional[0], *output[1:]) if isinstance(output, tuple) else positional[0]
     )
-    operate(decoder, Edit((0,)))
+    operate(decoder, Plan(Cut.of_blocks([0])))
     assert len(decoder.modules) == model.config.num_hidden_layers == 2
     torch.testing.assert_close(model(tokens).logits, whole(tokens).logits, rtol=1e-4, atol=1e-4)
     untouched = tiny(name)
-    operate(decoder_of(untouched), Edit())
+    operate(decoder_of(untouched), Plan())
     assert len(decoder_of(untouched).modules) == 2
 
 

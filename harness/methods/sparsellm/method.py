@@ -15,7 +15,7 @@ from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned
 from harness.core.memory import Parked, joined
 from harness.core.pattern import Pattern
 from harness.core.statistic import Seen, Statistic, gram, together
-from harness.methods.each import prune_one
+from harness.methods.each import as_block_method, prune_one
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.alternating import alternate
 from harness.methods.sparsellm.problem import Problem
@@ -83,6 +83,8 @@ class SparseLLM:
     @torch.no_grad()
     def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:
         part = block.feed_forward
+        if not part.sites:  # a planner took it; attention is the inner method's
+            return dict(as_block_method(self.inner).prune_block(block, patterns))
         if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
         seen, state = self._observe(block, part)
