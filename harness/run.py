@@ -45,7 +45,7 @@ from harness.prepare import Prepared, protocol_id
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
-from harness.save import save_model
+from harness.save import check_form, save_model
 from harness.session import Session
 
 
@@ -111,7 +111,10 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(decoder.model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
+            about = _about(cfg, measures)
+            save_model(
+                decoder, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders, form=cfg.save_form, about=about
+            )
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
             remark(reason)
@@ -136,6 +139,17 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     )
 
 
+def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a saved model says of the run that made it."""
+    parts = {"planner": cfg.planner, "recovery": cfg.recovery}
+    if cfg.method is not None:
+        parts |= {"method": cfg.method, "allocator": cfg.allocator}
+    done = {kind: catalogue.describe(part) for kind, part in parts.items() if name_of(part) != "none"}
+    calibration = {"calibration": asdict(cfg.calibration)} if cfg.method is not None else {}
+    asked = {"sparsity": str(cfg.pattern)} if cfg.method is not None else {}
+    return {"model": cfg.model.name, **done, **asked, **calibration, "seed": cfg.seed, "measures": list(measures)}
+
+
 def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
     """Say why zeros achieved and asked differ, where they do."""
     names = {"method": name_of(cfg.method), "allocator": name_of(cfg.allocator), "recovery": name_of(cfg.recovery)}
@@ -158,6 +172,8 @@ def _reduce(
         edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(decoder, batches, scope)))
         if edit:
             decoder = operate(decoder, Plan(Cut.of_blocks(edit.dropped_blocks)))
+            if cfg.save is not None:
+                check_form(decoder, cfg.save_form)
             scope = [index for index in scope if index in decoder.indices]
     sharing = session.sharing(cfg, batches, edited=bool(edit))
     allocation: Allocation = {}
