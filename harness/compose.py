@@ -231,6 +231,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         force=boolean(composed, "force"),
         share=boolean(composed, "share"),
         layer_error=boolean(composed, "layer_error"),
+        save_form="sliced" if one_of(composed, "save_form", ("padded", "sliced")) == "sliced" else "padded",
         inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
         composed=composed,
     )

@@ -59,6 +59,11 @@ class Tracker:
             raise unknown("tracker", self.name, TRACKERS)
 
 
+Form = Literal["padded", "sliced"]
+"""How a model is written whose blocks differ in width or lack a part: as a plain one with zeros in between, or in its
+true widths, which only the harness reads."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything one run needs, typed and checked; `composed` is its plain form, `auto` and `null` still in it."""
@@ -91,6 +96,7 @@ class RunConfig:
     inputs: Inputs = "pruned"
     share: bool = True
     layer_error: bool = False
+    save_form: Form = "padded"
 
     @property
     def asked(self) -> float:

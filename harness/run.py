@@ -45,7 +45,7 @@ from harness.record.dense import is_dense, names_of
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
-from harness.save import save_model
+from harness.save import check_form, save_model
 from harness.session import Session
 
 
@@ -112,7 +112,10 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(decoder.model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
+            about = _about(cfg, measures)
+            save_model(
+                decoder, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders, form=cfg.save_form, about=about
+            )
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
             remark(reason)
@@ -136,6 +139,17 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         plan=reduced.plan,
         parameters=reduced.parameters | {"saved": None if reason or cfg.save is None else reduced.parameters["model"]},
     )
+
+
+def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a saved model says of the run that made it."""
+    parts = {"planner": cfg.planner, "recovery": cfg.recovery}
+    if cfg.method is not None:
+        parts |= {"method": cfg.method, "allocator": cfg.allocator}
+    done = {kind: catalogue.describe(part) for kind, part in parts.items() if name_of(part) != "none"}
+    calibration = {"calibration": asdict(cfg.calibration)} if cfg.method is not None else {}
+    asked = {"sparsity": str(cfg.pattern)} if cfg.method is not None else {}
+    return {"model": cfg.model.name, **done, **asked, **calibration, "seed": cfg.seed, "measures": list(measures)}
 
 
 def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
@@ -163,6 +177,8 @@ def _reduce(
         dense = count_parameters(decoder)
         if plan.edit or plan.tensors:
             decoder = operate(decoder, plan)
+            if cfg.save is not None:
+                check_form(decoder, cfg.save_form)
             scope = [index for index in scope if index in decoder.indices]
     sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors))
     allocation: Allocation = {}

@@ -55,7 +55,9 @@ class Anatomy:
     runs the linears itself; `order` is that of the rows of queries, keys and values. `heads_alone` says that a head
     goes without moving others: no norm spans all of them. `slopes` says that every head has its own, by its number
     (ALiBi). `tuples` says that a block gives a tuple that opens with the hidden states. `tied` says whether the head is
-    the embedding where the configuration does not.
+    the embedding where the configuration does not. `norms_behind` says that a norm stands behind each sub-layer;
+    `norm_in_stream` names an entry of the configuration and its value with which norms stand in the residual stream
+    itself. `conv1d` says that the linears are transposed on disk.
     """
 
     blocks: str
@@ -71,6 +73,9 @@ class Anatomy:
     slopes: bool = False
     tuples: bool = False
     tied: bool = False
+    norms_behind: bool = False
+    norm_in_stream: tuple[str, Any] | None = None
+    conv1d: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -130,8 +135,8 @@ FAMILIES = {
     "qwen2": _like_llama(),
     "qwen3": _like_llama(keys=_OF_ATTENTION),
     "gemma": _like_llama(keys=_OF_ATTENTION, tied=True),
-    "gemma2": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS),
-    "gemma3_text": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS),
+    "gemma2": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True),
+    "gemma3_text": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True),
     "opt": Anatomy(
         "model.decoder.layers",
         (_QKV, ("self_attn.out_proj",)),
@@ -142,6 +147,7 @@ FAMILIES = {
         norms=Norms(("self_attn_layer_norm",), ("final_layer_norm",)),
         keys=Keys(wide="ffn_dim", groups=None, head=None),
         tied=True,
+        norm_in_stream=("do_layer_norm_before", False),
     ),
     "phi": Anatomy(
         "model.layers",

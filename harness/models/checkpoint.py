@@ -15,6 +15,7 @@ from harness.core.hub import asking, why_nothing
 from harness.models.account import check_blocks
 from harness.models.anatomy import FAMILIES, no_layout
 from harness.models.packaged import PACKAGED, packaged_folder
+from harness.models.sliced import unsliced
 from harness.models.weights import INDEX, SINGLE, Tensor, file_hash, read_headers, read_json, weight_files
 
 ASSETS = "assets:"
@@ -142,7 +143,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not is_there(path):
         raise UserError(f"the model folder {folder} has no config.json.")
-    config = read_json(path)
+    config = unsliced(read_json(path), path)
     for name in SIZES:
         size = config.get(name)
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
+from harness.models.conv1d import to_linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,8 +110,19 @@ class Decoder:
         return FeedForward(readers, down, self.anatomy.gated, activation, biases)
 
 
+_CUTS: WeakKeyDictionary[nn.Module, Cut] = WeakKeyDictionary()
+"""What was cut from models."""
+
+
+def remember_cut(decoder: Decoder) -> None:
+    """Let `decoder_of` know what was cut from a model."""
+    _CUTS[decoder.model] = decoder.cut
+
+
 def decoder_of(model: nn.Module) -> Decoder:
-    """The dense model with the layout of its family, checked against its weights.
+    """The model with the layout of its family, checked against its weights, and what was cut from it before.
+
+    Matrices that the family keeps transposed become ordinary linears.
 
     Raises:
         UserError: unknown family, or the layout names less than 99 % of the blocks' matrix weights.
@@ -118,7 +131,9 @@ def decoder_of(model: nn.Module) -> Decoder:
     family = getattr(config, "model_type", "?")
     if family not in FAMILIES:
         raise no_layout(family)
-    decoder = Decoder(cast("PreTrainedModel", model), FAMILIES[family])
+    decoder = Decoder(cast("PreTrainedModel", model), FAMILIES[family], _CUTS.get(model, UNCUT))
+    if decoder.anatomy.conv1d:
+        to_linears(model)
     for index in decoder.indices:
         matrices = sum(p.numel() for p in decoder.block(index).parameters() if p.dim() >= 2)
         try:

@@ -16,6 +16,7 @@ from harness.models.account import account, stored_tensor
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.placement import Placement, Where, place
+from harness.models.sliced import SLICED, self_slicing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -53,9 +54,13 @@ def load_config(checkpoint: Checkpoint, choice: ModelChoice) -> PretrainedConfig
 
     where = checkpoint.folder / "config.json"
     try:
-        config = AutoConfig.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=choice.trust_remote_code
-        )
+        if SLICED in checkpoint.config:  # a model type that transformers does not know
+            said = {name: value for name, value in checkpoint.config.items() if name != SLICED}
+            config = AutoConfig.for_model(said.pop("model_type"), **said)
+        else:
+            config = AutoConfig.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=choice.trust_remote_code
+            )
     except Exception as error:
         raise UserError(f"{where} describes no model that transformers can make ({reason(error)}).") from error
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
@@ -63,7 +68,7 @@ def load_config(checkpoint: Checkpoint, choice: ModelChoice) -> PretrainedConfig
             part._attn_implementation = part._experts_implementation = None
             for name, value in SAYS.items():
                 setattr(part, name, value)
-    return cast("PretrainedConfig", config)
+    return config
 
 
 def load_model(
@@ -86,7 +91,10 @@ def load_model(
     attention = _attention(checkpoint, dtype)
     config = config or load_config(checkpoint, choice)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        kind: Any = AutoModelForCausalLM
+        if about := checkpoint.config.get(SLICED):
+            kind = self_slicing(kind._model_mapping[type(config)], about)
+        loaded: Any = kind.from_pretrained(
             checkpoint.folder,
             config=config,
             output_loading_info=True,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS, Cut, Plan
-from harness.models.decoder import Decoder
+from harness.models.decoder import Decoder, remember_cut
 from harness.models.placement import placement_of
 from harness.models.skipped import Skipped, SkippedAttention, SkippedLinear
 from harness.models.units import Lines, changed, channel_lines, channels, head_lines, heads, norms_of, settled
@@ -43,6 +43,7 @@ def operate(decoder: Decoder, plan: Plan) -> Decoder:
     for name, tensor in plan.tensors.items():
         _put(result, name, tensor)
     describe(result)
+    remember_cut(result)
     placement.restructured()
     return result
 
@@ -178,11 +179,11 @@ def _put(decoder: Decoder, name: str, tensor: Tensor) -> None:
     like = next(decoder.model.parameters())
     there = getattr(owner, leaf, None)
     if isinstance(owner, Skipped):
-        owner.add(tensor.to(like.device, like.dtype))
+        owner.add(tensor.to(like.device, like.dtype, copy=True))
     elif isinstance(there, Tensor) and there.shape == tensor.shape:
-        there.data = tensor.to(there.device, there.dtype)
+        there.data = tensor.to(there.device, there.dtype, copy=True)
     elif there is None and leaf == "bias" and isinstance(owner, nn.Linear) and tensor.shape == (owner.out_features,):
-        owner.bias = nn.Parameter(tensor.to(like.device, like.dtype), requires_grad=False)
+        owner.bias = nn.Parameter(tensor.to(like.device, like.dtype, copy=True), requires_grad=False)
     else:
         raise Refusal(f"the model has no place for {name} of shape {tuple(tensor.shape)} behind this cut.")
 

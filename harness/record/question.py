@@ -16,7 +16,19 @@ from harness.record.identity import fingerprint
 T = TypeVar("T")
 
 NOT_ASKED = (
-    *("records", "cache", "cache_gib", "checkpoint_every", "save", "force", "offload", "share", "tracker", "study"),
+    *(
+        "records",
+        "cache",
+        "cache_gib",
+        "checkpoint_every",
+        "save",
+        "save_form",
+        "force",
+        "offload",
+        "share",
+        "tracker",
+        "study",
+    ),
     *("scale", "plugins"),
 )
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
