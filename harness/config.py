@@ -91,6 +91,7 @@ class RunConfig:
     inputs: Inputs = "pruned"
     share: bool = True
     layer_error: bool = False
+    conversion: Any = None
 
     @property
     def asked(self) -> float:

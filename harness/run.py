@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from harness.calibration.cache import Cache
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.probe import ModelProbe
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
+from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of, source_hash
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, batched, stream
@@ -25,10 +26,11 @@ from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
 from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Pruned
+from harness.core.interfaces import Pruned, WholeRecovery
 from harness.core.pattern import misfit
 from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
+from harness.data.packed import held_out_windows, training_windows
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
 from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
@@ -36,6 +38,7 @@ from harness.methods.each import as_block_method
 from harness.models.anatomy import Anatomy
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
+from harness.models.decoder import Decoder
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention
 from harness.models.surgery import operate
@@ -46,6 +49,9 @@ from harness.record.schema import Record
 from harness.record.stages import Stages
 from harness.save import save_model
 from harness.session import Session
+from harness.training.checkpoints import Checkpoints
+from harness.training.loop import Text
+from harness.training.recover import View, nonzeros, trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +62,7 @@ class Reduced:
     """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
     and what pruning left of each site.
 
+    `decoder` is what is left, of another class where a conversion made one; `recovery` what healing it took.
     `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
     """
 
@@ -67,6 +74,8 @@ class Reduced:
     told: Mapping[str, Any]
     orders: Mapping[str, Tensor]
     counts: Mapping[str, causes.Counts]
+    decoder: Decoder
+    recovery: Mapping[str, Any]
 
 
 def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Record:
@@ -96,10 +105,11 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
     with fused(model, anatomy, wanted=fast), in_pieces(model):
         reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
+        model, anatomy = reduced.decoder.model, reduced.decoder.anatomy
         fuse_attention(model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-            if cfg.method is None and not reduced.edit and name_of(cfg.recovery) == "none":
+            if cfg.method is cfg.conversion is None and not reduced.edit and name_of(cfg.recovery) == "none":
                 measures = session.dense_measures(cfg, ready, model, tokenizer, context)
             else:
                 judges = cfg.evaluators.values()
@@ -133,6 +143,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         notes=reduced.notes,
         blocks=reduced.blocks,
         allocation=reduced.told,
+        recovery=reduced.recovery,
     )
 
 
@@ -160,7 +171,11 @@ def _reduce(
         if edit:
             operate(model, anatomy, edit)
             scope = cfg.scope.blocks(len(anatomy.block_list(model)))
-    sharing = session.sharing(cfg, batches, edited=bool(edit))
+    if cfg.conversion is not None:
+        with stages.time("convert"):
+            model, anatomy = _converted(cfg, Decoder(model, anatomy), tokenizer, batches, scope)
+            scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+    sharing = session.sharing(cfg, batches, edited=bool(edit) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -182,15 +197,56 @@ def _reduce(
         if errors:
             stages.move(errors.seconds, "prune", "layer_error")
     with stages.time("recover"):
-        kept = {site: result.kept for site, result in pruned.items()}
-        cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
-        if name_of(cfg.recovery) != "none":
-            check_healed(name_of(cfg.recovery), model, anatomy, scope, kept)
+        decoder = Decoder(model, anatomy)
+        recovered = _recovered(cfg, ready, decoder, tokenizer, batches, scope, pruned)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
+    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts, decoder, recovered)
+
+
+def _converted(
+    cfg: RunConfig, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: range
+) -> tuple[PreTrainedModel, Anatomy]:
+    """The model that a conversion makes of this one, and its layout."""
+    view = View(decoder, tokenizer, {}, batches, scope, rng(cfg.seed, "conversion"))
+    made = checked.decoder(name_of(cfg.conversion), cfg.conversion.convert(decoder, view), Decoder)
+    return made.model, made.anatomy
+
+
+def _recovered(
+    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: range,
+    pruned: Mapping[str, Pruned],
+) -> dict[str, Any]:  # fmt: skip
+    """What the recovery tells of what it did; the model is changed in place."""
+    name, recovery = name_of(cfg.recovery), cfg.recovery
+    if name == "none":
+        return {}
+    kept = {site: result.kept for site, result in pruned.items()} or nonzeros(decoder, scope)
+    view = View(decoder, tokenizer, kept, batches, scope, rng(cfg.seed, "recovery"))
+    if isinstance(recovery, WholeRecovery):
+        recovery.heal(view)
+    else:
+        assert ready.inputs.training
+        corpus, split, length = ready.inputs.training
+        text = Text(
+            training_windows(corpus, split, tokenizer, length, recovery.tokens, cfg.seed),
+            held_out_windows(corpus, split, tokenizer, length),
+        )
+        facts = trained(name, recovery, view, text, cfg.seed, partial(_checkpoints, cfg, ready))
+        view.log(text=corpus, split=split, sha256=ready.facts["data"]["recovery"]["sha256"], length=length, **facts)
+    stays = kept if getattr(recovery, "keeps_zeros", True) else {}
+    check_healed(name, decoder.model, decoder.anatomy, scope, stays)
+    return view.logged
+
+
+def _checkpoints(cfg: RunConfig, ready: Prepared, begins: Sequence[Any]) -> Checkpoints:
+    """Where training keeps its state: with the finished blocks of this run."""
+    code = source_hash(("core", "models", "data", "recovery", "training"))
+    belongs = json.dumps([ready.fingerprint, catalogue.describe(cfg.recovery), code, torch.__version__])
+    folder = folder_of(cfg.cache, ready.fingerprint)
+    return Checkpoints(Keeping(folder, belongs, cfg.checkpoint_every, cfg.cache_gib), begins)
 
 
 def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:

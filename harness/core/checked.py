@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from harness.core.errors import Failure
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
 
+T = TypeVar("T")
 FEW = 3
 """Names in a sentence."""
 
@@ -125,6 +126,17 @@ def edit(planner: str, answer: Any) -> Edit:
     blocks = answer.dropped_blocks
     if not isinstance(blocks, tuple) or not all(type(index) is int for index in blocks):
         raise Failure(f"the planner '{planner}' dropped {blocks!r}, where a tuple of the numbers of blocks is due.")
+    return answer
+
+
+def decoder(conversion: str, answer: Any, kind: type[T]) -> T:
+    """A conversion's answer.
+
+    Raises:
+        Failure: it is no decoder.
+    """
+    if not isinstance(answer, kind):
+        raise Failure(f"the conversion '{conversion}' returned {_what(answer)}, where a {kind.__name__} is due.")
     return answer
 
 

@@ -40,7 +40,8 @@ class Record:
     """One run. `sites` and `measures` are plain dicts with the keys that the contract names.
 
     `blocks` holds what a method told about blocks, by their index (SparseLLM: the loss of every epoch), `allocation`
-    what the allocator told (scores, sensitivities, the trajectory of a search).
+    what the allocator told (scores, sensitivities, the trajectory of a search), `recovery` what a recovery did (tokens,
+    trained parameters, losses).
     """
 
     status: Status
@@ -56,17 +57,19 @@ class Record:
     notes: tuple[str, ...] = ()
     blocks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allocation: Mapping[str, Any] = field(default_factory=dict)
+    recovery: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     schema: int = SCHEMA
 
     @property
     def slug(self) -> str:
-        """A readable name: model, method, allocator, sparsity, scope, seed."""
+        """A readable name: model, method, allocator, sparsity, conversion and recovery if any, scope, seed."""
         config = self.config
         parts = [config["model"]["name"], config["method"]["name"]]
         if config["method"]["name"] != "none":
             parts += [config["allocator"]["name"], config["sparsity"]]
-        parts += [config["scope"], f"s{config['seed']}"]
+        changes = (config.get(kind, {}).get("name", "none") for kind in ("conversion", "recovery"))
+        parts += [*(name for name in changes if name != "none"), config["scope"], f"s{config['seed']}"]
         return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)) for part in parts)[:LONGEST].lstrip(".")
 
     @property
@@ -164,7 +167,7 @@ def _check(record: Record) -> None:
         raise ValueError(f"status {record.status!r}")
     if not isinstance(record.fingerprint, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", record.fingerprint):
         raise ValueError(f"fingerprint {str(record.fingerprint)[:80]!r}")
-    for name in ("config", "sparsity", "sites", "stages", "provenance", "edit", "blocks", "allocation"):
+    for name in ("config", "sparsity", "sites", "stages", "provenance", "edit", "blocks", "allocation", "recovery"):
         if not isinstance(getattr(record, name), dict):
             raise TypeError(f"{name} is no object")
     if not isinstance(record.reason, str) or type(record.attempt) is not int:
@@ -182,6 +185,7 @@ def _check(record: Record) -> None:
     if record.stages:
         hardware_name(record.provenance["hardware"])
     shown = [record.reason, record.config, record.measures, record.provenance.get("hardware"), record.allocation]
+    shown.append(record.recovery)
     json.dumps(shown, ensure_ascii=False).encode()  # there is text that no file can hold
     record.name  # noqa: B018 (names the parts of the configuration that it needs)
 
