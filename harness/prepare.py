@@ -156,8 +156,8 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     if waits.blocks and (inputs.training or cfg.conversion is not None):
         kind = "recovery" if inputs.training else "conversion"
         raise UserError(
-            f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; the weights of "
-            "this one would wait in host memory (offload)."
+            f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
+            "weights would wait in host memory."
         )
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))

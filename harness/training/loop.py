@@ -80,7 +80,7 @@ class _Loop:
         self.device = next(iter(self.adapted.parts.values())).device
         at_once = TOKENS_AT_ONCE[self.device.type] // self.text.length
         self.at_once = max(1, min(at_once, self.settings.batch))
-        self.beginning = {name: part.detach().clone() for name, part in self.adapted.parts.items()}
+        self.beginning = {name: part.detach().to("cpu", copy=True) for name, part in self.adapted.parts.items()}
         self.optimiser: AdamW | None = None
         self.order = lru_cache(maxsize=2)(self._order)
 

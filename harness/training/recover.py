@@ -20,6 +20,7 @@ from harness.core.rng import rng
 from harness.models.decoder import Decoder
 from harness.training.adapted import Adapted, start
 from harness.training.checkpoints import Checkpoints
+from harness.training.costs import recomputes
 from harness.training.loop import Text, train
 
 
@@ -65,8 +66,7 @@ def trained(
     adapters = {site: _adapter(recovery, site, weights[site], mask, seed) for site, mask in kept.items()}
     device = next(iter(weights.values())).device
     parts = {part: tensor.to(device) for part, tensor in start(adapters).items()}
-    recompute = device.type == "cuda" if recovery.checkpointing is None else recovery.checkpointing
-    adapted = Adapted(view.decoder, adapters, parts, recompute)
+    adapted = Adapted(view.decoder, adapters, parts, recomputes(recovery, cuda=device.type == "cuda"))
     _check_start(name, weights, adapted)
     begins = [[site, _digest(weights[site]), int(mask.sum())] for site, mask in kept.items()]
     facts = train(name, recovery, adapted, text, seed, checkpoints(begins))
