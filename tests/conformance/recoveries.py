@@ -27,7 +27,7 @@ class MaskedLora(Lora):
 
 @dataclass(frozen=True)
 class GroupedScales(Training):
-    """SPP (Lu et al. 2024, arXiv 2405.16057): W ⊙ (1 + s R(A) ⊙ b), rows of A (m, I) repeated over outputs, b (O, 1)."""
+    """SPP (Lu et al. 2024, arXiv 2405.16057): W ⊙ (1 + s R(A) ⊙ b), rows of A (m, I) repeated over the outputs."""
 
     rows: int = 4
     keeps_zeros = True
@@ -64,6 +64,8 @@ class Importance(MaskedLora):
             for one, reward in zip(drawn, rewards.tolist(), strict=True):
                 for index in one:
                     scores[index] += 10 * reward * p[index] * (1 - p[index])
-        chosen = trial.generator.choices(trial.blocks, [float(torch.sigmoid(-torch.tensor(s))) for s in scores.values()])
+        chosen = trial.generator.choices(
+            trial.blocks, [float(torch.sigmoid(-torch.tensor(s))) for s in scores.values()]
+        )
         self.seen.append((step, chosen))
         return chosen, list(scores.values())
