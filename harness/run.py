@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from harness.calibration.cache import Cache
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.probe import ModelProbe
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of, source_hash
+from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
 from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, batched, stream
@@ -26,16 +25,14 @@ from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
 from harness.core.edit import Edit
 from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Pruned, WholeRecovery
+from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
 from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
-from harness.data.packed import held_out_windows, training_windows
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
-from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
+from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
-from harness.models.anatomy import Anatomy
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
 from harness.models.decoder import Decoder
@@ -47,14 +44,9 @@ from harness.prepare import Prepared, protocol_id
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
+from harness.recovered import converted, recovered
 from harness.save import save_model
 from harness.session import Session
-from harness.training.checkpoints import Checkpoints
-from harness.training.loop import Text
-from harness.training.recover import View, nonzeros, trained
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -62,19 +54,19 @@ class Reduced:
     """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
     and what pruning left of each site.
 
-    `decoder` is what is left, of another class where a conversion made one; `recovery` what healing it took.
-    `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
+    `recovery` is what the recovery logged. `orders` holds the inputs (I,) of a matrix in the order in which its pattern
+    holds, where that is not their own.
     """
 
+    decoder: Decoder
     allocation: Allocation
-    scope: range
+    scope: Sequence[int]
     edit: Edit
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
     orders: Mapping[str, Tensor]
     counts: Mapping[str, causes.Counts]
-    decoder: Decoder
     recovery: Mapping[str, Any]
 
 
@@ -98,30 +90,30 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
 def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
-        model, tokenizer, anatomy = session.load(cfg, ready)
+        decoder, tokenizer = session.load(cfg, ready)
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
-    with fused(model, anatomy, wanted=fast), in_pieces(model):
-        reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
-        model, anatomy = reduced.decoder.model, reduced.decoder.anatomy
-        fuse_attention(model)
+    with fused(decoder, wanted=fast), in_pieces(decoder.model):
+        reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
+        decoder = reduced.decoder
+        fuse_attention(decoder.model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
             if cfg.method is cfg.conversion is None and not reduced.edit and name_of(cfg.recovery) == "none":
-                measures = session.dense_measures(cfg, ready, model, tokenizer, context)
+                measures = session.dense_measures(cfg, ready, decoder, tokenizer, context)
             else:
                 judges = cfg.evaluators.values()
-                measures = [one for judge in judges for one in measured(judge, model, tokenizer, context)]
+                measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation, reduced.orders)
-    achieved = fraction_of_zeros(model, anatomy, reduced.scope)
+    sites = achieved_sites(decoder, reduced.scope, reduced.allocation, reduced.orders)
+    achieved = fraction_of_zeros(decoder, reduced.scope)
     _remark_on(cfg, achieved, reduced.counts)
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
+            save_model(decoder.model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
             remark(reason)
@@ -133,7 +125,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         sparsity={
             "asked": cfg.asked,
             "achieved": achieved,
-            "model": fraction_of_zeros(model, anatomy, None),
+            "model": fraction_of_zeros(decoder, None),
         },
         sites=sites,
         measures=tuple(measures),
@@ -155,11 +147,10 @@ def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Coun
 
 
 def _reduce(
-    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, model: PreTrainedModel, tokenizer: Any,
-    anatomy: Anatomy,
+    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, decoder: Decoder, tokenizer: Any
 ) -> Reduced:  # fmt: skip
     """Everything between loading and evaluation; the model is changed in place."""
-    scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+    scope: Sequence[int] = cfg.scope.blocks(decoder.dense_blocks)
     with stages.time("calibrate"):
         batches = []
         if ready.inputs.needs_calibration:
@@ -167,14 +158,13 @@ def _reduce(
             at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
-        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(model, anatomy, batches, scope)))
+        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(decoder, batches, scope)))
         if edit:
-            operate(model, anatomy, edit)
-            scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+            decoder = operate(decoder, edit)
+            scope = [index for index in scope if index in decoder.indices]
     if cfg.conversion is not None:
         with stages.time("convert"):
-            model, anatomy = _converted(cfg, Decoder(model, anatomy), tokenizer, batches, scope)
-            scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+            decoder = converted(cfg, decoder, tokenizer, batches, scope)
     sharing = session.sharing(cfg, batches, edited=bool(edit) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
@@ -183,70 +173,27 @@ def _reduce(
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope, sharing)
+            probe = _probe(cfg, ready, decoder, tokenizer, batches, scope, sharing)
             allocation, told_of_allocation = _allocated(cfg, probe), probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, sharing, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
+            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
-                model, anatomy, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
+                decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
             )
         if errors:
             stages.move(errors.seconds, "prune", "layer_error")
     with stages.time("recover"):
-        decoder = Decoder(model, anatomy)
-        recovered = _recovered(cfg, ready, decoder, tokenizer, batches, scope, pruned)
+        kept = {site: result.kept for site, result in pruned.items()}
+        recovery = recovered(cfg, ready, decoder, tokenizer, batches, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts, decoder, recovered)
-
-
-def _converted(
-    cfg: RunConfig, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: range
-) -> tuple[PreTrainedModel, Anatomy]:
-    """The model that a conversion makes of this one, and its layout."""
-    view = View(decoder, tokenizer, {}, batches, scope, rng(cfg.seed, "conversion"))
-    made = checked.decoder(name_of(cfg.conversion), cfg.conversion.convert(decoder, view), Decoder)
-    return made.model, made.anatomy
-
-
-def _recovered(
-    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: range,
-    pruned: Mapping[str, Pruned],
-) -> dict[str, Any]:  # fmt: skip
-    """What the recovery tells of what it did; the model is changed in place."""
-    name, recovery = name_of(cfg.recovery), cfg.recovery
-    if name == "none":
-        return {}
-    kept = {site: result.kept for site, result in pruned.items()} or nonzeros(decoder, scope)
-    view = View(decoder, tokenizer, kept, batches, scope, rng(cfg.seed, "recovery"))
-    if isinstance(recovery, WholeRecovery):
-        recovery.heal(view)
-    else:
-        assert ready.inputs.training
-        corpus, split, length = ready.inputs.training
-        text = Text(
-            training_windows(corpus, split, tokenizer, length, recovery.tokens, cfg.seed),
-            held_out_windows(corpus, split, tokenizer, length),
-        )
-        facts = trained(name, recovery, view, text, cfg.seed, partial(_checkpoints, cfg, ready))
-        view.log(text=corpus, split=split, sha256=ready.facts["data"]["recovery"]["sha256"], length=length, **facts)
-    stays = kept if getattr(recovery, "keeps_zeros", True) else {}
-    check_healed(name, decoder.model, decoder.anatomy, scope, stays)
-    return view.logged
-
-
-def _checkpoints(cfg: RunConfig, ready: Prepared, begins: Sequence[Any]) -> Checkpoints:
-    """Where training keeps its state: with the finished blocks of this run."""
-    code = source_hash(("core", "models", "data", "recovery", "training"))
-    belongs = json.dumps([ready.fingerprint, catalogue.describe(cfg.recovery), code, torch.__version__])
-    folder = folder_of(cfg.cache, ready.fingerprint)
-    return Checkpoints(Keeping(folder, belongs, cfg.checkpoint_every, cfg.cache_gib), begins)
+    return Reduced(decoder, allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts, recovery)
 
 
 def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:
@@ -272,8 +219,8 @@ def _method_and_walk(
 
 
 def _probe(
-    cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy, batches: list[Tensor],
-    scope: range, sharing: Sharing | None,
+    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
+    sharing: Sharing | None,
 ) -> ModelProbe:  # fmt: skip
     """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
 
@@ -283,7 +230,7 @@ def _probe(
         return calibration_windows(further, tokenizer, ready.inputs.calibration_length).to(ready.device)
 
     return ModelProbe(
-        model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
+        decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
         devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
@@ -300,8 +247,8 @@ def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping
     return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
 
 
-def _weights(model: PreTrainedModel, anatomy: Anatomy, index: int) -> dict[str, Tensor]:
-    return {site: linear.weight.data for site, linear in anatomy.block_linears(model, index).items()}
+def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    return {site: linear.weight.data for site, linear in decoder.linears(index).items()}
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -318,10 +265,9 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
 
 @torch.no_grad()
 def prune(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
+    decoder: Decoder,
     batches: list[Tensor],
-    scope: range,
+    scope: Sequence[int],
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
@@ -349,7 +295,7 @@ def prune(
     walk = walk or walk_for(method)
     block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
     try:
-        for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
+        for block in walk(decoder, batches, scope, edited=True, label="prune"):
             earlier = finished.load(block.index) if finished else None
             pruned, facts, counted = earlier or _pruned_block(block, block_method, allocation)
             seen |= counted

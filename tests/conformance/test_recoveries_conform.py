@@ -15,8 +15,7 @@ from harness.calibration.resume import Keeping
 from harness.core.interfaces import Recovery, Selector, WholeRecovery
 from harness.core.pattern import NofM, keep, satisfies
 from harness.core.rng import rng
-from harness.models.anatomy import anatomy_of
-from harness.models.decoder import Decoder
+from harness.models.decoder import decoder_of
 from harness.session import _form
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints
@@ -39,7 +38,7 @@ def quick(name: str, **changes: Any) -> Any:
 def pruned(sparsity: str = "0.6", family: str = "llama", dtype: torch.dtype = torch.float32) -> View:
     """A tiny model of three blocks, the last two of which have lost their smallest weights."""
     model = tiny(family, dtype, num_hidden_layers=BLOCKS)
-    decoder, scope = Decoder(model, anatomy_of(model)), range(1, BLOCKS)
+    decoder, scope = decoder_of(model), range(1, BLOCKS)
     for index in scope:
         for linear in decoder.linears(index).values():
             linear.weight.data *= keep(linear.weight.float().abs(), pattern(sparsity))

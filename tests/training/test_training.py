@@ -18,8 +18,7 @@ from harness.core.pattern import keep
 from harness.core.remarks import remarks
 from harness.core.rng import rng
 from harness.core.training import Training
-from harness.models.anatomy import anatomy_of
-from harness.models.decoder import Decoder
+from harness.models.decoder import decoder_of
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
 from harness.training import loop
@@ -35,7 +34,7 @@ QUICK: dict[str, Any] = {"tokens": 5 * 2 * LENGTH, "batch": 2, "length": LENGTH,
 
 def pruned(dtype: torch.dtype = torch.float32) -> View:
     model = tiny("llama", dtype)
-    decoder, scope = Decoder(model, anatomy_of(model)), range(2)
+    decoder, scope = decoder_of(model), range(2)
     for linear in linears(model, decoder.modules).values():
         linear.weight.data *= keep(linear.weight.float().abs(), pattern("0.6"))
     return View(decoder, None, nonzeros(decoder, scope), [], scope, rng(0, "test"))
