@@ -284,8 +284,11 @@ class Trial(Protocol):
     token for each such choice, all on the same windows.
     """
 
-    blocks: tuple[int, ...]
-    generator: Random
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+
+    @property
+    def generator(self) -> Random: ...
 
     def losses(self, strengths: Sequence[Mapping[int, float]]) -> list[float]: ...
 
@@ -308,11 +311,20 @@ class RecoveryView(Protocol):
     windows, batches (B, L). `log` puts facts into the record.
     """
 
-    decoder: Any
-    tokenizer: Any
-    kept: Mapping[Site, Tensor]
-    windows: Sequence[Tensor]
-    generator: Random
+    @property
+    def decoder(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def kept(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def windows(self) -> Sequence[Tensor]: ...
+
+    @property
+    def generator(self) -> Random: ...
 
     def log(self, **facts: Any) -> None: ...
 
@@ -332,10 +344,17 @@ class WholeRecovery(Protocol):
 class ConversionView(Protocol):
     """What a conversion may use beside the decoder: calibration windows (B, L), and the blocks in scope."""
 
-    tokenizer: Any
-    windows: Sequence[Tensor]
-    scope: Sequence[int]
-    generator: Random
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def windows(self) -> Sequence[Tensor]: ...
+
+    @property
+    def scope(self) -> Sequence[int]: ...
+
+    @property
+    def generator(self) -> Random: ...
 
 
 @runtime_checkable

@@ -85,7 +85,7 @@ class Adapted:
         With nothing to train in front of it or in it, no gradient is recorded at all.
         """
         own = _Own(block)
-        prefix = len(self.decoder.site(index, ""))
+        prefix = len(self.decoder.site(index)) + 1
         linears = self._sites(index)
 
         def run(*positional: Any, **named: Any) -> Any:

@@ -20,15 +20,22 @@ COPIES = 8
 class Sizes(Protocol):
     """A decoder's sizes (`needs.Geometry`)."""
 
-    blocks: int
-    hidden: int
-    wide: int
-    query: int
-    key_value: int
-    heads: int
-    vocabulary: int
-    gated: bool
-
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def wide(self) -> int: ...
+    @property
+    def query(self) -> int: ...
+    @property
+    def key_value(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
     @property
     def block_parameters(self) -> int: ...
 
