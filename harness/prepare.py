@@ -306,7 +306,9 @@ def _identity(
     if cfg.conversion is not None:
         identity["conversion"] = catalogue.describe(cfg.conversion)
     if inputs.training:
-        identity["training"] = [LOOP, *inputs.training, facts["data"]["recovery"]["sha256"]]
+        corpus, split, length = inputs.training
+        identity["recovery"] |= {"text": corpus, "split": split, "length": length, "loop": LOOP}
+        identity["recovery_data"] = facts["data"]["recovery"]["sha256"]
     if cfg.numerics == "exact":
         identity["numerics"] = "exact"
     if cfg.method is not None:
