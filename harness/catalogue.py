@@ -27,6 +27,7 @@ KINDS = {
     "method": "harness.methods",
     "allocator": "harness.allocators",
     "planner": "harness.planners",
+    "conversion": "harness.conversions",
     "recovery": "harness.recovery",
     "evaluator": "harness.evaluation",
 }
@@ -34,7 +35,8 @@ ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
     "method": (("prune", "statistic"), ("prune_block",)),
     "allocator": (("allocate",),),
     "planner": (("plan",),),
-    "recovery": (("heal",),),
+    "conversion": (("convert",),),
+    "recovery": (("heal",), ("adapter", "trained", "keeps_zeros", "tokens", "lr")),
     "evaluator": (("__call__", "protocol"),),
 }
 """What a component of each kind has to have: all names of one of these."""
@@ -52,7 +54,8 @@ _plugin_names: dict[str, str] = {}
 
 
 def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type[T]], type[T]]:
-    """Register a frozen dataclass under a kind (method, allocator, planner, recovery, evaluator) and a name.
+    """Register a frozen dataclass under a kind (method, allocator, planner, conversion, recovery, evaluator) and a
+    name.
 
     Args:
         replaces: the component stands for the one that has this name; records then call it `<name>+<plugin>`.

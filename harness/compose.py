@@ -1,7 +1,8 @@
 """From the overrides of one point to a frozen RunConfig.
 
 Facts and combinations are YAML below `conf/`; the settings of components are the fields of their dataclasses, which
-are the choices of the groups `method`, `allocator`, `planner` and `recovery` (`groups.py`).
+are the choices of the groups `method`, `allocator`, `planner`, `conversion` and `recovery`
+(`groups.py`).
 """
 
 from __future__ import annotations
@@ -233,6 +234,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         layer_error=boolean(composed, "layer_error"),
         save_form="sliced" if one_of(composed, "save_form", ("padded", "sliced")) == "sliced" else "padded",
         inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
+        conversion=made(_conversion, "conversion") if "conversion" in composed else None,
         composed=composed,
     )
 
@@ -252,6 +254,10 @@ def _method(settings: Mapping[str, Any]) -> Any:
 
 
 _allocator, _planner, _recovery = (partial(catalogue.build, kind) for kind in ("allocator", "planner", "recovery"))
+
+
+def _conversion(settings: Mapping[str, Any]) -> Any:
+    return None if settings["name"] == "none" else catalogue.build("conversion", settings)
 
 
 def _scope(text: Any) -> Scope:

@@ -97,6 +97,7 @@ class RunConfig:
     share: bool = True
     layer_error: bool = False
     save_form: Form = "padded"
+    conversion: Any = None
 
     @property
     def asked(self) -> float:

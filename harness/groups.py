@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import catalogue
 
 CONF = Path(__file__).parent.parent / "conf"
-COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
+COMPONENT_GROUPS = ("method", "allocator", "planner", "conversion", "recovery")
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 GROUPS = (*COMPONENT_GROUPS, *FILE_GROUPS)
 SCALES = ("embedded", "proxy", "real", "paper")

@@ -21,8 +21,10 @@ from harness.core.geometry import Geometry
 from harness.core.memory import AHEAD, GIB
 from harness.core.search import Ladder
 from harness.core.statistic import gram, norms
+from harness.core.training import Cost
 from harness.evaluation import perplexity
 from harness.models.machine import available, free_memory, lent_on
+from harness.training.costs import cost
 
 LIBRARIES = 1.0 * GIB
 """Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""
@@ -41,7 +43,8 @@ class Need:
     """Bytes. A run has `waiting` beside the weights from pass to pass; that may wait in host memory, as may `blocks`.
 
     `block` are the matrices of one block, `outside` embedding and head. `pruning` is the working memory of one block's
-    calibration and pruning, `scoring` that of evaluation; `under_way` are hidden states on their way to host memory and
+    calibration and pruning, `scoring` that of evaluation, `recovering` that of a recovery, whose weights do not wait;
+    `under_way` are hidden states on their way to host memory and
     back, where they wait there.
     """
 
@@ -52,11 +55,12 @@ class Need:
     pruning: float
     scoring: float
     under_way: float = 0.0
+    recovering: float = 0.0
 
     @property
     def beside_weights(self) -> float:
         """Peak of what is there beside the weights."""
-        return max(self.waiting + self.pruning, self.scoring)
+        return max(self.waiting + self.pruning, self.recovering, self.scoring)
 
     @property
     def resident(self) -> float:
@@ -66,11 +70,13 @@ class Need:
     @property
     def parked(self) -> float:
         """Peak on a GPU that holds the weights, while what waits does so in host memory."""
-        return self.blocks + self.outside + max(self.pruning, self.scoring) + self.under_way
+        return self.blocks + self.outside + max(self.pruning, self.recovering, self.scoring) + self.under_way
 
     @property
     def offloaded(self) -> float:
-        """Peak on a GPU that two blocks at a time visit."""
+        """Peak on a GPU that two blocks at a time visit; a recovery has them all there."""
+        if self.recovering:
+            return self.parked
         return 2 * self.block + self.outside + max(self.pruning, self.scoring) + self.under_way
 
     def host(self, *, offload: bool) -> float:
@@ -114,7 +120,16 @@ def need_of(
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
     at_once = max(tokens if calibrated else 0, window, perplexity.tokens_at_once(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
-    return Need(blocks, block, outside, waiting, pruning, scoring, under_way)
+    recovered = recovery_cost(cfg, geometry, length, itemsize, cuda=cuda)
+    recovering = recovered.kept_bytes + recovered.working_bytes
+    return Need(blocks, block, outside, waiting, pruning, scoring, under_way, recovering)
+
+
+def recovery_cost(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int, *, cuda: bool) -> Cost:
+    """What the recovery of a run asks for, with windows of `length` tokens where it says nothing of them."""
+    in_scope = len(cfg.scope.blocks(geometry.blocks))
+    own = getattr(cfg.recovery, "length", None)
+    return cost(cfg.recovery, geometry, in_scope, 1 - cfg.asked, own or length, itemsize, cuda=cuda)
 
 
 def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.memory import GIB
 from harness.core.statistic import norms
+from harness.core.training import Training
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
 from harness.evaluation.protocol import Context
@@ -26,15 +27,35 @@ from harness.models.machine import other_gpus, resolve_device
 from harness.needs import Need, Waits, check_memory, database_bytes, need_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
+from harness.training.loop import REVISION as LOOP
 
 PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
 
 CACHED_BY = (
-    *("pipeline", "weights", "architecture", "layout", "tokenizer", "dtype", "device", "scope", "planner"),
+    *(
+        "pipeline",
+        "weights",
+        "architecture",
+        "layout",
+        "tokenizer",
+        "dtype",
+        "device",
+        "scope",
+        "planner",
+        "conversion",
+    ),
     *("calibration", "calibration_data", "numerics", "traces"),
 )
 """The parts of an identity that traces and searches share with other runs."""
+
+
+class TrainingText(NamedTuple):
+    """The text that a recovery trains on, and the length of its windows."""
+
+    corpus: str
+    split: str
+    length: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,8 @@ class Inputs:
     evaluation_window: int
     needs_calibration: bool
     data: Mapping[str, Mapping[str, Any]]
-    """What identifies the text or task behind every evaluation, and `calibration` where it is needed."""
+    """What identifies the text or task behind every evaluation, `calibration` where it is needed, and `recovery`."""
+    training: TrainingText | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +113,28 @@ def look_up(cfg: RunConfig) -> Inputs:
             if hasattr(evaluator, "corpus"):
                 refuse_overlap((cfg.calibration.corpus, cfg.calibration.split), (evaluator.corpus, evaluator.split))
         data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
-    return Inputs(checkpoint, window, length, evaluation_window, needed, data)
+    training = _training_text(cfg, length, checkpoint)
+    if training:
+        data["recovery"] = {"corpus": training.corpus, "split": training.split, **_text_facts(*training[:2])}
+    return Inputs(checkpoint, window, length, evaluation_window, needed, data, training)
+
+
+def _training_text(cfg: RunConfig, length: int, checkpoint: Checkpoint) -> TrainingText | None:
+    """The text of a recovery that trains: its own, or the calibration's; no part of it may be evaluated.
+
+    Raises:
+        UserError: unknown text, a window that is longer than the context, or an evaluation text overlaps.
+    """
+    settings = cfg.recovery
+    if not isinstance(settings, Training):
+        return None
+    own = settings.text is not None
+    corpus, split = (settings.text, "train") if own else (cfg.calibration.corpus, cfg.calibration.split)
+    for evaluator in cfg.evaluators.values():
+        if hasattr(evaluator, "corpus"):
+            evaluated = (evaluator.corpus, evaluator.split)
+            refuse_overlap((str(corpus), split), evaluated, what="training", advice="train")
+    return TrainingText(str(corpus), split, _within("recovery.length", settings.length or length, checkpoint))
 
 
 def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
@@ -111,6 +154,12 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     waits = check_memory(need, cfg.offload, device)
     if waits.blocks and cfg.inputs == "dense":
         raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
+    if waits.blocks and (inputs.training or cfg.conversion is not None):
+        kind = "recovery" if inputs.training else "conversion"
+        raise UserError(
+            f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
+            "weights would wait in host memory."
+        )
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
@@ -145,6 +194,8 @@ def revisions(cfg: RunConfig) -> dict[str, Any]:
     """The revision of everything that decides the numbers; a record of others is of an earlier version."""
     parts = {"method": cfg.method, "allocator": cfg.allocator} if cfg.method else {}
     parts |= {"planner": cfg.planner, "recovery": cfg.recovery, **cfg.evaluators}
+    if cfg.conversion is not None:
+        parts["conversion"] = cfg.conversion
     layout = revised_layout(str((cfg.composed["model"].get("geometry") or {}).get("family")))
     revised = {"layout": layout} if layout else {}
     return {"pipeline": PIPELINE, **revised} | {name: catalogue.revision(part) for name, part in parts.items()}
@@ -180,7 +231,9 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 def uses_calibration(cfg: RunConfig) -> bool:
     """Whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
-    if not _is("planner", "none", cfg.planner):
+    if not _is("planner", "none", cfg.planner) or getattr(cfg.recovery, "needs_calibration", False):
+        return True
+    if cfg.conversion is not None and getattr(cfg.conversion, "needs_calibration", True):
         return True
     if cfg.method is None:
         return False
@@ -251,6 +304,12 @@ def _identity(
     }
     if layout := revised_layout(str(inputs.checkpoint.config.get("model_type"))):
         identity["layout"] = layout
+    if cfg.conversion is not None:
+        identity["conversion"] = catalogue.describe(cfg.conversion)
+    if inputs.training:
+        corpus, split, length = inputs.training
+        identity["recovery"] |= {"text": corpus, "split": split, "length": length, "loop": LOOP}
+        identity["recovery_data"] = facts["data"]["recovery"]["sha256"]
     if cfg.numerics == "exact":
         identity["numerics"] = "exact"
     if cfg.method is not None:
@@ -266,6 +325,8 @@ def _identity(
             identity["layer_error"] = True
         if getattr(cfg.allocator, "asks_for_traces", False) and facts["dtype"] != "float32":
             identity["traces"] = TRACES  # in float32 all revisions are one
+    if cfg.conversion is not None:
+        identity["seed"] = cfg.seed
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
         identity |= {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from harness.core.rng import rng
 from harness.data.windows import calibration_windows
 from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.evaluation.protocol import Context, measured
-from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
+from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.methods.each import as_block_method
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
@@ -45,6 +45,7 @@ from harness.record.dense import is_dense, names_of
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
+from harness.recovered import converted, recovered
 from harness.save import check_form, save_model
 from harness.session import Session
 
@@ -54,7 +55,8 @@ class Reduced:
     """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
     and what pruning left of each site.
 
-    `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
+    `recovery` is what the recovery logged. `orders` holds the inputs (I,) of a matrix in the order in which its pattern
+    holds, where that is not their own.
     """
 
     decoder: Decoder
@@ -67,6 +69,7 @@ class Reduced:
     told: Mapping[str, Any]
     orders: Mapping[str, Tensor]
     counts: Mapping[str, causes.Counts]
+    recovery: Mapping[str, Any]
 
 
 def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Record:
@@ -137,7 +140,8 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         blocks=reduced.blocks,
         allocation=reduced.told,
         plan=reduced.plan,
-        parameters=reduced.parameters | {"saved": None if reason or cfg.save is None else reduced.parameters["model"]},
+        parameters={**reduced.parameters, "saved": None if reason or cfg.save is None else reduced.parameters["model"]},
+        recovery=reduced.recovery,
     )
 
 
@@ -180,7 +184,10 @@ def _reduce(
             if cfg.save is not None:
                 check_form(decoder, cfg.save_form)
             scope = [index for index in scope if index in decoder.indices]
-    sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors))
+    if cfg.conversion is not None:
+        with stages.time("convert"):
+            decoder = converted(cfg, decoder, tokenizer, batches, scope)
+    sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -203,16 +210,24 @@ def _reduce(
             stages.move(errors.seconds, "prune", "layer_error")
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
-        cfg.recovery.heal(decoder.model, tokenizer, kept, rng(cfg.seed, "recovery"))
-        if name_of(cfg.recovery) != "none":
-            check_healed(name_of(cfg.recovery), decoder, scope, kept)
+        recovery = recovered(cfg, ready, decoder, tokenizer, batches, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
     sizes = {"dense": dense, **sizes_of(decoder, view.geometry)}
     return Reduced(
-        decoder, allocation, scope, told_of_plan, sizes, tuple(notes), told, told_of_allocation, orders, counts
+        decoder,
+        allocation,
+        scope,
+        told_of_plan,
+        sizes,
+        tuple(notes),
+        told,
+        told_of_allocation,
+        orders,
+        counts,
+        recovery,
     )
 
 

@@ -22,6 +22,7 @@ from harness.calibration.sharing import Sharing, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
 from harness.core.errors import Refusal
+from harness.data.packed import held_out_windows, training_windows
 from harness.data.vocabulary import check_tokens, tell_unknown
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
@@ -201,6 +202,14 @@ def _check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> 
     if inputs.needs_calibration:
         windows = calibration_windows(cfg.calibration, tokenizer, inputs.calibration_length)
         texts[f"calibration={cfg.calibration.corpus}"] = windows
+    if training := inputs.training:
+        corpus, split, length = training
+        texts[f"recovery.text={corpus}"] = torch.cat(
+            [
+                training_windows(corpus, split, tokenizer, length, cfg.recovery.tokens, cfg.seed),
+                held_out_windows(corpus, split, tokenizer, length),
+            ]
+        )
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
     for name, evaluator in cfg.evaluators.items():
         if hasattr(evaluator, "tokens"):

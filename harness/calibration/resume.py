@@ -76,15 +76,16 @@ def forget(cache: Path, fingerprint: str) -> None:
 def belonging(identity: Mapping[str, Any], method: Mapping[str, Any], seed: int, allocation: Allocation) -> str:
     """What pruned weights depend on, as a hash: the run's identity, its allocation, the code and torch's version."""
     asked = {site: [type(pattern).__name__, asdict(pattern)] for site, pattern in allocation.items()}
-    parts = [dict(identity), dict(method), seed, asked, _source_hash(), torch.__version__]
+    parts = [dict(identity), dict(method), seed, asked, source_hash(), torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _source_hash() -> str:
+@lru_cache(maxsize=2)
+def source_hash(packages: tuple[str, ...] = PRUNES) -> str:
+    """Of the code in some packages and of `run.py`."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256((root / "run.py").read_bytes())
-    for path in sorted(path for package in PRUNES for path in (root / package).rglob("*.py")):
+    for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

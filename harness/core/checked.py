@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
 from harness.core.structure import Cut, Part, Plan, Unit
 
+T = TypeVar("T")
 FEW = 3
 """Names in a sentence."""
 
@@ -134,6 +135,17 @@ def plan(planner: str, answer: Any, geometry: Geometry) -> Plan:
         if not isinstance(tensor, Tensor):
             raise Failure(f"{who} gave {_what(tensor)} as {name}, where a tensor is due.")
     check(answer.edit, geometry)
+    return answer
+
+
+def decoder(conversion: str, answer: Any, kind: type[T]) -> T:
+    """A conversion's answer.
+
+    Raises:
+        Failure: it is no decoder.
+    """
+    if not isinstance(answer, kind):
+        raise Failure(f"the conversion '{conversion}' returned {_what(answer)}, where a {kind.__name__} is due.")
     return answer
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from harness.core.allocation import Allocation, Budget
 from harness.core.geometry import Geometry
@@ -316,8 +317,121 @@ class Planner(Protocol):
     def plan(self, view: StructureView) -> Plan: ...
 
 
+class Adapter(NamedTuple):
+    """What is trained of one matrix: tensors in float32 by name, and what they add to its weight (O, I).
+
+    `delta(weight, parts)` (O, I) is in float32 and has gradients in `parts`. With the parts as they are here, where
+    training begins, it is zero.
+    """
+
+    parts: Mapping[str, Tensor]
+    delta: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+
 @runtime_checkable
 class Recovery(Protocol):
-    """How a pruned model is healed: changes `model` in place, and leaves the zeros outside `kept` (O, I) alone."""
+    """What is trained of a pruned model, as data; `harness/training` has the loop that every recovery shares.
 
-    def heal(self, model: nn.Module, tokenizer: Any, kept: Mapping[Site, Tensor], generator: Random) -> None: ...
+    It inherits its settings from `core.training.Training`. `keeps_zeros` promises that the delta of an adapter is zero
+    wherever `kept` (O, I) is False. `trained` is the number of trained values of a matrix of which a share is kept.
+
+    It may be a `Selector` too. One that is not trained so has `heal` instead, see `WholeRecovery`.
+    """
+
+    @property
+    def keeps_zeros(self) -> bool: ...
+
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter: ...
+
+    def trained(self, outputs: int, inputs: int, kept: float) -> float: ...
+
+
+class Trial(Protocol):
+    """What a selector may ask in front of a step: the adapted blocks, random numbers, losses on training windows.
+
+    `losses` multiplies what adapters add by a strength in some blocks (by index; 1 in all others), one loss in nats per
+    token for each such choice, all on the same windows.
+    """
+
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+
+    @property
+    def generator(self) -> Random: ...
+
+    def losses(self, strengths: Sequence[Mapping[int, float]]) -> list[float]: ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Chooses the blocks whose adapters train in a step; the others work and rest.
+
+    `state` is None in front of the first step and then whatever was given back, as JSON has it: it is part of
+    checkpoints.
+    """
+
+    def select(self, step: int, state: Any, trial: Trial) -> tuple[Collection[int], Any]: ...
+
+
+class RecoveryView(Protocol):
+    """The pruned model, for a recovery that has it to itself: a decoder (`models/decoder.py`), its masks and inputs.
+
+    `kept` holds the mask (O, I) of every matrix in scope, False where a weight is gone; `windows` are the calibration
+    windows, batches (B, L). `log` puts facts into the record.
+    """
+
+    @property
+    def decoder(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def kept(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def windows(self) -> Sequence[Tensor]: ...
+
+    @property
+    def generator(self) -> Random: ...
+
+    def log(self, **facts: Any) -> None: ...
+
+
+@runtime_checkable
+class WholeRecovery(Protocol):
+    """A recovery with another loop than the harness's: it changes the decoder's model in place.
+
+    It leaves the zeros outside `kept` alone unless it says `keeps_zeros = False`, and the model as plain as it came: no
+    hooks, no modules of its own, `requires_grad` as before. One that looks at calibration windows says
+    `needs_calibration = True`.
+    """
+
+    def heal(self, view: RecoveryView) -> None: ...
+
+
+class ConversionView(Protocol):
+    """What a conversion may use beside the decoder: calibration windows (B, L), and the blocks in scope."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def windows(self) -> Sequence[Tensor]: ...
+
+    @property
+    def scope(self) -> Sequence[int]: ...
+
+    @property
+    def generator(self) -> Random: ...
+
+
+@runtime_checkable
+class Conversion(Protocol):
+    """Makes another model out of a decoder's, which may be of another class.
+
+    It gives a decoder with the new model and its anatomy; the old one is not used afterwards, and may lose its weights
+    to it. One that looks at no calibration window says `needs_calibration = False`.
+    """
+
+    def convert(self, decoder: Any, view: ConversionView) -> Any: ...

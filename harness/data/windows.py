@@ -38,7 +38,7 @@ _drawn: WeakKeyDictionary[Any, dict[Hashable, Tensor]] = WeakKeyDictionary()
 """Windows by tokenizer, for as long as it lives: every point of a sweep asks for the same ones."""
 
 
-def _once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
+def once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
     """What was drawn under a key, which tells the text by its hash, with this tokenizer; or what is drawn now."""
     known = _drawn.setdefault(tokenizer, {})
     if key not in known:
@@ -74,7 +74,7 @@ def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -
     """
     text = read_text(calibration.corpus, calibration.split)
     key = ("calibration", text.sha256, calibration, length)
-    return _once(tokenizer, key, lambda: _draw(calibration, text, tokenizer, length))
+    return once(tokenizer, key, lambda: _draw(calibration, text, tokenizer, length))
 
 
 def _draw(calibration: Calibration, text: Text, tokenizer: Any, length: int) -> Tensor:
@@ -130,7 +130,7 @@ def evaluation_windows(
     """
     text = read_text(corpus, split)
     key = ("evaluation", text.sha256, corpus, split, length, documents, limit)
-    return _once(tokenizer, key, lambda: _cut_up(corpus, text, tokenizer, length, documents, limit))
+    return once(tokenizer, key, lambda: _cut_up(corpus, text, tokenizer, length, documents, limit))
 
 
 def _cut_up(corpus: str, text: Text, tokenizer: Any, length: int, documents: int | None, limit: int | None) -> Tensor:

@@ -33,8 +33,8 @@ NOT_ASKED = (
 )
 """Options that say where and how, not what: two records that differ in them alone answer the same question."""
 
-NOT_ASKED_OF_ALLOCATORS = ("database", "database_gib")
-"""Settings of an allocator that say where it keeps something."""
+NOT_ASKED_OF = {"allocator": ("database", "database_gib"), "recovery": ("checkpointing",)}
+"""Settings of a component that say where or how: what it keeps on a disk, what it computes twice."""
 
 COMPONENTS = ("method", "allocator", "planner", "conversion", "recovery")
 LATER_SETTINGS = {"dead": "prune", "refit": False}
@@ -103,9 +103,8 @@ def question(config: Mapping[str, Any]) -> Question:
         name: {key: value for key, value in settings.items() if value is not None}
         for name, settings in (config.get("evaluation") or {}).items()
     }
-    asked["allocator"] = {
-        key: value for key, value in config["allocator"].items() if key not in NOT_ASKED_OF_ALLOCATORS
-    }
+    for kind, settings in NOT_ASKED_OF.items():
+        asked[kind] = {key: value for key, value in config[kind].items() if key not in settings}
     asked |= {kind: _without_later(asked[kind]) for kind in COMPONENTS if isinstance(asked.get(kind), Mapping)}
     if not asked.get("layer_error"):  # what older records do not name; a dense model has none
         asked.pop("layer_error", None)

@@ -42,8 +42,9 @@ class Record:
 
     `blocks` holds what a method told about blocks, by their index (SparseLLM: the loss of every epoch), `allocation`
     what the allocator told (scores, sensitivities, the trajectory of a search), `plan` the planner's edit and what it
-    told (scores, an order). `parameters` counts those of the `dense` model, of the `model` as it is now, those that one
-    token meets (`active`) and those of a `saved` folder. `edit` is what records from before `plan` have.
+    told (scores, an order), `recovery` what a recovery did (tokens, trained parameters, losses). `parameters` counts
+    those of the `dense` model, of the `model` as it is now, those that one token meets (`active`) and those of a
+    `saved` folder. `edit` is what records from before `plan` have.
     """
 
     status: Status
@@ -61,6 +62,7 @@ class Record:
     allocation: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, int | None] = field(default_factory=dict)
+    recovery: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     schema: int = SCHEMA
 
@@ -170,18 +172,8 @@ def _check(record: Record) -> None:
         raise ValueError(f"status {record.status!r}")
     if not isinstance(record.fingerprint, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", record.fingerprint):
         raise ValueError(f"fingerprint {str(record.fingerprint)[:80]!r}")
-    for name in (
-        "config",
-        "sparsity",
-        "sites",
-        "stages",
-        "provenance",
-        "edit",
-        "blocks",
-        "allocation",
-        "plan",
-        "parameters",
-    ):
+    logged = ("edit", "blocks", "allocation", "plan", "parameters", "recovery")
+    for name in ("config", "sparsity", "sites", "stages", "provenance", *logged):
         if not isinstance(getattr(record, name), dict):
             raise TypeError(f"{name} is no object")
     if not isinstance(record.reason, str) or type(record.attempt) is not int:
@@ -200,7 +192,7 @@ def _check(record: Record) -> None:
     if record.stages:
         hardware_name(record.provenance["hardware"])
     shown = [record.reason, record.config, record.measures, record.provenance.get("hardware")]
-    shown += [record.allocation, record.plan]
+    shown += [record.allocation, record.plan, record.recovery]
     json.dumps(shown, ensure_ascii=False).encode()  # there is text that no file can hold
     record.name  # noqa: B018 (names the parts of the configuration that it needs)
 

@@ -81,15 +81,16 @@ class NoneAtAll:
 @component("recovery", "breaks")
 @dataclass(frozen=True)
 class Breaks:
-    def heal(self, model, tokenizer, kept, generator):
-        model.get_input_embeddings().weight.data[3] = float("nan")
+    def heal(self, view):
+        view.decoder.model.get_input_embeddings().weight.data[3] = float("nan")
 
 @component("recovery", "fills")
 @dataclass(frozen=True)
 class Fills:
     by: float = 1.0
-    def heal(self, model, tokenizer, kept, generator):
-        model.get_submodule(next(iter(kept))).weight.data.add_(self.by)
+    def heal(self, view):
+        view.log(by=self.by)
+        view.decoder.model.get_submodule(next(iter(view.kept))).weight.data.add_(self.by)
 """
 
 
