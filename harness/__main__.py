@@ -60,6 +60,10 @@ def _answered(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time
     try:
+        from harness.cli import quick
+
+        if (status := quick.dispatch(list(arguments))) is not None:
+            return status
         from harness import command
     finally:
         gc.enable()
