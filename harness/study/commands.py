@@ -15,6 +15,7 @@ import torch
 
 from harness import compose, groups
 from harness.allocators.file import read_allocation
+from harness.cli import words
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.execute import check_points, execute_each, finished, is_unsaved
@@ -48,7 +49,7 @@ def dispatch(command: str, overrides: Sequence[str], replaced: Sequence[str] = (
     if command == "allocation":
         return show_allocation(overrides)
     if command not in COMMANDS:
-        raise unknown("command", command, [*COMMANDS, "allocation"])
+        raise unknown("command", command, words.COMMANDS)
     groups.register(plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
