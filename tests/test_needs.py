@@ -13,9 +13,9 @@ from helpers import TINY, linears, tiny
 from harness import compose, needs
 from harness.core.errors import UserError
 from harness.core.memory import GIB
+from harness.core.places import ROOT
 from harness.models.anatomy import anatomy_of
 from harness.needs import LIBRARIES, Need, check_memory, need_of, of_config, of_facts
-from harness.record.provenance import ROOT
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEED = Need(blocks=20 * GIB, block=GIB, outside=GIB, waiting=4 * GIB, pruning=3 * GIB, scoring=2 * GIB)

@@ -82,8 +82,9 @@ def _settings(node: ast.ClassDef, tree: ast.Module) -> dict[str, Setting]:
     """
     found: dict[str, Setting] = {}
     for base in reversed(node.bases):
-        if isinstance(base, ast.Name) and isinstance((where := _defined(base.id, tree))[0], ast.ClassDef):
-            found |= _settings(*where)
+        cls, module = _defined(base.id, tree) if isinstance(base, ast.Name) else (None, tree)
+        if isinstance(cls, ast.ClassDef):
+            found |= _settings(cls, module)
     for field, following in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             name, before = field.target.id, found.get(field.target.id)

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.core.places import ROOT
 from harness.record import schema
-from harness.record.provenance import ROOT
 from harness.record.schema import Record
 from harness.report.axes import differing, options_of
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.places import ROOT
 from harness.record import schema
-from harness.record.provenance import ROOT
 
 PUBLISHED = ROOT / "results" / "published"
 ALL = sorted(str(path.parent.relative_to(PUBLISHED)) for path in PUBLISHED.glob(f"*/*/{schema.PACKED}"))
