@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from benchmarks.speed.common import copy_tokenizer, device, gib, measured_on, write, write_raw
 from harness import compose
+from harness.core.places import ROOT
 from harness.prepare import prepare
-from harness.record.provenance import ROOT
 from harness.run import run
 from harness.study.estimate import estimate
 

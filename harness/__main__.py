@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -60,6 +61,10 @@ def _answered(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time
     try:
+        from harness.cli import quick
+
+        if (status := quick.dispatch(list(arguments))) is not None:
+            return status
         from harness import command
     finally:
         gc.enable()
@@ -72,10 +77,15 @@ def _mistake(sentence: str) -> int:
     return 2
 
 
-if __name__ == "__main__":
+def console() -> NoReturn:
+    """The whole process: `python -m harness`, or the command `harness` of an installed package."""
     from harness.core import streams
 
     streams.secure()
     status = main(sys.argv[1:])
     gc.freeze()  # what is left goes with the process; looking through it for garbage first took a second
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    console()

@@ -22,7 +22,7 @@ from harness.study.plan import Files, attempts, has_finished
 REFUSED = {
     "config_path": "the configuration is the harness's own, in conf/; change it by overrides such as seed=1, and look "
     "at it by --cfg=job",
-    "shell_completion": "python -m harness completes nothing in a shell; --help shows the options",
+    "shell_completion": "python -m harness completion bash (or zsh) prints the script that completes options",
 }
 """Flags of Hydra that nothing here would check, or that it has no use for."""
 REFUSED |= dict.fromkeys(("config_name", "config_dir", "experimental_rerun"), REFUSED["config_path"])

@@ -42,9 +42,9 @@ from benchmarks.speed import pointwise
 from benchmarks.speed.common import SHAPES, shaped, write, write_raw
 from benchmarks.speed.points import SPARSITIES, Given, Point, Side, points
 from harness import compose
+from harness.core.places import ROOT
 from harness.execute import execute
 from harness.prepare import prepare
-from harness.record.provenance import ROOT
 
 TOLERANCE = 1e-3
 COUNTED = {

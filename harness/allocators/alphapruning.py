@@ -28,8 +28,11 @@ class AlphaPruning:
     """
 
     epsilon: float = 0.3
+    """Half the spread of the factors that sparsities are scaled by."""
     granularity: Granularity = "block"
+    """The units that have a sparsity of their own."""
     levels: tuple[int, ...] = ()
+    """The n of mixed n:M that a matrix may have; empty for all of 0…M."""
 
     needs_calibration = False
 

@@ -45,17 +45,29 @@ class Search:
     """What searching allocators have in common: the settings by which candidates are made and judged."""
 
     granularity: Granularity = "matrix"
+    """The units that have a sparsity of their own."""
     pruner: Any = field(default_factory=sparsegpt, metadata={"component": "method"})
+    """The method that prunes every matrix once per level; null: the run's own."""
     inputs: Literal["dense", "pruned"] = "dense"
+    """The inputs on which levels are pruned: the dense model's, or those in the model pruned uniformly."""
     objective: Objective = "kl"
+    """What a candidate is judged by: divergence from the dense model (`kl`) or loss (`nll`)."""
     held_out: int = 8
+    """Windows behind those, by which the best and the uniform candidate are judged once more in the end."""
     step: float = 0.05
+    """The distance of two levels."""
     reach: float = 0.2
+    """The furthest that a level is away from the budget."""
     minimum: float = 0.0
+    """The sparsity of a level at least."""
     maximum: float = 1.0
+    """The sparsity of a level at most."""
     levels: tuple[int, ...] = ()
+    """The n of mixed n:M that a matrix may have; empty for all of 0…M."""
     database: Literal["memory", "disk"] = field(default="memory", metadata={"identity": False})
+    """Where pruned matrices are kept."""
     database_gib: float | None = field(default=None, metadata={"identity": False})
+    """GiB that they may take; null: no limit."""
 
     uses_cache = True
 

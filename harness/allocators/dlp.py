@@ -25,8 +25,11 @@ class Dlp:
     """
 
     spread: float = 0.15
+    """The most that a block's sparsity is away from the budget."""
     statistic: Literal["median", "mean"] = "median"
+    """A block's typical score: the median (the paper) or the mean (the released code)."""
     levels: tuple[int, ...] = ()
+    """The n of mixed n:M that a matrix may have; empty for all of 0…M."""
 
     def __post_init__(self) -> None:
         if self.spread < 0:

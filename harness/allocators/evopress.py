@@ -26,10 +26,15 @@ class EvoPress(Search):
     """
 
     generations: int = 30
+    """Generations of the search."""
     offspring: int = 32
+    """Mutants of a generation."""
     survivors: tuple[int, ...] = (8, 2, 1)
+    """Mutants left by each stage; the last is 1."""
     stages: tuple[int, ...] = (1, 4, 16)
+    """Calibration windows of each stage."""
     switches: int = 3
+    """Level switches of a mutant, at most."""
 
     def __post_init__(self) -> None:
         if not self.stages or len(self.survivors) != len(self.stages) or self.survivors[-1] != 1:

@@ -30,6 +30,7 @@ class File:
     """The patterns of the file `path` as they are: an `allocation.json`, a record, or `{site: 0.7 or "1of4"}`."""
 
     path: str = ""
+    """The file, with `~` for the home folder."""
 
     needs_calibration = False
 

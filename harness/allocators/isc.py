@@ -34,12 +34,19 @@ class Isc:
     """
 
     spread: float = 0.1
+    """The paper's α: the most that a unit's share of kept weights is away from the budget's."""
     granularity: Granularity = "matrix"
+    """The units that have a sparsity of their own."""
     sensitivity: Sensitivity = "hessian"
+    """Trace of the loss's Hessian, or of the Fisher information."""
     windows: int = 16
+    """Calibration windows of the trace."""
     probes: int = 4
+    """Rademacher probes of a Hessian trace."""
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
     levels: tuple[int, ...] = ()
+    """The n of mixed n:M that a matrix may have; empty for all of 0…M."""
 
     uses_cache = True
     asks_for_traces = True

@@ -35,13 +35,21 @@ class Mrp:
     """
 
     headroom: float = 0.15
+    """How far below the budget every unit starts."""
     step: float = 0.05
+    """What the most redundant unit loses at a turn."""
     decay: float = 1.0
+    """The factor of the step at every turn."""
     least_step: float = 0.05
+    """The step at least."""
     threshold: float = 5.0
+    """Outliers are scores above so many times the dense unit's mean."""
     maximum: float | None = None
+    """The sparsity of a unit at most; null: the budget and `headroom`."""
     granularity: Granularity = "block"
+    """The units that have a sparsity of their own."""
     levels: tuple[int, ...] = ()
+    """The n of mixed n:M that a matrix may have; empty for all of 0…M."""
 
     def __post_init__(self) -> None:
         if self.headroom < 0 or self.threshold <= 0 or not 0 < self.decay <= 1:

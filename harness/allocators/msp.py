@@ -41,17 +41,29 @@ class Msp(Search):
     """
 
     sensitivity: Sensitivity = "fisher"
+    """Trace of the Fisher information, or of the loss's Hessian."""
     per: Literal["matrix", "parameter"] = "parameter"
+    """Whether the trace of a matrix counts whole or per parameter."""
     sensitivity_windows: int = 32
+    """Calibration windows of the trace."""
     probes: int = 4
+    """Rademacher probes of a Hessian trace."""
     windows: int = 4
+    """Held-out windows that a candidate is judged by."""
     start: Literal["sensitivity", "random"] = "sensitivity"
+    """The first population: by rank of the sensitivity, or by shuffled ranks."""
     population: int = 16
+    """Parents, and children of a generation."""
     generations: int = 30
+    """Generations at most."""
     patience: int = 10
+    """Generations without a better candidate after which the search ends."""
     crossover: float = 0.5
+    """The probability that a child has two parents."""
     mutation: float = 0.15
+    """The probability that a unit of a mutant goes a level up or down."""
     verify: bool = False
+    """Prune one unit at a time, too, and put the losses into the record."""
 
     asks_for_traces = True
 

@@ -25,8 +25,11 @@ class Owl:
     """
 
     spread: float = 0.08
+    """The most that a block's sparsity is away from the budget."""
     threshold: float = 5.0
+    """M: outliers are scores above so many times their block's mean."""
     levels: tuple[int, ...] = ()
+    """The n of mixed n:M that a matrix may have; empty for all of 0…M."""
 
     revision = 2  # 1: a plain sum of squares
 

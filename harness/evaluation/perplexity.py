@@ -54,9 +54,13 @@ class Perplexity:
     """
 
     corpus: str
+    """The text."""
     split: str = "test"
+    """Its part."""
     documents: int | None = None
+    """Documents from its start; null: all."""
     windows: int | None = None
+    """Windows from its start; null: all."""
 
     def __post_init__(self) -> None:
         if self.split not in corpus_named(self.corpus).splits:

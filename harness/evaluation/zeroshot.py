@@ -47,9 +47,13 @@ class ZeroShot:
     """
 
     task: str
+    """The task, as lm-eval calls it."""
     fewshot: int = 0
+    """Solved examples in front of each question."""
     add_bos_token: bool = False
+    """Put a BOS in front of each question."""
     batch_size: int = 16
+    """Questions at a time; moves results in the third digit."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS and self.task not in (known := installed_tasks()):

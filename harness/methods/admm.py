@@ -36,9 +36,13 @@ class ADMM:
     """
 
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
     ridge: float = 0.1
+    """What is added to the diagonal of the Gram matrix of inputs with norm 1."""
     iterations: int = 20
+    """Steps of the alternating direction method."""
     gradual: int = 15
+    """Steps until the mask stays."""
 
     statistic = gram
     products = 23  # with a matrix of its inputs, for an estimate of seconds

@@ -40,9 +40,13 @@ class ALPS:
     """
 
     ridge: float = 0.01
+    """What is added to the diagonal of the Gram matrix, in units of its mean."""
     rho: float = 0.1
+    """The penalty ρ at the first step."""
     iterations: int = 300
+    """Steps at most."""
     refit_steps: int = 10
+    """Steps of conjugate gradients on the final mask."""
 
     statistic = gram
     products = 70  # with a matrix of its inputs, about, for an estimate of seconds: some fifty steps, and the refit

@@ -40,9 +40,13 @@ class Asymmetric:
     """
 
     inner: Any = field(default_factory=ALPS, metadata={"component": "method"})
+    """The method that prunes the fitted weights."""
     alpha: float = 0.75
+    """α: the share of the inputs' change that is undone."""
     beta: float = 0.5
+    """β: the share of the residual stream's change that is undone."""
     damping: float = 0.01
+    """λ in units of the mean diagonal of the Gram matrix."""
 
     statistic = gram
     beside_dense = True

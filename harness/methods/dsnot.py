@@ -43,12 +43,19 @@ class DSnoT:
     """
 
     inner: Any = field(default_factory=Wanda, metadata={"component": "method"})
+    """The method whose mask is refined."""
     max_cycles: int = 50
+    """Exchanges of a row at most."""
     update_threshold: float = 0.1
+    """The |error| of a row at which it ends."""
     variance_power: float = 1.0
+    """The power of the input's variance that growth is divided by."""
     same_sign: bool | None = None
+    """End a row before its error changes sign; null: for N:M only."""
     skip: Literal["none", "mlp", "attention"] = "mlp"
+    """The part of a block that keeps the inner mask."""
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
 
     def __post_init__(self) -> None:
         if self.max_cycles < 0 or self.update_threshold < 0 or self.variance_power < 0:

@@ -34,9 +34,13 @@ class ISC:
     """
 
     damping: float = 0.01
+    """What is added to the diagonal of the Gram matrix, in units of its mean."""
     blocksize: int = 128
+    """Columns of a comparison group."""
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
     dead: Dead = field(default="prune", metadata=LATER)
+    """`keep`: inputs never seen lose no more weights than the quota."""
 
     statistic = gram
 

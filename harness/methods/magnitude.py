@@ -25,6 +25,7 @@ class Magnitude:
     """
 
     group: Group = "matrix"
+    """The weights that are compared with one another."""
 
     statistic = None
     knows = Order

@@ -38,11 +38,17 @@ class RIA:
     """
 
     a: float = 0.5
+    """The power of the input's norm."""
     group: Group = "matrix"
+    """The weights that are compared with one another."""
     reallocation: bool = False
+    """For N:M, permute the inputs before they are grouped."""
     importance: Importance = "sum"
+    """What inputs are sorted by: the sum of their scores, or of those that unstructured pruning leaves."""
     lsa: bool = False
+    """Improve the permutation by linear sum assignment."""
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
 
     statistic = norms
 

@@ -44,8 +44,11 @@ class SparseGPT:
     """
 
     damping: float = 0.01
+    """What is added to the diagonal of the Gram matrix, in units of its mean."""
     blocksize: int = 128
+    """Columns of a comparison group."""
     dead: Dead = field(default="prune", metadata=LATER)
+    """`keep`: inputs never seen lose no more weights than the quota."""
 
     statistic = gram
 

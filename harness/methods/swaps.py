@@ -35,9 +35,13 @@ class Swaps:
     """
 
     inner: Any = field(default_factory=Wanda, metadata={"component": "method"})
+    """The method whose mask is improved."""
     rounds: int = 4
+    """Times that candidates are chosen anew."""
     exchanges: int = 32
+    """Exchanges in a row between two choices, at most."""
     shortlist: int = 64
+    """Candidates of each side; 0: all."""
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or self.exchanges < 1 or self.shortlist < 0:

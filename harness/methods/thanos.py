@@ -36,9 +36,13 @@ class Thanos:
     """
 
     damping: float = 0.01
+    """What is added to the diagonal of the Gram matrix, in units of its mean."""
     blocksize: int = 512
+    """Columns of a block."""
     outliers: float = 0.0
+    """For N:M, the share of the outputs that stays dense."""
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
 
     def __post_init__(self) -> None:
         if self.damping <= 0 or self.blocksize < 1:

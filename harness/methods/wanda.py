@@ -20,6 +20,7 @@ class Wanda:
     """Sun et al. 2024 (arXiv 2306.11695), eq. 1: weight magnitude times input norm, compared per output."""
 
     group: Group = "row"
+    """The weights that are compared with one another."""
 
     statistic = norms
     revision = 2  # 1: a plain sum of squares, whose rounding swapped one near tie at 90 %

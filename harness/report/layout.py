@@ -35,6 +35,11 @@ KINDS = ("bars", "curves", "lines", "losses", "trajectory", "scatter")
 """The figures there are."""
 
 
+def heading(title: str, scale: str) -> str:
+    """The title of a table or figure; records of several scales, or of none, name no scale."""
+    return f"{title} · scale {scale}" if scale else title
+
+
 def metric_of(layout: Mapping[str, Any]) -> str:
     """The metric that the table shows."""
     return str(layout.get("metric") or "perplexity")

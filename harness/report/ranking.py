@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.causes import TOLERANCE
 from harness.core.errors import UserError
+from harness.core.tolerance import TOLERANCE
 from harness.record.dense import dense_rows
 from harness.record.schema import hardware_name
 from harness.report.interval import mean_interval

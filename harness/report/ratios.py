@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from harness.core import escape
-from harness.core.causes import TOLERANCE
+from harness.core.tolerance import TOLERANCE
 from harness.record.dense import dense_rows
-from harness.report.layout import level
+from harness.report.layout import heading, level
 from harness.report.tables import MISSED, markdown_lines
 from harness.report.tidy import Cell
 
@@ -101,7 +101,7 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:
             "evaluations": ["" if pd.isna(value) else f"{value:.0f}" for value in table["evaluations"]],
         }
     )
-    head = f"### {escape.markdown(title)}: against uniform · scale {escape.markdown(scale)}"
+    head = f"### {heading(f'{escape.markdown(title)}: against uniform', escape.markdown(scale))}"
     return "\n".join([head, "", *markdown_lines(shown), "", LEGEND, ""])
 
 

@@ -9,18 +9,21 @@ from typing import Any
 import pandas as pd
 
 from harness.core import escape
-from harness.core.causes import TOLERANCE
+from harness.core.tolerance import TOLERANCE
 from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
-from harness.report.layout import axis_text, column_of, is_number, level, metric_of, varying
+from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
 MISSED = "‡"
 UNITS = {"seconds": " (s)", "fitness": " (nats)"}
-LEGEND = (
+REPORTED_LEGEND = (
     "In brackets: the reported number and the verdict on ours (✓ within tolerance, ✗ off, n/c not comparable). "
-    "No bracket: nothing is reported for the cell. Sparsity NofM keeps N of every M weights. "
+    "No bracket: nothing is reported for the cell."
+)
+ZEROS_LEGEND = (
+    "Sparsity NofM keeps N of every M weights. "
     f"Achieved is the fraction of zeros counted in the weights, the mean over seeds (or the range of a row's cells); "
     f"{MISSED} a seed is more than {TOLERANCE:g} from what was asked of it."
 )
@@ -173,13 +176,23 @@ def number(value: float, metric: str) -> str:
 
 def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:
     """A Markdown table with its title, scale, legend and a count of verdicts."""
-    lines = [f"### {escape.markdown(title)} · scale {escape.markdown(scale)}", "", *markdown_lines(table)]
+    lines = [f"### {heading(escape.markdown(title), escape.markdown(scale))}", "", *markdown_lines(table)]
     verdicts = compared["verdict"].value_counts().to_dict()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     stale = [STALE_LEGEND] if (compared["state"] == "stale").any() else []
     hardware = compared.loc[(compared["metric"] == "seconds") & compared["protocol"].notna(), "protocol"].unique()
     timed = [f"Seconds on {escape.markdown(', '.join(hardware))}."] if len(hardware) else []
-    return "\n".join([*lines, "", LEGEND, *stale, *timed, f"Verdicts: {counts}.", ""])
+    said = [f"Verdicts: {counts}."] if _has_reported(compared) else []
+    return "\n".join([*lines, "", _legend(compared), *stale, *timed, *said, ""])
+
+
+def _legend(compared: pd.DataFrame) -> str:
+    return " ".join([REPORTED_LEGEND, ZEROS_LEGEND] if _has_reported(compared) else [ZEROS_LEGEND])
+
+
+def _has_reported(compared: pd.DataFrame) -> bool:
+    """Whether reported numbers are spoken of: in the table of a study, or where one stands beside a cell."""
+    return bool((compared["study"] != "").any() or compared["reported"].notna().any())
 
 
 def markdown_lines(table: pd.DataFrame) -> list[str]:
@@ -193,15 +206,16 @@ def _line(values: Any, widths: list[int]) -> str:
     return "| " + " | ".join(str(value).ljust(width) for value, width in zip(values, widths, strict=True)) + " |"
 
 
-def to_latex(table: pd.DataFrame, title: str, scale: str) -> str:
+def to_latex(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:
     """A booktabs table."""
+    caption = f"{escape.latex(title)}, scale {escape.latex(scale)}" if scale else escape.latex(title)
     body = [" & ".join(map(escape.latex, row)) + r" \\" for row in table.itertuples(index=False)]
     head = " & ".join(map(escape.latex, table.columns)) + r" \\"
     return "\n".join(
         [
             r"% needs \usepackage{booktabs,amssymb}",
             r"\begin{table}",
-            rf"\caption{{{escape.latex(title)}, scale {escape.latex(scale)}. {escape.latex(LEGEND)}}}",
+            rf"\caption{{{caption}. {escape.latex(_legend(compared))}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
             r"\toprule",
             head,

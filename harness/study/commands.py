@@ -15,15 +15,16 @@ import torch
 
 from harness import compose, groups
 from harness.allocators.file import read_allocation
+from harness.cli import words
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
+from harness.core.places import IS_INSTALLED, ROOT
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.overrides import plugins_in, say
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.claim import submitted
-from harness.record.provenance import ROOT
 from harness.record.question import Answer, only, question
 from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report
@@ -48,7 +49,7 @@ def dispatch(command: str, overrides: Sequence[str], replaced: Sequence[str] = (
     if command == "allocation":
         return show_allocation(overrides)
     if command not in COMMANDS:
-        raise unknown("command", command, [*COMMANDS, "allocation"])
+        raise unknown("command", command, words.COMMANDS)
     groups.register(plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
@@ -252,8 +253,11 @@ def publish(study: Study) -> int:
     """Pack records (without this machine's paths), table and figure of a study into `results/published`.
 
     Raises:
-        UserError: fewer records are there than are published, of a study that was narrowed, or of another folder.
+        UserError: fewer records are there than are published, of a study that was narrowed, or of another folder; or
+            this is no checkout.
     """
+    if IS_INSTALLED:
+        raise UserError("publish writes into a checkout of the project; run it there by python -m harness.")
     items = progress_of(study)
     folder = ROOT / "results" / "published" / study.name / study.scale
     found = [item for item in items if item.path]

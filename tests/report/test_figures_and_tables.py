@@ -93,7 +93,7 @@ def test_a_table_shows_means_spreads_verdicts_and_what_is_absent() -> None:
     markdown = to_markdown(table, "A title", "embedded", compared)
     assert "### A title · scale embedded" in markdown
     assert "1 within tolerance" in markdown
-    latex = to_latex(table, "50 % of_it", "embedded")
+    latex = to_latex(table, "50 % of_it", "embedded", compared)
     assert r"50 \% of\_it" in latex
     assert r"$\checkmark$" in latex
     assert "within tolerance" in comparison_text(compared)

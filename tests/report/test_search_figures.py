@@ -189,6 +189,16 @@ def test_panels_of_blocks_and_of_matrices() -> None:
     assert matrices[1].get_xlabel() == "sensitivity (fisher)"
 
 
+def test_no_two_kinds_of_matrices_look_alike() -> None:
+    """A LLaMA and an OPT together have more kinds than there are colours, or markers."""
+    kinds = [f"matrix_{number}" for number in range(20)]
+    data = units([verified("matrix")]).iloc[[0]]
+    data = pd.concat([data.assign(matrix=kind, unit=kind) for kind in kinds])
+    (axis,) = panels(scatter(plt, data)).values()
+    drawn = {line.get_label(): (line.get_color(), line.get_marker()) for line in axis.get_lines()}
+    assert len({drawn[kind] for kind in kinds}) == 20
+
+
 def test_an_estimated_trace_may_be_negative_and_a_loss_infinite() -> None:
     one = verified("block", "hessian")
     told = one.record.allocation["verification"]["units"]

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from harness import compose
+from harness.core.places import ROOT
 from harness.prepare import prepare
 from harness.record import schema
 from harness.record.claim import claimed, submitted
-from harness.record.provenance import ROOT
 from harness.record.question import answer_of, only, question
 from harness.study import commands
 from harness.study.plan import Files, attempts, has_finished, progress_of

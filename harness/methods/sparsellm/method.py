@@ -42,13 +42,21 @@ class SparseLLM:
     """
 
     inner: Any = field(default_factory=SparseGPT, metadata={"component": "method"})
+    """The method that prunes attention, and each matrix in every epoch."""
     variant: Literal["default", "released"] = "default"
+    """`released`: what the authors' code does where it differs."""
     epochs: int = 4
+    """Rounds over the feed-forward part; 1 is the inner method alone."""
     alpha: float | None = None
+    """α: weight of the pre-activations' constraint; null: 1, or the released code's."""
     beta: float | None = None
+    """β: weight of the output's constraint; null: 1, or the released code's."""
     gamma: float | None = None
+    """γ: weight of the activation's constraint; null: 1, or the released code's."""
     damping: float = 0.01
+    """λ in units of the mean diagonal of the Gram matrix."""
     fallback: bool = True
+    """Take the first epoch's weights where the outputs got worse."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
