@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from harness.core.errors import UserError, reason, unknown
 from harness.core.files import at_home
+from harness.core.plain import plain
 
 KINDS = {
     "method": "harness.methods",
@@ -235,10 +236,19 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def _settings(instance: Any) -> dict[str, Any]:
+def settings_of(instance: Any) -> dict[str, Any]:
     """The settings of a component as `defaults` gives them, with the values that it has."""
+    if not _is_registered(instance):
+        return {"name": name_of(instance), **plain(_fields_of(instance))}
     values = {field.name: _plain(field, getattr(instance, field.name)) for field in dataclasses.fields(instance)}
     return {"name": name_of(instance), **values}
+
+
+def _fields_of(instance: Any) -> dict[str, Any]:
+    """What an object of any class holds."""
+    if dataclasses.is_dataclass(instance):
+        return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    return dict(getattr(instance, "__dict__", {}))
 
 
 def components(kind: str, name: str) -> dict[str, str]:
@@ -284,9 +294,45 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
         raise UserError(f"{where}={settings['name']} refuses its settings ({reason(error)}).") from error
 
 
+def taken(kind: str, asked: Any) -> Any:
+    """A component from its name, from its settings with a name, from its class, or as it is; it need not be registered.
+
+    Raises:
+        UserError: as `build`; or it lacks what its kind has to have.
+    """
+    if isinstance(asked, str | Mapping):
+        return build(kind, {"name": asked} if isinstance(asked, str) else asked)
+    try:
+        instance = asked() if isinstance(asked, type) else asked
+    except TypeError as error:
+        raise UserError(
+            f"{kind}={asked.__name__} cannot be made without settings ({error}); give an instance."
+        ) from error
+    lacking = sorted(([one for one in all_of if not hasattr(instance, one)] for all_of in ASKED[kind]), key=len)
+    if all(lacking):
+        raise UserError(
+            f"{kind}={type(instance).__name__} is neither a name ({', '.join(names(kind))}) nor a {kind}: it lacks "
+            f"{' and '.join(lacking[0])}."
+        )
+    return instance
+
+
+def _is_registered(instance: object) -> bool:
+    return any(type(instance) in known.values() for known in _registry.values())
+
+
+def _source(cls: type) -> str | None:
+    """The hash of the source of a class that nobody registered, if it can be read (a notebook's cell can)."""
+    try:
+        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None
+
+
 def revision(instance: object) -> str:
-    """What identifies the code of a component: its `revision`, and the hash of its source where it is a plugin's."""
-    source = _plugin_sources.get(type(instance).__module__)
+    """What identifies the code of a component: its `revision`, and the hash of its source where it is not ours."""
+    cls = type(instance)
+    source = _plugin_sources.get(cls.__module__) if _is_registered(instance) else _source(cls)
     number = str(getattr(instance, "revision", 1))
     return f"{number}+{source}" if source else number
 
@@ -307,13 +353,15 @@ def describe(instance: Any) -> dict[str, Any]:
     option that came later, which changes nothing while it is off) as long as they have their default; and a component
     may say by `identity()` which values stand for some of its fields (a file's content for its path).
     """
-    plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    described: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    if not _is_registered(instance):
+        return described | plain(_fields_of(instance))
     for field in dataclasses.fields(instance):
         counts, value = field.metadata.get("identity", True), getattr(instance, field.name)
         if not counts or (counts == "unless default" and value == field.default):
             continue
-        plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
-    return plain | (instance.identity() if hasattr(instance, "identity") else {})
+        described[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
+    return described | (instance.identity() if hasattr(instance, "identity") else {})
 
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -321,7 +369,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
         if value is None:
             return None
         name = value if isinstance(value, str) else name_of(value)
-        return _settings(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
+        return settings_of(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
     return list(value) if isinstance(value, tuple) else value
 
 
