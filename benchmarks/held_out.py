@@ -72,25 +72,25 @@ def main() -> None:
 def judged(cfg: RunConfig, ready: Prepared, session: Session, count: int) -> dict[str, Any]:
     """Prune a model by a configuration, and score it."""
     with session.point():
-        model, tokenizer, anatomy = session.load(cfg, ready)
+        decoder, tokenizer = session.load(cfg, ready)
         length = ready.inputs.calibration_length
         calibration = calibration_windows(cfg.calibration, tokenizer, length)
         held = held_out(cfg, tokenizer, length, calibration, count)
         batches = batched(
             calibration.to(ready.device), tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
         )
-        scope = range(len(anatomy.block_list(model)))
-        sites = [site for index in scope for site in anatomy.block_linears(model, index)]
+        scope = range(len(decoder.modules))
+        sites = [site for index in scope for site in decoder.linears(index)]
         start = time.perf_counter()
-        with in_pieces(model):
+        with in_pieces(decoder.model):
             if cfg.method is not None:
-                prune(model, anatomy, batches, scope, cfg.method, dict.fromkeys(sites, cfg.pattern))
+                prune(decoder, batches, scope, cfg.method, dict.fromkeys(sites, cfg.pattern))
             seconds = time.perf_counter() - start
             return {
-                "held-out": perplexity(model, held.to(ready.device)),
-                "calibration": perplexity(model, calibration.to(ready.device)),
+                "held-out": perplexity(decoder.model, held.to(ready.device)),
+                "calibration": perplexity(decoder.model, calibration.to(ready.device)),
                 "windows": len(held),
-                "achieved": fraction_of_zeros(model, anatomy, scope),
+                "achieved": fraction_of_zeros(decoder, scope),
                 "seconds": round(seconds, 1),
             }
 

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
-from harness.borrowed import borrowed, check, checkpoint_of, dtype_name
+from harness.borrowed import borrowed, checkpoint_of, decoder_in_memory, dtype_name
 from harness.calibration.checks import self_check
 from harness.compose import compose_plain, typed
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.data.corpora import held
 from harness.groups import COMPONENT_GROUPS, choices, register
-from harness.models.anatomy import Anatomy
 from harness.models.checkpoint import Checkpoint, ModelChoice
+from harness.models.decoder import Decoder
 from harness.models.machine import lend
 from harness.prepare import Prepared, look_at, prepare
 from harness.record import schema
@@ -77,28 +77,13 @@ class Result:
 
 
 def prune(
-    model: PreTrainedModel,
-    tokenizer: Any = None,
-    method: Component = "wanda",
-    sparsity: float | str = 0.5,
-    *,
-    allocator: Component = "uniform",
-    planner: Component = None,
-    recovery: Component = None,
-    calibration: str | Texts = "c4",
-    windows: int | None = None,
-    length: int | None = None,
-    scope: str = "all",
-    seed: int = 0,
-    inputs: str = "pruned",
-    numerics: str = "fast",
-    layer_error: bool = False,
-    on: str | Iterable[str] | Mapping[str, Texts] = (),
-    window: int | None = None,
-    limit: int | None = None,
-    save: str | Path | None = None,
-    cache: str | Path | None = None,
-) -> Result:
+    model: PreTrainedModel, tokenizer: Any = None, method: Component = "wanda", sparsity: float | str = 0.5, *,
+    allocator: Component = "uniform", planner: Component = None, recovery: Component = None,
+    calibration: str | Texts = "c4", windows: int | None = None, length: int | None = None, scope: str = "all",
+    seed: int = 0, inputs: str = "pruned", numerics: str = "fast", layer_error: bool = False,
+    on: str | Iterable[str] | Mapping[str, Texts] = (), window: int | None = None, limit: int | None = None,
+    save: str | Path | None = None, cache: str | Path | None = None,
+) -> Result:  # fmt: skip
     """Prune a model in memory, in place: `result.model is model`. Where it fails, some blocks may be pruned already.
 
     Args:
@@ -128,7 +113,7 @@ def prune(
         Refusal: a component cannot do this.
         Failure: memory runs out, or a component gave something that cannot be.
     """
-    anatomy = check(model)
+    decoder = decoder_in_memory(model)
     register()
     asked = {"method": method, "allocator": allocator, "planner": planner, "recovery": recovery}
     options = {
@@ -137,7 +122,7 @@ def prune(
         "save": None if save is None else str(save), "cache": None if cache is None else str(cache),
     }  # fmt: skip
     with _composed(model, tokenizer, options, asked, on, (calibration, windows, length)) as (cfg, checkpoint):
-        record = _computed(cfg, checkpoint, model, tokenizer, anatomy)
+        record = _computed(cfg, checkpoint, decoder, tokenizer)
     return Result(model, record)
 
 
@@ -165,43 +150,45 @@ def evaluate(
     Raises:
         UserError, Failure: as `prune`.
     """
-    anatomy = check(model)
+    decoder = decoder_in_memory(model)
     register()
     asked = dict.fromkeys(COMPONENT_GROUPS)
     options = {"seed": seed, "evaluation_window": window, "evaluation_limit": limit}
     with _composed(model, tokenizer, options, asked, on, None) as (cfg, checkpoint):
-        return [dict(measure) for measure in _computed(cfg, checkpoint, model, tokenizer, anatomy).measures]
+        return [dict(measure) for measure in _computed(cfg, checkpoint, decoder, tokenizer).measures]
 
 
 class _Lent(Session):
     """A session of one point whose model a caller lent it."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy) -> None:
+    def __init__(self, decoder: Decoder, tokenizer: Any) -> None:
         super().__init__()
-        self._model, self._tokenizer_given, self._anatomy = model, tokenizer, anatomy
+        self._decoder, self._given = decoder, tokenizer
         lend(self)
 
     def lent(self, device: torch.device) -> int:
         """Bytes of the model, which is there and which a forecast of memory counts among what is to come."""
-        return sum(parameter.nbytes for parameter in self._model.parameters() if parameter.device.type == device.type)
+        parameters = self._decoder.model.parameters()
+        return sum(parameter.nbytes for parameter in parameters if parameter.device.type == device.type)
 
-    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[PreTrainedModel, Any, Anatomy]:
+    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[Decoder, Any]:
         """The model that was lent.
 
         Raises:
             UserError: see `check_texts` and `self_check`.
         """
-        rows = int(self._model.config.get_text_config().vocab_size)
-        check_texts(cfg, ready, self._tokenizer_given, rows)
-        self_check(self._model, self._anatomy)
-        return self._model, self._tokenizer_given, self._anatomy
+        check_texts(cfg, ready, self._given, int(self._decoder.config.get_text_config().vocab_size))
+        self_check(self._decoder)
+        return self._decoder, self._given
 
 
-def _computed(
-    cfg: RunConfig, checkpoint: Checkpoint, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy
-) -> Record:
-    """The record of a run on a model that is lent."""
-    session = _Lent(model, tokenizer, anatomy)
+def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenizer: Any) -> Record:
+    """The record of a run on a model that is lent.
+
+    Raises:
+        UserError: no room beside the model, or the folder to save to is none.
+    """
+    session = _Lent(decoder, tokenizer)
     ready = prepare(cfg, look_at(cfg, checkpoint))
     if ready.waits.blocks:
         raise UserError(
@@ -211,13 +198,14 @@ def _computed(
     ready = replace(ready, facts=ready.facts | {"weights_from": "memory"})
     if cfg.save is not None:
         if tokenizer is None:
-            raise UserError(
-                "save needs the model's tokenizer, which is saved beside it; or call model.save_pretrained."
-            )
-        check_targets([(cfg.save, Path(model.config._name_or_path or "/"))])
+            raise UserError("save needs the tokenizer, which goes beside the model; or call model.save_pretrained.")
+        check_targets([(cfg.save, Path(decoder.config._name_or_path or "/"))])
         schema.check_writable("save", cfg.save)
-    with borrowed(model, anatomy), torch.enable_grad():  # as a process of its own has it
-        return run(cfg, ready, session)
+    with borrowed(decoder), torch.enable_grad():  # as a process of its own has it
+        record = run(cfg, ready, session)
+    if record.status == "failed":  # the model is pruned, but was not saved
+        raise UserError(record.reason)
+    return record
 
 
 @contextmanager
@@ -266,11 +254,30 @@ def _made(composed: Mapping[str, Any], given: Mapping[str, Any], make: Callable[
 
 
 def _component(kind: str, asked: Component) -> Any:
+    """A component from its name, its settings with a name, its class, or as it is; it need not be registered.
+
+    Raises:
+        UserError: no such component or settings; or it lacks what its kind has to have.
+    """
     if asked is None or (isinstance(asked, str) and asked == "none"):
-        return (
-            None if kind == "method" else catalogue.build(kind, {"name": "uniform" if kind == "allocator" else "none"})
+        nothing = {"name": "uniform" if kind == "allocator" else "none"}
+        return None if kind == "method" else catalogue.build(kind, nothing)
+    if isinstance(asked, str | Mapping):
+        return catalogue.build(kind, {"name": asked} if isinstance(asked, str) else asked)
+    try:
+        instance = asked() if isinstance(asked, type) else asked
+    except TypeError as error:
+        raise UserError(
+            f"{kind}={asked.__name__} cannot be made without settings ({error}); give an instance."
+        ) from error
+    needed = catalogue.ASKED[kind]
+    lacking = sorted(([one for one in all_of if not hasattr(instance, one)] for all_of in needed), key=len)
+    if all(lacking):
+        raise UserError(
+            f"{kind}={type(instance).__name__} is neither a name ({', '.join(catalogue.names(kind))}) nor a {kind}: it "
+            f"lacks {' and '.join(lacking[0])}."
         )
-    return catalogue.taken(kind, asked)
+    return instance
 
 
 def _names(on: str | Iterable[str] | Mapping[str, Texts]) -> list[str]:

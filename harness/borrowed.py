@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from harness.calibration.replay import FOLLOW_TOKENS
 from harness.core.errors import UserError, reason
-from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.checkpoint import Checkpoint, InMemory, tokenizer_files
+from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import DTYPES, SAYS, attention_for, first_not_finite, still
 from harness.models.placement import placement_of
 
@@ -70,8 +70,8 @@ def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
         return tokenizer_files(Path(folder))
 
 
-def check(model: Any) -> Anatomy:
-    """The layout of a model in memory that can be pruned where it is.
+def decoder_in_memory(model: Any) -> Decoder:
+    """A model in memory with its layout, that can be pruned where it is.
 
     Raises:
         UserError: it is no causal language model of transformers, of a known family, whole on one device, in a dtype
@@ -98,22 +98,23 @@ def check(model: Any) -> Anatomy:
         raise UserError(f"the model is in {dtype}; the harness computes in {', '.join(DTYPES)}: model.float(), say.")
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no language-model head; load it by AutoModelForCausalLM.")
-    anatomy = anatomy_of(model)
-    if (name := first_not_finite(model, anatomy, placement_of(model, anatomy))) is not None:
+    decoder = decoder_of(model)
+    if (name := first_not_finite(decoder, placement_of(decoder))) is not None:
         raise UserError(f"the weight {name} of the model is not finite (NaN or infinity).")
-    return anatomy
+    return decoder
 
 
 @contextmanager
-def borrowed(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+def borrowed(decoder: Decoder) -> Iterator[None]:
     """While inside, a model is as `load_model` leaves one. Afterwards it is its owner's again, but for its weights.
 
     Its modules' training mode, its parameters' gradients and whether they have some, its attention, and what its
     configuration says of how it is to be run are what they were.
     """
+    model = decoder.model
     training = [(module, module.training) for module in model.modules()]
     graded = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    config, blocks = model.config, anatomy.block_list(model)
+    config, blocks = model.config, decoder.modules
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
     said = [(part, name, getattr(part, name, None)) for part in parts if part is not None for name in SAYS]
     attention, cached = config._attn_implementation, getattr(config, "use_cache", None)

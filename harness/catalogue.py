@@ -294,29 +294,6 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
         raise UserError(f"{where}={settings['name']} refuses its settings ({reason(error)}).") from error
 
 
-def taken(kind: str, asked: Any) -> Any:
-    """A component from its name, from its settings with a name, from its class, or as it is; it need not be registered.
-
-    Raises:
-        UserError: as `build`; or it lacks what its kind has to have.
-    """
-    if isinstance(asked, str | Mapping):
-        return build(kind, {"name": asked} if isinstance(asked, str) else asked)
-    try:
-        instance = asked() if isinstance(asked, type) else asked
-    except TypeError as error:
-        raise UserError(
-            f"{kind}={asked.__name__} cannot be made without settings ({error}); give an instance."
-        ) from error
-    lacking = sorted(([one for one in all_of if not hasattr(instance, one)] for all_of in ASKED[kind]), key=len)
-    if all(lacking):
-        raise UserError(
-            f"{kind}={type(instance).__name__} is neither a name ({', '.join(names(kind))}) nor a {kind}: it lacks "
-            f"{' and '.join(lacking[0])}."
-        )
-    return instance
-
-
 def _is_registered(instance: object) -> bool:
     return any(type(instance) in known.values() for known in _registry.values())
 

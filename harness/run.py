@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
 from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
 from harness.methods.each import as_block_method
-from harness.models.anatomy import Anatomy
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
+from harness.models.decoder import Decoder
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention
 from harness.models.surgery import operate
@@ -47,9 +47,6 @@ from harness.record.stages import Stages
 from harness.save import save_model
 from harness.session import Session
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 @dataclass(frozen=True)
 class Reduced:
@@ -59,8 +56,9 @@ class Reduced:
     `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
     """
 
+    decoder: Decoder
     allocation: Allocation
-    scope: range
+    scope: Sequence[int]
     edit: Edit
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
@@ -89,29 +87,30 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
 def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
     stages = Stages(ready.device)
     with stages.time("load"):
-        model, tokenizer, anatomy = session.load(cfg, ready)
+        decoder, tokenizer = session.load(cfg, ready)
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
 
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
-    with fused(model, anatomy, wanted=fast), in_pieces(model):
-        reduced = _reduce(cfg, ready, session, stages, model, tokenizer, anatomy)
-        fuse_attention(model)
+    with fused(decoder, wanted=fast), in_pieces(decoder.model):
+        reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
+        decoder = reduced.decoder
+        fuse_attention(decoder.model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
             if cfg.method is None and not reduced.edit and name_of(cfg.recovery) == "none":
-                measures = session.dense_measures(cfg, ready, model, tokenizer, context)
+                measures = session.dense_measures(cfg, ready, decoder, tokenizer, context)
             else:
                 judges = cfg.evaluators.values()
-                measures = [one for judge in judges for one in measured(judge, model, tokenizer, context)]
+                measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(model, anatomy, reduced.scope, reduced.allocation, reduced.orders)
-    achieved = fraction_of_zeros(model, anatomy, reduced.scope)
+    sites = achieved_sites(decoder, reduced.scope, reduced.allocation, reduced.orders)
+    achieved = fraction_of_zeros(decoder, reduced.scope)
     _remark_on(cfg, achieved, reduced.counts)
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
+            save_model(decoder.model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
             remark(reason)
@@ -123,7 +122,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         sparsity={
             "asked": cfg.asked,
             "achieved": achieved,
-            "model": fraction_of_zeros(model, anatomy, None),
+            "model": fraction_of_zeros(decoder, None),
         },
         sites=sites,
         measures=tuple(measures),
@@ -144,11 +143,10 @@ def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Coun
 
 
 def _reduce(
-    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, model: PreTrainedModel, tokenizer: Any,
-    anatomy: Anatomy,
+    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, decoder: Decoder, tokenizer: Any
 ) -> Reduced:  # fmt: skip
     """Everything between loading and evaluation; the model is changed in place."""
-    scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+    scope: Sequence[int] = cfg.scope.blocks(decoder.dense_blocks)
     with stages.time("calibrate"):
         batches = []
         if ready.inputs.needs_calibration:
@@ -156,10 +154,10 @@ def _reduce(
             at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
-        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(model, anatomy, batches, scope)))
+        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(decoder, batches, scope)))
         if edit:
-            operate(model, anatomy, edit)
-            scope = cfg.scope.blocks(len(anatomy.block_list(model)))
+            decoder = operate(decoder, edit)
+            scope = [index for index in scope if index in decoder.indices]
     sharing = session.sharing(cfg, batches, edited=bool(edit))
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
@@ -168,29 +166,29 @@ def _reduce(
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _probe(cfg, ready, model, tokenizer, anatomy, batches, scope, sharing)
+            probe = _probe(cfg, ready, decoder, tokenizer, batches, scope, sharing)
             allocation, told_of_allocation = _allocated(cfg, probe), probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, sharing, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, model, anatomy))
+            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
-                model, anatomy, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
+                decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
             )
         if errors:
             stages.move(errors.seconds, "prune", "layer_error")
     with stages.time("recover"):
         kept = {site: result.kept for site, result in pruned.items()}
-        cfg.recovery.heal(model, tokenizer, kept, rng(cfg.seed, "recovery"))
+        cfg.recovery.heal(decoder.model, tokenizer, kept, rng(cfg.seed, "recovery"))
         if name_of(cfg.recovery) != "none":
-            check_healed(name_of(cfg.recovery), model, anatomy, scope, kept)
+            check_healed(name_of(cfg.recovery), decoder, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
+    return Reduced(decoder, allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
 
 
 def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:
@@ -216,8 +214,8 @@ def _method_and_walk(
 
 
 def _probe(
-    cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, anatomy: Anatomy, batches: list[Tensor],
-    scope: range, sharing: Sharing | None,
+    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
+    sharing: Sharing | None,
 ) -> ModelProbe:  # fmt: skip
     """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
 
@@ -227,7 +225,7 @@ def _probe(
         return calibration_windows(further, tokenizer, ready.inputs.calibration_length).to(ready.device)
 
     return ModelProbe(
-        model, anatomy, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
+        decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
         devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
     )  # fmt: skip
@@ -244,8 +242,8 @@ def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping
     return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
 
 
-def _weights(model: PreTrainedModel, anatomy: Anatomy, index: int) -> dict[str, Tensor]:
-    return {site: linear.weight.data for site, linear in anatomy.block_linears(model, index).items()}
+def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    return {site: linear.weight.data for site, linear in decoder.linears(index).items()}
 
 
 def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -262,10 +260,9 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
 
 @torch.no_grad()
 def prune(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
+    decoder: Decoder,
     batches: list[Tensor],
-    scope: range,
+    scope: Sequence[int],
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
@@ -293,7 +290,7 @@ def prune(
     walk = walk or walk_for(method)
     block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
     try:
-        for block in walk(model, anatomy, batches, scope, edited=True, label="prune"):
+        for block in walk(decoder, batches, scope, edited=True, label="prune"):
             earlier = finished.load(block.index) if finished else None
             pruned, facts, counted = earlier or _pruned_block(block, block_method, allocation)
             seen |= counted

@@ -25,8 +25,8 @@ from harness.core.errors import Refusal
 from harness.data.vocabulary import check_tokens, tell_unknown
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
-from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.checkpoint import architecture, tokenizer_hashes
+from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import load_config, load_model
 from harness.models.machine import available, lend
 from harness.models.placement import Where
@@ -50,8 +50,7 @@ class _Held:
     """A loaded model, what it is known by, what it looked like, and its dense tensors by name."""
 
     key: str
-    model: PreTrainedModel
-    anatomy: Anatomy
+    decoder: Decoder
     attention: str
     form: Any
     master: Mapping[str, Tensor]
@@ -98,14 +97,14 @@ class Session:
     def lent(self, device: torch.device) -> int:
         """Bytes on the device that a point may count as free: it takes the model over, or another one its place."""
         held = self._held
-        if held is None or held.model.device.type != device.type:
+        if held is None or held.decoder.model.device.type != device.type:
             return 0
-        tensors = [*held.master.values(), *(tensor for _, tensor in _tensors(held.model))]
+        tensors = [*held.master.values(), *(tensor for _, tensor in _tensors(held.decoder.model))]
         kept = held.statistics.used() + held.paths.used()
         return kept + sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
 
-    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[PreTrainedModel, Any, Anatomy]:
-        """The dense model, its tokenizer and layout: as the last point found it, or from disk.
+    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[Decoder, Any]:
+        """The dense model and its tokenizer: as the last point found it, or from disk.
 
         Raises:
             UserError: see `load_config`, `load_tokenizer`, `check_tokens`, `load_model` and `self_check`.
@@ -121,14 +120,14 @@ class Session:
             self.drop()
             where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
             model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where, config)
-            anatomy = anatomy_of(model)
-            self_check(model, anatomy)
+            decoder = decoder_of(model)
+            self_check(decoder)
             if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
-                return model, tokenizer, anatomy
-            self._held = self._hold(key, model, anatomy, ready)
+                return decoder, tokenizer
+            self._held = self._hold(key, decoder, ready)
         held = self._held
         self._make_room(held, ready)
-        return held.model, tokenizer, held.anatomy
+        return held.decoder, tokenizer
 
     def sharing(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> Sharing | None:
         """What this point shares; nothing once its structure was edited, None where there is nothing to it."""
@@ -142,7 +141,7 @@ class Session:
         return Sharing(held.statistics, held.paths, belongs, dense, self.tally)
 
     def dense_measures(
-        self, cfg: RunConfig, ready: Prepared, model: PreTrainedModel, tokenizer: Any, context: Context
+        self, cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, context: Context
     ) -> list[dict[str, Any]]:
         """The measures of an untouched model, every evaluation made once."""
         found = []
@@ -155,7 +154,7 @@ class Session:
             key = json.dumps(asked, sort_keys=True)
             self.tally["measures"] += key in self._measures
             if key not in self._measures:
-                self._measures[key] = measured(evaluator, model, tokenizer, context)
+                self._measures[key] = measured(evaluator, decoder, tokenizer, context)
             found += [dict(measure) for measure in self._measures[key]]
         return found
 
@@ -168,8 +167,9 @@ class Session:
             del self._tokenizers[oldest]
         return tokenizer
 
-    def _hold(self, key: str, model: PreTrainedModel, anatomy: Anatomy, ready: Prepared) -> _Held:
+    def _hold(self, key: str, decoder: Decoder, ready: Prepared) -> _Held:
         """With a copy of every tensor: on the device if there is room, else in host memory, else on disk only."""
+        model = decoder.model
         named = dict(_tensors(model))
         size = sum(tensor.nbytes for tensor in named.values())
         cpu = torch.device("cpu")
@@ -183,7 +183,7 @@ class Session:
         statistics = Store(ready.device, int(STATISTICS * room), host)
         attention = model.config._attn_implementation
         paths = Store(ready.device, int(PATHS * room))
-        return _Held(key, model, anatomy, attention, _form(model), master, statistics, paths)
+        return _Held(key, decoder, attention, _form(model), master, statistics, paths)
 
     def _make_room(self, held: _Held, ready: Prepared) -> None:
         """A point that needs more than is left takes what others left."""
@@ -248,11 +248,11 @@ def _form(model: PreTrainedModel) -> Any:
 @torch.no_grad()
 def _restored(held: _Held) -> bool:
     """Make the model what it was when it was loaded; False where that takes another load (its structure changed)."""
-    if held.model.config._attn_implementation != held.attention:
-        held.model.set_attn_implementation(held.attention)
-    if not held.master or _form(held.model) != held.form:
+    if held.decoder.config._attn_implementation != held.attention:
+        held.decoder.model.set_attn_implementation(held.attention)
+    if not held.master or _form(held.decoder.model) != held.form:
         return False
-    for name, tensor in _tensors(held.model):
+    for name, tensor in _tensors(held.decoder.model):
         tensor.copy_(held.master[name], non_blocking=True)
         tensor.grad = None
     return True

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import TINY
+from helpers import tiny as tiny_family
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -30,8 +32,6 @@ from harness.data.corpora import EMBEDDED, read_text
 from harness.data.windows import Calibration, calibration_windows, evaluation_windows
 from harness.methods.wanda import Wanda
 from harness.record import schema
-from tests.helpers import TINY
-from tests.helpers import tiny as tiny_family
 
 ROOT = Path(__file__).parent.parent
 LLAMA = EMBEDDED / "embedded-llama"

@@ -13,7 +13,7 @@ from helpers import TINY, linears, tiny
 from harness import compose, needs
 from harness.core.errors import UserError
 from harness.core.memory import GIB
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.needs import LIBRARIES, Need, check_memory, need_of, of_config, of_facts
 from harness.record.provenance import ROOT
 
@@ -38,7 +38,7 @@ def test_parameters_are_those_of_the_model(name: str, head: int | None) -> None:
     """With heads that are wider than the hidden size has room for, too, where a family has such."""
     model = tiny(name, **({"head_dim": head} if head and "head_dim" in TINY[name] else {}))
     geometry = of_config(model.config.to_dict())
-    matrices = linears(model, anatomy_of(model).block_list(model))
+    matrices = linears(model, decoder_of(model).modules)
     assert geometry.blocks * geometry.block_parameters == sum(linear.weight.numel() for linear in matrices.values())
     rest = sum(p.numel() for p in model.parameters()) - geometry.blocks * geometry.block_parameters
     vectors = 5000  # norms, biases, and the positions of OPT

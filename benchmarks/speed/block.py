@@ -47,8 +47,8 @@ from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
 from harness.models.attention import in_pieces
+from harness.models.decoder import decoder_of
 from harness.models.fused import fused
 from harness.run import prune
 
@@ -131,7 +131,7 @@ def errors_of(shape: str, ids: Tensor, sides: dict[str, Side]) -> dict[str, floa
     """
     model = random_model(SHAPES[shape], 1, ids.device, ids.shape[1])
     with _plain_products():
-        (block,) = stream(model, anatomy_of(model), batched(ids, 1), range(1), edited=False, label="", exact=True)
+        (block,) = stream(decoder_of(model), batched(ids, 1), range(1), edited=False, label="", exact=True)
         seen = block.observe(gram)
         errors = dict.fromkeys(sides, 0.0)
         for site, dense in block.weights.items():
@@ -145,14 +145,14 @@ def ours(method: Any, *, exact: bool) -> Work:
     """Uniform pruning of a model by a method of the harness, as a run does it."""
 
     def work(model: LlamaForCausalLM, ids: Tensor) -> None:
-        anatomy = anatomy_of(model)
+        decoder = decoder_of(model)
         blocks = range(model.config.num_hidden_layers)
-        sites = [site for index in blocks for site in anatomy.block_linears(model, index)]
+        sites = [site for index in blocks for site in decoder.linears(index)]
         tokens = 1 if exact else SHORT_TOKENS_PER_BATCH if ids.is_cuda else CPU_TOKENS_PER_BATCH
         allocation = dict.fromkeys(sites, Unstructured(SPARSITY))
-        with fused(model, anatomy, wanted=ids.is_cuda and not exact), in_pieces(model):
+        with fused(decoder, wanted=ids.is_cuda and not exact), in_pieces(model):
             walk = partial(walk_for(method), exact=exact)
-            prune(model, anatomy, batched(ids, tokens), blocks, method, allocation, walk=walk, masks=False)
+            prune(decoder, batched(ids, tokens), blocks, method, allocation, walk=walk, masks=False)
 
     return work
 
@@ -200,7 +200,7 @@ def _plain_products() -> Iterator[None]:
 
 
 def _weights(model: LlamaForCausalLM, index: int) -> dict[str, Tensor]:
-    return {site: linear.weight.cpu() for site, linear in anatomy_of(model).block_linears(model, index).items()}
+    return {site: linear.weight.cpu() for site, linear in decoder_of(model).linears(index).items()}
 
 
 def _differing(side: Side, other: Side, index: int) -> float:

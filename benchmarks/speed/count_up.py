@@ -34,7 +34,7 @@ from benchmarks.speed.common import timed as clocked
 from benchmarks.speed.points import ALLOCATORS, METHODS, SPARSITIES, Point, Side, points
 from benchmarks.speed.sweep import timed
 from harness.core.spectrum import power_law_exponent
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 OURS = (0.6, 0.7)
 THEIRS = (Point(0.6, "magnitude", "uniform"), Point(0.6, "wanda", "uniform"), Point(0.6, "wanda", "owl"))
@@ -121,7 +121,7 @@ def sparsegpt_more(shape: str) -> float:
 def spectra(shape: str) -> float:
     """Seconds of AlphaPruning's exponents of all blocks, one of them measured."""
     model = random_model(SHAPES[shape], 1, device())
-    linears = anatomy_of(model).block_linears(model, 0).values()
+    linears = decoder_of(model).linears(0).values()
     power_law_exponent(next(iter(linears)).weight)  # the first call loads the library
     seconds, _, _ = clocked(lambda: [power_law_exponent(linear.weight) for linear in linears])
     return SHAPES[shape].blocks * seconds

@@ -40,7 +40,7 @@ from benchmarks.speed.common import (
     write,
 )  # fmt: skip
 from harness.evaluation.perplexity import mean_nll
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.models.fused import fused
 
 PRODUCT = {"cuda": 8192, "cpu": 1024}
@@ -80,8 +80,8 @@ def main() -> None:
 
 def ours(model: LlamaForCausalLM, windows: Tensor, fast: bool) -> float:
     """The mean negative log-likelihood as a run computes it."""
-    with fused(model, anatomy_of(model), wanted=fast and model.device.type == "cuda"):
-        return mean_nll(model, windows, model.device)
+    with fused(decoder_of(model), wanted=fast and model.device.type == "cuda"):
+        return mean_nll(decoder_of(model), windows, model.device)
 
 
 def theirs(model: LlamaForCausalLM, windows: Tensor) -> float:

@@ -30,7 +30,7 @@ from harness.core.pattern import Unstructured
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place
 from harness.run import prune
 
@@ -108,22 +108,20 @@ def run_round(
     """Make the model, place it, score it, prune it, with the halves of its windows exchanged or not, and score it."""
     shape = SHAPES[options.shape]
     model = random_model(shape, options.blocks, device)
-    anatomy = anatomy_of(model)
-    placing, _, _ = timed(lambda: place(model, anatomy, side.where).replicas(model, anatomy, len(side.where.others)))
+    decoder = decoder_of(model)
+    placing, _, _ = timed(lambda: place(decoder, side.where).replicas(decoder, len(side.where.others)))
     ids = random_tokens(shape, options.windows, options.length, device).roll(exchanged * options.windows // 2, 0)
     text = random_tokens(shape, options.text, options.length, torch.device("cpu"), seed=2)
-    allocation = {
-        site: Unstructured(SPARSITY) for index in range(options.blocks) for site in anatomy.block_linears(model, index)
-    }
-    scoring, scored, dense = timed(lambda: mean_nll(model, text, device))
+    allocation = {site: Unstructured(SPARSITY) for index in range(options.blocks) for site in decoder.linears(index)}
+    scoring, scored, dense = timed(lambda: mean_nll(decoder_of(model), text, device))
     blocks = range(options.blocks)
-    pruning, pruned, _ = timed(lambda: prune(model, anatomy, batched(ids), blocks, method, allocation, masks=False))
+    pruning, pruned, _ = timed(lambda: prune(decoder, batched(ids), blocks, method, allocation, masks=False))
     side.peak = max(side.peak, scored, pruned)
-    side.losses = (dense, mean_nll(model, text, device))
+    side.losses = (dense, mean_nll(decoder_of(model), text, device))
     side.weights = {
         site: linear.weight.data.cpu()
         for index in range(options.blocks)
-        for site, linear in anatomy.block_linears(model, index).items()
+        for site, linear in decoder.linears(index).items()
     }
     if counts:
         side.placing.append(placing)

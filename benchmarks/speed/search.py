@@ -28,7 +28,7 @@ from harness.core.pattern import NofM
 from harness.core.proposals import sizes
 from harness.core.search import Ladder, Space
 from harness.methods.magnitude import Magnitude
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 CHILDREN = 16
 
@@ -44,7 +44,7 @@ def main() -> None:
     shape, where = SHAPES[options.shape], device()
     model = random_model(shape, shape.blocks, where)
     windows = random_tokens(shape, options.windows, options.length, where)
-    probe = ModelProbe(model, anatomy_of(model), [windows[:1]], range(shape.blocks), draw=lambda _: windows)
+    probe = ModelProbe(decoder_of(model), [windows[:1]], range(shape.blocks), draw=lambda _: windows)
     space = Space(probe.blocks, sizes(probe), Budget.of_pattern(NofM(1, 4)), Ladder(), "matrix")
     started = time.perf_counter()
     assembler = probe.assembler(

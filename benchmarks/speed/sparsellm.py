@@ -30,7 +30,7 @@ from benchmarks.speed.common import SHAPES, Shape, device, gib, give_positions, 
 from harness.calibration.stream import batched
 from harness.core.pattern import Unstructured
 from harness.methods.sparsellm import SparseLLM
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 SPARSITY = 0.7
@@ -107,9 +107,9 @@ def ours(shape: Shape, ids: Tensor, repeat: int) -> Side:
 def run_ours(model: LlamaForCausalLM, ids: Tensor, method: SparseLLM) -> dict[str, Any]:
     """Prune the block; returns what the method told about it."""
     told: dict[str, dict[str, Any]] = {}
-    anatomy = anatomy_of(model)
-    allocation = dict.fromkeys(anatomy.block_linears(model, 0), Unstructured(SPARSITY))
-    prune(model, anatomy, batched(ids), range(1), method, allocation, told)
+    decoder = decoder_of(model)
+    allocation = dict.fromkeys(decoder.linears(0), Unstructured(SPARSITY))
+    prune(decoder, batched(ids), range(1), method, allocation, told)
     return told["0"]
 
 

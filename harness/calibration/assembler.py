@@ -26,7 +26,7 @@ from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
 from harness.methods.each import EachLinear, as_block_method, prune_one
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of all candidates that a block runs over at once."""
@@ -41,19 +41,19 @@ class LevelAssembler:
     """Puts candidates together and gives their losses: an `Assembler`."""
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, scope: range, windows: Tensor, bank: Bank, objective: Objective
+        self, decoder: Decoder, scope: Sequence[int], windows: Tensor, bank: Bank, objective: Objective
     ) -> None:
         self.facts: dict[str, Any] = {}
         self._scope, self._bank, self._objective = scope, bank, objective
-        self._model, self._windows = model, windows
-        self._stream = Stream(model, anatomy, [windows[:1]])
-        self._linears = [anatomy.block_linears(model, index) for index in scope]
+        self._decoder, self._windows = decoder, windows
+        self._stream = Stream(decoder, [windows[:1]])
+        self._linears = [decoder.linears(index) for index in scope]
         self._before = torch.cat([self._enter(window) for window in windows.split(1)])  # (N, L, D) in front of scope
 
     @torch.no_grad()
     def _enter(self, window: Tensor) -> Tensor:
         hidden = self._stream.embed(window)
-        for index in range(self._scope.start):
+        for index in self._decoder.before(self._scope):
             hidden = self._stream.run_block(index, hidden, window)
         return hidden
 
@@ -77,14 +77,14 @@ class LevelAssembler:
                 for member in members:
                     levels = tuple(candidates[member][site] for site in linears)
                     parted.setdefault((number, levels), []).append(member)
-            with self._stream.placement.on_device(index):
+            with self._stream.placement.on_device(self._decoder.block(index)):
                 parting = [(states[number][0], levels) for number, levels in parted]
                 hidden = self._run(index, linears, parting, self._windows[chosen.start : chosen.stop])
             states = list(zip(hidden, parted.values(), strict=True))
         losses = [0.0] * len(candidates)
         for last, members in states:
             behind = last
-            for index in range(self._scope.stop, len(self._stream.blocks)):
+            for index in self._decoder.behind(self._scope):
                 behind = self._in_parts(index, behind, self._windows[chosen.start : chosen.stop])
             loss = self._loss(behind, chosen)
             for member in members:
@@ -116,7 +116,7 @@ class LevelAssembler:
         size = max(1, BATCH_TOKENS[hidden.device.type] // hidden.shape[1])
         if candidates > 1 or len(hidden) <= size:
             return self._stream.run_block(index, hidden, tokens.repeat(candidates, 1))
-        with self._stream.placement.on_device(index):
+        with self._stream.placement.on_device(self._decoder.block(index)):
             pairs = zip(hidden.split(size), tokens.split(size), strict=True)
             return torch.cat([self._stream.run_block(index, part, behind) for part, behind in pairs])
 
@@ -145,13 +145,13 @@ class LevelAssembler:
 
     @property
     def _vocabulary(self) -> int:
-        return int(self._model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]
+        return int(self._decoder.config.get_text_config().vocab_size)
 
     @cached_property
     def _dense(self) -> tuple[Tensor, Tensor]:
         """The dense model's probabilities p (N · (L-1), V), and Σ p log p (N · (L-1),)."""
         hidden = self._before
-        for index in range(self._scope.start, len(self._stream.blocks)):
+        for index in (*self._scope, *self._decoder.behind(self._scope)):
             hidden = self._in_parts(index, hidden, self._windows)
         dense = torch.empty(len(hidden) * (hidden.shape[1] - 1), self._vocabulary, device=hidden.device)
         minus_entropy = dense.new_empty(len(dense))
@@ -198,10 +198,9 @@ def _stacks(inputs: Tensor, weight: Tensor) -> bool:
 
 
 def build_assembler(
-    model: nn.Module,
-    anatomy: Anatomy,
+    decoder: Decoder,
     batches: Sequence[Tensor],
-    scope: range,
+    scope: Sequence[int],
     method: Any,
     ladders: Mapping[str, Sequence[Pattern]],
     *,
@@ -224,22 +223,22 @@ def build_assembler(
         UserError: the database does not fit its limit or the folder's.
     """
     started = time.perf_counter()
-    linears = {site: linear for index in scope for site, linear in anatomy.block_linears(model, index).items()}
+    linears = {site: linear for index in scope for site, linear in decoder.linears(index).items()}
     sizes = {site: linear.weight.numel() for site, linear in linears.items()}
-    item = next(model.parameters()).element_size()
+    item = next(decoder.model.parameters()).element_size()
     needed = check_size(sizes, ladders, item, limit)
     if folder is not None:
         find_room(folder, gib, needed)
     bank = Bank(windows.device, folder)
-    with dense_again(model, anatomy, scope, touched=inputs is not None):
-        for block in stream(model, anatomy, batches, scope, edited=inputs is not None, label="levels"):
+    with dense_again(decoder, scope, touched=inputs is not None):
+        for block in stream(decoder, batches, scope, edited=inputs is not None, label="levels"):
             made = _levels_of(block, method, ladders)
             for site, levels in made.items():
                 bank.put(site, levels)
             for site, pattern in (inputs or {}).items():
                 if site in made and pattern.sparsity > 0:
                     block.write(site, made[site][pattern])
-    assembler = LevelAssembler(model, anatomy, scope, windows, bank, objective)
+    assembler = LevelAssembler(decoder, scope, windows, bank, objective)
     assembler.facts |= {
         "levels": max(len(ladder) for ladder in ladders.values()),
         "bytes": needed,
@@ -272,12 +271,12 @@ def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]
 
 
 @contextmanager
-def dense_again(model: nn.Module, anatomy: Anatomy, scope: range, *, touched: bool = True) -> Iterator[None]:
+def dense_again(decoder: Decoder, scope: Sequence[int], *, touched: bool = True) -> Iterator[None]:
     """Whatever is written into the blocks of `scope` inside is undone at the end."""
     kept: list[tuple[nn.Linear, Tensor]] = []
     if touched:
         for index in scope:
-            kept += [(linear, linear.weight.data.clone()) for linear in anatomy.block_linears(model, index).values()]
+            kept += [(linear, linear.weight.data.clone()) for linear in decoder.linears(index).values()]
     try:
         yield
     finally:

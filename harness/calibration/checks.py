@@ -10,10 +10,10 @@ from torch import Tensor
 from harness.calibration.replay import FOLLOW_TOKENS, same_arguments
 from harness.calibration.stream import Stream
 from harness.core.errors import UserError
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 LENGTH = 16
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}
 
 
 @torch.no_grad()
-def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
+def self_check(decoder: Decoder) -> None:
     """Check the replay on two short windows of token ids (1, L), causality on the first.
 
     What blocks are called with is compared between them: where it follows from the tokens, the blocks are marked, and a
@@ -31,6 +31,7 @@ def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
         UserError: the logits are not finite, replaying the blocks does not give them, or a later token moves earlier
             ones.
     """
+    model = decoder.model
     vocabulary = model.config.get_text_config().vocab_size
     places = torch.arange(LENGTH, device=model.device)[None]
     tokens, others = places * 7 % vocabulary, (places * 5 + 3) % vocabulary
@@ -42,7 +43,7 @@ def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
             "look at its weights and at the settings of its norms in config.json."
         )
     limit = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(dense.abs().max()))
-    replayed = _replayed_logits(model, anatomy, [tokens, others])
+    replayed = _replayed_logits(decoder, [tokens, others])
     there = (dense, model(others, use_cache=False).logits)
     moved = max(float((one - whole).abs().max()) for one, whole in zip(replayed, there, strict=True))
     if not moved <= limit:
@@ -57,15 +58,15 @@ def self_check(model: PreTrainedModel, anatomy: Anatomy) -> None:
         raise UserError(f"changing the last token moves earlier logits by {moved:.3g}: this model is not causal here.")
 
 
-def _replayed_logits(model: PreTrainedModel, anatomy: Anatomy, windows: list[Tensor]) -> list[Tensor]:
+def _replayed_logits(decoder: Decoder, windows: list[Tensor]) -> list[Tensor]:
     """The model's own head on the replayed blocks, for each of several windows (1, L)."""
-    state = Stream(model, anatomy, windows)
+    state = Stream(decoder, windows)
     if not same_arguments(*map(state.arguments, windows)):
         state.follows_tokens = True
         setattr(state.blocks, FOLLOW_TOKENS, True)
     logits = []
     for hidden, tokens in zip(state.hidden, windows, strict=True):
-        for index in range(len(state.blocks)):
+        for index in decoder.indices:
             hidden = state.run_block(index, hidden, tokens)
         logits.append(state.logits(hidden))
     return logits

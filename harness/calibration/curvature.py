@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -30,7 +31,7 @@ from harness.calibration.stream import Stream
 from harness.core.interfaces import Draws, Site, Trace
 from harness.core.linalg import products_like
 from harness.core.rng import rng
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 
 Weights = Mapping[Site, Tensor]
 Directions = Callable[[Weights], list[Tensor]]
@@ -40,23 +41,23 @@ REVISION = 2
 
 
 def fisher_trace(
-    model: nn.Module, anatomy: Anatomy, windows: Tensor, scope: range, devices: Sequence[torch.device] = ()
+    decoder: Decoder, windows: Tensor, scope: Sequence[int], devices: Sequence[torch.device] = ()
 ) -> dict[Site, Trace]:
     """Xu et al. 2025 (arXiv 2503.11164): squared gradients of the loss of a window, summed over a matrix.
 
     The mean over windows (N, L) and its standard error. Further `devices` take their share of the windows, each with a
     copy of the model; the split changes nothing.
     """
-    models = [model, *(_copied(model, device) for device in devices[: len(windows) - 1])]
-    sites = [site for index in scope for site in anatomy.block_linears(model, index)]
-    threads = ThreadPoolExecutor(len(models))  # a thread records gradients even where the caller does not
-    with products_like(next(model.parameters())), threads as pool:
-        shares = pool.map(partial(_fisher_of, anatomy, scope), models, windows.tensor_split(len(models)))
+    decoders = [decoder, *(_copied(decoder, device) for device in devices[: len(windows) - 1])]
+    sites = [site for index in scope for site in decoder.linears(index)]
+    threads = ThreadPoolExecutor(len(decoders))  # a thread records gradients even where the caller does not
+    with products_like(next(decoder.model.parameters())), threads as pool:
+        shares = pool.map(partial(_fisher_of, scope), decoders, windows.tensor_split(len(decoders)))
         return _traces(sites, torch.cat(list(shares)))
 
 
 def hessian_trace(
-    model: nn.Module, anatomy: Anatomy, windows: Tensor, scope: range, probes: int, draws: Draws, seed: int
+    decoder: Decoder, windows: Tensor, scope: Sequence[int], probes: int, draws: Draws, seed: int
 ) -> dict[Site, Trace]:
     """Shao et al. 2023 (arXiv 2310.09499), eq. 5: Hutchinson's zᵀHz, H the Hessian with respect to one matrix.
 
@@ -64,13 +65,13 @@ def hessian_trace(
     weights are included, behind the matrices of their block, since the released code ranks them too. The standard error
     is over probes, of a single probe over windows.
     """
-    like = next(model.parameters())
+    like = next(decoder.model.parameters())
     batches = windows.to(like.device).split(1)
     with (
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),  # the fused kernels cannot be differentiated twice
         products_like(like),
-        _in_float32(model, anatomy, batches) as state,
+        _in_float32(decoder, batches) as state,
     ):
         blocks = {index: _matrices(state, index) | _norms(state, index) for index in scope}
         rows = []
@@ -91,20 +92,21 @@ def _traces(sites: Sequence[Site], estimates: Tensor) -> dict[Site, Trace]:
     return {site: Trace(mean, error) for site, mean, error in zip(sites, means, errors, strict=True)}
 
 
-def _copied(model: nn.Module, device: torch.device) -> nn.Module:
+def _copied(decoder: Decoder, device: torch.device) -> Decoder:
     """The model on another device; what deepcopy alone would first put beside the original never exists."""
+    model = decoder.model
     moved: dict[int, Tensor] = {id(buffer): buffer.to(device) for buffer in model.buffers()}
     for parameter in model.parameters():
         moved[id(parameter)] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
-    return copy.deepcopy(model, moved)
+    return replace(decoder, model=copy.deepcopy(model, moved))
 
 
 @contextmanager
-def _in_float32(model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor]) -> Iterator[_Float32Stream]:
+def _in_float32(decoder: Decoder, batches: Sequence[Tensor]) -> Iterator[_Float32Stream]:
     """A stream over windows (1, L), computed in float32 for as long as this lasts."""
-    inside = {id(tensor) for tensor in _tensors(anatomy.block_list(model))}
-    with _as_float32(tensor for tensor in _tensors(model) if id(tensor) not in inside):
-        yield _Float32Stream(model, anatomy, batches)
+    inside = {id(tensor) for tensor in _tensors(decoder.modules)}
+    with _as_float32(tensor for tensor in _tensors(decoder.model) if id(tensor) not in inside):
+        yield _Float32Stream(decoder, batches)
 
 
 class _Float32Stream(Stream):
@@ -113,12 +115,13 @@ class _Float32Stream(Stream):
     @contextmanager
     def at(self, index: int) -> Iterator[None]:
         """A block is on the device, in float32."""
-        with self.placement.on_device(index), _as_float32(_tensors(self.blocks[index])):
+        block = self.decoder.block(index)
+        with self.placement.on_device(block), _as_float32(_tensors(block)):
             yield
 
     def arguments(self, batch: Tensor) -> list[dict[str, Any]]:
         """As any stream: the first block runs."""
-        with self.at(0):
+        with self.at(self.decoder.indices[0]):
             return super().arguments(batch)
 
     def run_block(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -147,13 +150,13 @@ def _as_float32(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _matrices(state: Stream, index: int) -> dict[Site, Tensor]:
-    return {site: linear.weight for site, linear in state.anatomy.block_linears(state.model, index).items()}
+    return {site: linear.weight for site, linear in state.decoder.linears(index).items()}
 
 
 def _norms(state: Stream, index: int) -> dict[Site, Tensor]:
-    prefix = f"{state.anatomy.blocks}.{index}."
-    named = state.blocks[index].named_parameters()
-    return {prefix + name.removesuffix(".weight"): p for name, p in named if p.dim() == 1 and name.endswith(".weight")}
+    named = state.decoder.block(index).named_parameters()
+    norms = {name: p for name, p in named if p.dim() == 1 and name.endswith(".weight")}
+    return {state.decoder.site(index, name.removesuffix(".weight")): p for name, p in norms.items()}
 
 
 @contextmanager
@@ -173,10 +176,10 @@ def _loss(state: Stream, hidden: Tensor, tokens: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def _fisher_of(anatomy: Anatomy, scope: range, model: nn.Module, windows: Tensor) -> Tensor:
+def _fisher_of(scope: Sequence[int], decoder: Decoder, windows: Tensor) -> Tensor:
     """Squared gradients (N, S) of windows (N, L)."""
-    batches = windows.to(next(model.parameters()).device).split(1)
-    with _in_float32(model, anatomy, batches) as state:
+    batches = windows.to(next(decoder.model.parameters()).device).split(1)
+    with _in_float32(decoder, batches) as state:
         blocks = {index: _matrices(state, index) for index in scope}
         pairs = progress(list(zip(state.hidden, batches, strict=True)), "Fisher trace")
         return torch.stack([_squared_gradients(state, blocks, hidden, tokens) for hidden, tokens in pairs])
@@ -186,12 +189,12 @@ def _squared_gradients(state: _Float32Stream, blocks: Mapping[int, Weights], hid
     """The squared gradient of each site (S,), for one window (1, L) with embeddings `hidden` (1, L, D)."""
     entering = [hidden]
     with torch.no_grad():
-        for index in range(len(state.blocks)):
+        for index in state.decoder.indices:
             entering.append(state.run_block(index, entering[-1], tokens))
     last = entering.pop().requires_grad_()
     (gradient,) = grad(_loss(state, last, tokens), last)
     squares: list[Tensor] = []
-    for index in reversed(range(min(blocks), len(state.blocks))):
+    for index in reversed(state.decoder.indices[state.decoder.position(min(blocks)) :]):
         gradient, own = _block_squares(state, index, blocks.get(index, {}), entering.pop(), gradient, tokens)
         squares = own + squares
     return torch.stack(squares).double().cpu()
@@ -220,12 +223,13 @@ def _quadratic_forms(
     matrices move together, and give zᵀ(Hz) of each; what other matrices add to it has mean zero, as their z are
     independent of its own.
     """
-    first, count = min(blocks), len(state.blocks)
+    first = state.decoder.position(min(blocks))
+    before, later = state.decoder.indices[:first], state.decoder.indices[first:]
     with torch.no_grad():
-        for index in range(first):
+        for index in before:
             hidden = state.run_block(index, hidden, tokens)
     entering = [(hidden, torch.zeros_like(hidden))]
-    for index in range(first, count):
+    for index in later:
         entering.append(_forward(state, index, blocks.get(index, {}), *entering[-1], directions, tokens))
     last, tangent = entering.pop()
     last = last.requires_grad_()
@@ -233,7 +237,7 @@ def _quadratic_forms(
     (moving,) = grad(gradient, last, tangent)
     gradient = gradient.detach()
     forms: list[Tensor] = []
-    for index in reversed(range(first, count)):
+    for index in reversed(later):
         weights = blocks.get(index, {})
         gradient, moving, own = _backward(state, index, weights, *entering.pop(), gradient, moving, directions, tokens)
         forms = own + forms

@@ -27,7 +27,7 @@ from harness.core.pattern import Pattern
 from harness.core.plain import plain
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 from harness.models.machine import available
 from harness.models.placement import WeightsOnDevice, placement_of
 
@@ -48,10 +48,9 @@ class ModelProbe:
 
     def __init__(
         self,
-        model: nn.Module,
-        anatomy: Anatomy,
+        decoder: Decoder,
         batches: Sequence[Tensor],
-        scope: range,
+        scope: Sequence[int],
         *,
         method: Any = None,
         seed: int = 0,
@@ -62,7 +61,7 @@ class ModelProbe:
         exact: bool = False,
         sharing: Sharing | None = None,
     ) -> None:
-        self._model, self._anatomy, self._batches, self._scope = model, anatomy, batches, scope
+        self._decoder, self._batches, self._scope = decoder, batches, scope
         self._draw, self._cache, self._devices = draw, cache or Cache(), devices
         self._walk, self._exact = partial(sharing.walk if sharing else stream, exact=exact), exact
         self._trail: Trail | None = None
@@ -73,7 +72,7 @@ class ModelProbe:
     @property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
         """The sites of each block in scope."""
-        return tuple(tuple(self._anatomy.block_linears(self._model, index)) for index in self._scope)
+        return tuple(tuple(self._decoder.linears(index)) for index in self._scope)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -83,7 +82,7 @@ class ModelProbe:
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """Site → weight (O, I), over the blocks in scope."""
-        return WeightsOnDevice(self._linears, placement_of(self._model, self._anatomy))
+        return WeightsOnDevice(self._linears, placement_of(self._decoder))
 
     @property
     def window(self) -> int:
@@ -94,12 +93,12 @@ class ModelProbe:
     def _linears(self) -> dict[str, nn.Linear]:
         found: dict[str, nn.Linear] = {}
         for index in self._scope:
-            found |= self._anatomy.block_linears(self._model, index)
+            found |= self._decoder.linears(index)
         return found
 
     def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | Shared]:
         """The blocks in scope over the calibration windows, nothing being changed."""
-        return self._walk(self._model, self._anatomy, self._batches, self._scope, edited=False, label="probe")
+        return self._walk(self._decoder, self._batches, self._scope, edited=False, label="probe")
 
     @torch.no_grad()
     def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[StreamedBlock | Shared]:
@@ -109,9 +108,9 @@ class ModelProbe:
             again: a walk with this method went before; blocks that are as it left them are left out, as far as what
                 is in front of the first other one was kept.
         """
-        where = (self._model, self._anatomy, self._batches, self._scope)
+        where = (self._decoder, self._batches, self._scope)
         at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
-        with dense_again(self._model, self._anatomy, self._scope):
+        with dense_again(self._decoder, self._scope):
             beside_dense = is_beside_dense(method)
             walk: Callable[..., Iterator[StreamedBlock | Shared]] = self._walk
             self._trail = None if at_once or beside_dense else self._trail_for(again)
@@ -134,7 +133,7 @@ class ModelProbe:
 
     def _trail_for(self, again: bool) -> Trail | None:
         """The trail of the walk before, or an empty one; None where nothing runs, or on several devices."""
-        if not self._batches or placement_of(self._model, self._anatomy).others:
+        if not self._batches or placement_of(self._decoder).others:
             return None
         if again and self._trail:
             return self._trail
@@ -144,7 +143,7 @@ class ModelProbe:
         """Of the loss of the first calibration windows, at most so many; cached."""
 
         def compute(chosen: Tensor) -> Mapping[str, Trace]:
-            return fisher_trace(self._model, self._anatomy, chosen, self._scope, self._devices)
+            return fisher_trace(self._decoder, chosen, self._scope, self._devices)
 
         return self._traces("fisher", windows, compute)
 
@@ -152,7 +151,7 @@ class ModelProbe:
         """Of the loss of the first calibration windows, at most so many, by Hutchinson; cached."""
 
         def compute(chosen: Tensor) -> Mapping[str, Trace]:
-            return hessian_trace(self._model, self._anatomy, chosen, self._scope, probes, draws, self.seed)
+            return hessian_trace(self._decoder, chosen, self._scope, probes, draws, self.seed)
 
         return self._traces("hessian", windows, compute, probes=probes, draws=draws, seed=self.seed)
 
@@ -191,7 +190,7 @@ class ModelProbe:
         cache = self._cache
         folder = cache.folder or Path(tempfile.gettempdir())
         return build_assembler(
-            self._model, self._anatomy, self._batches, self._scope, method, ladders,
+            self._decoder, self._batches, self._scope, method, ladders,
             inputs=inputs, windows=drawn, objective=objective, limit=database.limit,
             folder=folder if database.place == "disk" else None, gib=cache.gib if cache.folder else None,
         )  # fmt: skip
@@ -206,7 +205,7 @@ class ModelProbe:
         """A score of this model, scope and, if `calibrated`, calibration, as plain values."""
         if self._sharing is None:
             return compute()
-        known_by = {**settings, "scope": [self._scope.start, self._scope.stop], "calibrated": calibrated}
+        known_by = {**settings, "scope": [self._scope[0], self._scope[-1] + 1], "calibrated": calibrated}
         return self._sharing.remembered(purpose, known_by, compute, calibrated=calibrated)
 
     def tell(self, **facts: Any) -> None:

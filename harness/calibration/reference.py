@@ -22,7 +22,7 @@ from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
 from harness.core.memory import Parked
 from harness.core.statistic import Gram, gram
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 
 ROUNDINGS = 4
 """Units in the last place by which a sum may differ from its terms."""
@@ -40,9 +40,11 @@ class ReferencedBlock(StreamedBlock):
         super().__init__(stream, index, needs_outputs=False)
         self._reference = reference
         self.dense = {site: linear.weight.data.clone() for site, linear in self._linears.items()}
-        prefix = f"{stream.anatomy.blocks}.{index}."
-        self.groups = tuple(tuple(prefix + name for name in group) for group in stream.anatomy.inputs)
-        self._middle, self._last = (prefix + part[-1][0] for part in (stream.anatomy.attention, stream.anatomy.mlp))
+        decoder = stream.decoder
+        self.groups = decoder.inputs(index)
+        self._middle, self._last = (
+            decoder.site(index, part[-1][0]) for part in (decoder.anatomy.attention, decoder.anatomy.mlp)
+        )
 
     @torch.no_grad()
     def difference(self, sites: Sequence[str]) -> Difference:
@@ -156,7 +158,7 @@ def walk_for(method: Any) -> Callable[..., Iterator[Any]]:
 
 
 def stream_beside_dense(
-    model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str,
+    decoder: Decoder, batches: Sequence[Tensor], scope: Sequence[int], *, edited: bool, label: str,
     exact: bool = False,
 ) -> Iterator[ReferencedBlock]:  # fmt: skip
     """The blocks of `scope` in order, each over both streams; further devices of the host take no share.
@@ -164,18 +166,18 @@ def stream_beside_dense(
     Twice the hidden states stay from block to block, and a block's matrices are there twice while it is pruned.
     """
     assert edited, "the dense stream is of use where blocks are pruned"
-    walk = Stream(model, anatomy, batches, exact=exact)
+    walk = Stream(decoder, batches, exact=exact)
     reference: Parked | None = None
     try:
-        for index in progress(range(scope.stop), label):
-            with walk.placement.on_device(index):
+        for index in progress(decoder.until(scope), label):
+            with walk.placement.on_device(decoder.block(index)):
                 if index not in scope:  # up to the first pruned block both streams are one
                     StreamedBlock(walk, index, needs_outputs=False).advance()
                     continue
                 reference = reference or walk.placement.parked(hidden.clone() for hidden in walk.hidden)
                 block = ReferencedBlock(walk, index, reference)
                 yield block
-                if index + 1 < scope.stop:
+                if index != scope[-1]:
                     block.advance()
     finally:
         walk.placement.settle()

@@ -14,11 +14,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.interfaces import FeedForward
 from harness.core.statistic import Seen, Statistic
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def shares(model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor]) -> list[tuple[nn.Module, Sequence[Tensor]]]:
+def shares(decoder: Decoder, batches: Sequence[Tensor]) -> list[tuple[Decoder, Sequence[Tensor]]]:
     """The model with its batches, and a replica on each further device with its own, all in order."""
-    models = [model, *placement_of(model, anatomy).replicas(model, anatomy, len(batches) - 1)]
+    models = [decoder, *placement_of(decoder).replicas(decoder, len(batches) - 1)]
     ends = [len(batches) * (number + 1) // len(models) for number in range(len(models))]
     starts = [0, *ends[:-1]]
     return [(one, batches[start:end]) for one, start, end in zip(models, starts, ends, strict=True)]
@@ -54,7 +54,7 @@ def in_turn(streams: Sequence[Stream], index: int) -> Iterator[None]:
     """A block on all devices, the model's own first: the others copy it from there."""
     with ExitStack() as stack:
         for stream in streams:
-            stack.enter_context(stream.placement.on_device(index))
+            stack.enter_context(stream.placement.on_device(stream.decoder.block(index)))
         yield
 
 
@@ -64,12 +64,15 @@ class Shared:
     def __init__(self, parts: Sequence[StreamedBlock]) -> None:
         self._first, self._parts = parts[0], parts
         self.index, self.told = self._first.index, self._first.told
-        self.feed_forward: FeedForward = self._first.feed_forward
         self.tell = self._first.tell
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
         return self._first.weights
+
+    @property
+    def feed_forward(self) -> FeedForward:
+        return self._first.feed_forward
 
     def write(self, site: str, weight: Tensor) -> None:
         """Put a new weight (O, I) in place on the first device; the others have it when they advance."""

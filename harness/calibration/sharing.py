@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.calibration.stream import StreamedBlock, _Unseen, stream
 from harness.catalogue import describe
@@ -28,7 +28,7 @@ from harness.core.interfaces import Pruned, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import Seen, Statistic
 from harness.methods.each import as_block_method
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 
 SMALL = 1 << 20
 """Bytes of a statistic that is kept for every block of a dense model: norms are, Gram matrices are not."""
@@ -117,15 +117,15 @@ class Sharing:
     """How often something kept was taken, by its kind."""
 
     def walk(
-        self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str,
+        self, decoder: Decoder, batches: Sequence[Tensor], scope: Sequence[int], *, edited: bool, label: str,
         exact: bool = False,
     ) -> Iterator[StreamedBlock]:  # fmt: skip
         """The blocks that `stream` gives; no block runs before somebody asks for what is not kept."""
         edited = edited and not self.dense_inputs
-        start: Any = partial(stream, model, anatomy, batches, scope, edited=edited, label=label, exact=exact)
+        start: Any = partial(stream, decoder, batches, scope, edited=edited, label=label, exact=exact)
         walk = _Walk(self, start, scope)
         for index in scope:
-            block = SharedBlock(walk, model, anatomy, index)
+            block = SharedBlock(walk, decoder, index)
             yield block
             block.settle()
 
@@ -153,7 +153,7 @@ class Sharing:
 class _Walk:
     """The stream behind shared blocks, which starts when it is needed and stays as far back as it can."""
 
-    def __init__(self, sharing: Sharing, start: Callable[[], Iterator[StreamedBlock]], scope: range) -> None:
+    def __init__(self, sharing: Sharing, start: Callable[[], Iterator[StreamedBlock]], scope: Sequence[int]) -> None:
         self.sharing, self.scope = sharing, scope
         self.touched = False
         self._start = start
@@ -186,12 +186,12 @@ class _Walk:
             asked: the statistics that the block was asked for by the number of their input; empty for one that no
                 store can keep.
         """
-        later = range(index + 1, self.scope.stop)
+        later = [after for after in self.scope if after > index]
         needed = [(where, number, name) for where in later for number, name in asked.items()]
         if all(name and self.key(where, number, name) in self.sharing.store for where, number, name in needed):
             self._closed = self._closed or self._at is None or self._at.index <= index
         elif later:
-            self.reach(index + 1)
+            self.reach(later[0])
 
     def key(self, index: int, number: int, name: str) -> Hashable:
         """Of the statistic of the inputs of one group of linears of a dense block."""
@@ -201,10 +201,10 @@ class _Walk:
 class SharedBlock(_Unseen):
     """A block whose weights are at hand and whose stream runs only where a statistic is not kept."""
 
-    def __init__(self, walk: _Walk, model: nn.Module, anatomy: Anatomy, index: int) -> None:
-        super().__init__(model, anatomy, index)
+    def __init__(self, walk: _Walk, decoder: Decoder, index: int) -> None:
+        super().__init__(decoder, index)
         self._walk = walk
-        self._inputs = [[f"{anatomy.blocks}.{index}.{name}" for name in group] for group in anatomy.inputs]
+        self._inputs = decoder.inputs(index)
         self._asked: dict[int, str] = {}
         self._seen: dict[Hashable, Seen] = {}
         self._left = False
@@ -263,7 +263,7 @@ class SharedBlock(_Unseen):
     def settle(self) -> None:
         """Leave what was seen to other points, with what was made of it (the factor of a Gram matrix)."""
         walk = self._walk
-        everywhere = walk.sharing.dense_inputs or self.index == walk.scope.start
+        everywhere = walk.sharing.dense_inputs or self.index == walk.scope[0]
         for key, value in self._seen.items():
             if everywhere or bytes_of(value) <= SMALL:
                 walk.sharing.store.put(key, value)

@@ -32,7 +32,7 @@ from harness.core.interfaces import FeedForward
 from harness.core.memory import Parked
 from harness.core.plain import plain
 from harness.core.statistic import Seen, Statistic
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 
 CPU_TOKENS_PER_BATCH = 1024
@@ -47,10 +47,10 @@ T = TypeVar("T")
 class Stream:
     """The hidden states (B, L, D) of all batches in front of the current block, and how to run that block."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], *, exact: bool = False) -> None:
-        self.model, self.anatomy, self.exact = model, anatomy, exact
-        self.blocks = anatomy.block_list(model)
-        self.placement = placement_of(model, anatomy)
+    def __init__(self, decoder: Decoder, batches: Sequence[Tensor], *, exact: bool = False) -> None:
+        self.decoder, self.exact = decoder, exact
+        self.model, self.blocks = decoder.model, decoder.modules
+        self.placement = placement_of(decoder)
         self.batches = batches = [batch.to(self.placement.device) for batch in batches]
         self.window = batches[0].shape[1]
         self._arguments: dict[tuple[int, ...], list[dict[str, Any]]] = {}
@@ -118,7 +118,8 @@ class Stream:
             arguments = self._arguments_of(tokens)
         else:
             arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
-        return first(self.blocks[index](hidden, **arguments[index]))
+        position = self.decoder.position(index)
+        return first(self.blocks[position](hidden, **arguments[position]))
 
     def _arguments_of(self, tokens: Tensor) -> list[dict[str, Any]]:
         key = tokens.cpu().numpy().tobytes()
@@ -165,14 +166,20 @@ class StreamedBlock:
     """One block of a stream: a `BlockView`."""
 
     def __init__(self, stream: Stream, index: int, needs_outputs: bool) -> None:
-        self.index = index
-        self.feed_forward: FeedForward = stream.anatomy.feed_forward(stream.model, index)
-        self.told: dict[str, Any] = {}
+        self._of(stream.decoder, index)
         self._stream, self._placement = stream, stream.placement
-        self._linears = stream.anatomy.block_linears(stream.model, index)
-        self.written = False
         self._outputs: Parked | None = None
         self._needs_outputs = needs_outputs
+
+    def _of(self, decoder: Decoder, index: int) -> None:
+        self.index, self.written = index, False
+        self.told: dict[str, Any] = {}
+        self._decoder, self._linears, self._module = decoder, decoder.linears(index), decoder.block(index)
+
+    @property
+    def feed_forward(self) -> FeedForward:
+        """The part behind attention, of a block that has it."""
+        return self._decoder.feed_forward(self.index)
 
     @property
     def stream(self) -> Stream:
@@ -186,12 +193,12 @@ class StreamedBlock:
     def write(self, site: str, weight: Tensor) -> None:
         """Put a new weight (O, I) in place; what the block gave before no longer holds."""
         self._linears[site].weight.data.copy_(weight)
-        self._placement.wrote(self.index)
+        self._placement.wrote(self._module)
         self._outputs, self.written = None, True
 
     def renew(self) -> None:
         """The weights of the block were written on another device, which this one follows."""
-        self._placement.wrote(self.index)
+        self._placement.wrote(self._module)
         self._outputs = None
 
     def tell(self, **facts: Any) -> None:
@@ -207,9 +214,7 @@ class StreamedBlock:
         are wanted, each forward ends where the last of these inputs is known.
         """
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
-        prefix = f"{self._stream.anatomy.blocks}.{self.index}."
-        groups = [[prefix + name for name in group] for group in self._stream.anatomy.inputs]
-        groups = [[site for site in group if site in wanted] for group in groups]
+        groups = [[site for site in group if site in wanted] for group in self._decoder.inputs(self.index)]
         # from the start where memory runs out: half of a block may have been seen then
         states = self._stream.stepping_down(partial(self._accumulated, wanted, [group for group in groups if group]))
         return {site: states[group[0]] for group in groups for site in group}
@@ -268,7 +273,7 @@ def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
 
 
 def stream(
-    model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], scope: range, *, edited: bool, label: str,
+    decoder: Decoder, batches: Sequence[Tensor], scope: Sequence[int], *, edited: bool, label: str,
     exact: bool = False, front: tuple[int, Sequence[Tensor]] | None = None,
 ) -> Iterator[StreamedBlock | Shared]:  # fmt: skip
     """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
@@ -279,16 +284,16 @@ def stream(
     that has one device.
     """
     if not batches:
-        yield from _unseen(model, anatomy, scope, label)
+        yield from _unseen(decoder, scope, label)
         return
-    walk = Walk(model, anatomy, batches, exact=exact)
+    walk = Walk(decoder, batches, exact=exact)
     begin = walk.begin_at(*front) if front else 0
     try:
-        for index in progress(range(begin, scope.stop), label):
+        for index in progress(decoder.until(scope, begin), label):
             with walk.block(index, needs_outputs=not edited) as block:
                 if index in scope:
                     yield block
-                if index + 1 < scope.stop:
+                if index != scope[-1]:
                     block.advance()
     finally:  # also where the walk is left in between
         walk.settle()
@@ -297,8 +302,8 @@ def stream(
 class Walk:
     """The streams of all devices that a model may use, and its blocks in front of them."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: Sequence[Tensor], *, exact: bool = False) -> None:
-        self.streams = [Stream(one, anatomy, share, exact=exact) for one, share in shares(model, anatomy, batches)]
+    def __init__(self, decoder: Decoder, batches: Sequence[Tensor], *, exact: bool = False) -> None:
+        self.streams = [Stream(one, share, exact=exact) for one, share in shares(decoder, batches)]
 
     def begin_at(self, index: int, hidden: Sequence[Tensor]) -> int:
         """Go on with a later block, for which these are the hidden states (B, L, D) of the batches."""
@@ -318,12 +323,12 @@ class Walk:
         self.streams[0].placement.settle()
 
 
-def _unseen(model: nn.Module, anatomy: Anatomy, scope: range, label: str) -> Iterator[StreamedBlock]:
-    placement = placement_of(model, anatomy)
+def _unseen(decoder: Decoder, scope: Sequence[int], label: str) -> Iterator[StreamedBlock]:
+    placement = placement_of(decoder)
     try:
         for index in progress(scope, label):
-            with placement.on_device(index):
-                yield _Unseen(model, anatomy, index)
+            with placement.on_device(decoder.block(index)):
+                yield _Unseen(decoder, index)
     finally:
         placement.settle()
 
@@ -331,12 +336,9 @@ def _unseen(model: nn.Module, anatomy: Anatomy, scope: range, label: str) -> Ite
 class _Unseen(StreamedBlock):
     """A block without calibration: weights can be read and written, nothing can be observed."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, index: int) -> None:
-        self.index, self.written = index, False
-        self.feed_forward = anatomy.feed_forward(model, index)
-        self.told = {}
-        self._placement = placement_of(model, anatomy)
-        self._linears = anatomy.block_linears(model, index)
+    def __init__(self, decoder: Decoder, index: int) -> None:
+        self._of(decoder, index)
+        self._placement = placement_of(decoder)
         self._outputs = None
 
     def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from torch import Tensor
 
@@ -20,7 +20,8 @@ hidden unit of the feed-forward part; an expert of a mixture."""
 SUBLAYERS: tuple[Part, ...] = ("attention", "mlp")
 
 
-class Unit(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Unit:
     """One unit; `index` counts heads, channels or experts of the block, and is 0 for a block or a sub-layer."""
 
     part: Part
@@ -37,9 +38,9 @@ class Cut:
     def __post_init__(self) -> None:
         units = frozenset(self.units)
         whole = {unit.block for unit in units if unit.part == "block"}
-        gone = {part: {unit.block for unit in units if unit.part == part} for part in SUBLAYERS}
+        gone: dict[Part, set[int]] = {part: {unit.block for unit in units if unit.part == part} for part in SUBLAYERS}
         whole |= gone["attention"] & gone["mlp"]
-        inner = {"head": "attention", "channel": "mlp", "expert": "mlp"}
+        inner: dict[Part, Part] = {"head": "attention", "channel": "mlp", "expert": "mlp"}
         left = {
             unit
             for unit in units
@@ -55,9 +56,10 @@ class Cut:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Cut:
         """The cut that `json` gave."""
-        units = set()
-        for part, gone in plain.items():
-            assert part in get_args(Part), part
+        units = set[Unit]()
+        for name, gone in plain.items():
+            assert name in get_args(Part), name
+            part = cast("Part", name)
             if isinstance(gone, Mapping):
                 units |= {Unit(part, int(block), index) for block, indices in gone.items() for index in indices}
             else:
@@ -95,8 +97,8 @@ class Cut:
     @cached_property
     def _by_part(self) -> dict[str, dict[int, tuple[int, ...]]]:
         found: dict[str, dict[int, list[int]]] = {}
-        for part, block, index in self.units:
-            found.setdefault(part, {}).setdefault(block, []).append(index)
+        for unit in self.units:
+            found.setdefault(unit.part, {}).setdefault(unit.block, []).append(unit.index)
         return {part: {block: tuple(sorted(one)) for block, one in held.items()} for part, held in found.items()}
 
 

@@ -24,11 +24,11 @@ from harness.core.halving import halving
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 LOGIT_BYTES = 1 << 29
 """Logits that are there at once, in float32, take at most so much memory, but for those of a single window."""
@@ -96,9 +96,9 @@ class Perplexity:
             limit=min(limits, default=None),
         )
 
-    def __call__(self, model: PreTrainedModel, tokenizer: Any, context: Context) -> Iterator[Measure]:
+    def __call__(self, decoder: Decoder, tokenizer: Any, context: Context) -> Iterator[Measure]:
         windows = self.tokens(tokenizer, context)
-        mean = mean_nll(model, windows, context.device, label=self.corpus)
+        mean = mean_nll(decoder, windows, context.device, label=self.corpus)
         value = math.exp(mean) if mean < 700 else math.inf
         finite = math.isfinite(value)
         yield Measure(
@@ -112,44 +112,43 @@ class Perplexity:
         )
 
 
-def mean_nll(model: PreTrainedModel, windows: Tensor, device: torch.device, label: str = "perplexity") -> float:
+def mean_nll(decoder: Decoder, windows: Tensor, device: torch.device, label: str = "perplexity") -> float:
     """Mean negative log-likelihood of windows (N, L): mean over windows of the mean over their L − 1 targets.
 
     Raises:
         Failure: not even one window fits into memory.
     """
-    tokens = tokens_at_once(model.dtype.itemsize, device.type == "cuda")
+    tokens = tokens_at_once(decoder.model.dtype.itemsize, device.type == "cuda")
     batch = max(1, min(tokens // windows.shape[1], len(windows)))
-    return halving(lambda size: _mean_nll(model, windows, size, device, label), batch, "evaluation")
+    return halving(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
 
 
 @torch.no_grad()
-def _mean_nll(model: PreTrainedModel, windows: Tensor, batch: int, device: torch.device, label: str) -> float:
+def _mean_nll(decoder: Decoder, windows: Tensor, batch: int, device: torch.device, label: str) -> float:
     """The same with so many windows at once, which decides the rounding alone."""
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for loss in _losses(model, windows.split(batch), device, label):
+    for loss in _losses(decoder, windows.split(batch), device, label):
         total += loss.to(device)
     return float(total) / len(windows)
 
 
-def _losses(model: PreTrainedModel, batches: Sequence[Tensor], device: torch.device, label: str) -> Iterator[Tensor]:
+def _losses(decoder: Decoder, batches: Sequence[Tensor], device: torch.device, label: str) -> Iterator[Tensor]:
     """What each batch (B, L) adds to the sum over windows of the mean over their targets.
 
     A model that fits one device runs whole. Otherwise all batches go through one block after the other, so that each
     block is brought to its device once; what runs is the same, to the bit on equal devices.
     """
-    anatomy = anatomy_of(model)
-    placement = placement_of(model, anatomy)
+    placement = placement_of(decoder)
     if not placement.offloaded and not placement.others:
-        blocks = anatomy.block_list(model)
+        model, blocks = decoder.model, decoder.modules
         for tokens in progress(batches, label):
             tokens = tokens.to(device)
             output = last_output(model, blocks, tokens)
             head = partial(logits_behind, model, blocks, tuples=isinstance(output, tuple))
             yield _loss(model.config, head, first(output), tokens)
         return
-    walk = Walk(model, anatomy, batches)
-    for index in progress(range(len(walk.streams[0].blocks)), label):
+    walk = Walk(decoder, batches)
+    for index in progress(decoder.indices, label):
         with walk.block(index, needs_outputs=False) as block:
             block.advance()
     walk.settle()

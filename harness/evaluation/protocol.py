@@ -14,6 +14,7 @@ import torch
 
 from harness.catalogue import name_of
 from harness.core.errors import Failure
+from harness.models.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Measure:
     note: str = ""
 
 
-def measured(evaluator: Any, model: Any, tokenizer: Any, context: Context) -> list[dict[str, Any]]:
+def measured(evaluator: Any, decoder: Decoder, tokenizer: Any, context: Context) -> list[dict[str, Any]]:
     """What an evaluator measures of a model, as plain values that a record can hold.
 
     Raises:
         Failure: it yields something else than measures.
     """
     who = f"the evaluator '{name_of(evaluator)}'"
-    answer = evaluator(model, tokenizer, context)
+    answer = evaluator(decoder, tokenizer, context)
     if not isinstance(answer, Iterable):
         raise Failure(f"{who} returned {type(answer).__name__}, where measures are due.")
     return [_plain(who, one) for one in answer]

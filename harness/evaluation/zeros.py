@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.errors import Failure
 from harness.core.pattern import PERMUTED, NofM, Pattern, satisfies
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 from harness.models.loading import first_not_finite
 from harness.models.placement import placement_of
 
 
-def fraction_of_zeros(model: nn.Module, anatomy: Anatomy, scope: range | None) -> float:
+def fraction_of_zeros(decoder: Decoder, scope: Sequence[int] | None) -> float:
     """Zeros over parameters in the block matrices of `scope` (None: all blocks)."""
-    zeros, total, placement = 0, 0, placement_of(model, anatomy)
-    for index in range(len(anatomy.block_list(model))) if scope is None else scope:
-        with placement.on_device(index):
-            for linear in anatomy.block_linears(model, index).values():
+    zeros, total, placement = 0, 0, placement_of(decoder)
+    for index in decoder.indices if scope is None else scope:
+        with placement.on_device(decoder.block(index)):
+            for linear in decoder.linears(index).values():
                 zeros += int((linear.weight == 0).sum())
                 total += linear.weight.numel()
     return zeros / total if total else 0.0
 
 
 def achieved_sites(
-    model: nn.Module,
-    anatomy: Anatomy,
-    scope: range,
+    decoder: Decoder,
+    scope: Sequence[int],
     asked: Mapping[str, Pattern],
     orders: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -37,28 +36,28 @@ def achieved_sites(
     Args:
         orders: the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
     """
-    placement = placement_of(model, anatomy)
+    placement = placement_of(decoder)
     sites: dict[str, dict[str, Any]] = {}
     for index in scope:
-        with placement.on_device(index):
-            for site, linear in anatomy.block_linears(model, index).items():
+        with placement.on_device(decoder.block(index)):
+            for site, linear in decoder.linears(index).items():
                 sites[site] = _facts(linear.weight.data, asked.get(site), (orders or {}).get(site))
     return sites
 
 
-def check_healed(recovery: str, model: nn.Module, anatomy: Anatomy, scope: range, kept: Mapping[str, Tensor]) -> None:
+def check_healed(recovery: str, decoder: Decoder, scope: Sequence[int], kept: Mapping[str, Tensor]) -> None:
     """Look at what the recovery of this name made of the weights.
 
     Raises:
         Failure: weights are not finite, in scope or out of it, or zeros that the method left outside `kept` (O, I) are
             zeros no more.
     """
-    if (name := first_not_finite(model, anatomy, placement_of(model, anatomy))) is not None:
+    if (name := first_not_finite(decoder, placement_of(decoder))) is not None:
         raise Failure(f"the recovery '{recovery}' left weights of {name} not finite.")
-    placement = placement_of(model, anatomy)
+    placement = placement_of(decoder)
     for index in scope:
-        with placement.on_device(index):
-            for site, linear in anatomy.block_linears(model, index).items():
+        with placement.on_device(decoder.block(index)):
+            for site, linear in decoder.linears(index).items():
                 weight = linear.weight.data
                 if site in kept and (filled := int(((weight != 0) & ~kept[site].to(weight.device)).sum())):
                     raise Failure(f"the recovery '{recovery}' filled {filled} zeros of {site}, which have to stay.")

@@ -8,8 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from harness.catalogue import component
 from harness.core.errors import UserError, unknown
 from harness.core.hub import asking, why_nothing
@@ -34,6 +32,7 @@ from harness.evaluation.zeroshot_lm import (
     reports_accuracy,
     templates,
 )
+from harness.models.decoder import Decoder
 
 EMBEDDED_VERSION = 1
 
@@ -94,10 +93,10 @@ class ZeroShot:
         files = self._files()
         return read_known(self.task, *files[TASKS[self.task].evaluated])[1] if files else _hub_hash(self)
 
-    def __call__(self, model: nn.Module, tokenizer: Any, context: Context) -> Iterator[Measure]:
+    def __call__(self, decoder: Decoder, tokenizer: Any, context: Context) -> Iterator[Measure]:
         with own_randomness(), quiet():
             task = self.load()
-            lm = language_model(model, tokenizer, self.batch_size, self.add_bos_token)
+            lm = language_model(decoder.model, tokenizer, self.batch_size, self.add_bos_token)
             scores = evaluate(lm, task, self.fewshot, context.limit)
         notes = [f"hub revision {revision}" for revision in hub_revisions(task)]
         if lm.batch_size < self.batch_size:

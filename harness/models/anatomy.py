@@ -6,10 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from torch import nn
-
 from harness.core.errors import UserError
-from harness.core.interfaces import FeedForward
 from harness.core.structure import Cut
 
 COVERAGE = 0.99
@@ -46,30 +43,6 @@ class Anatomy:
     def inputs(self) -> tuple[tuple[str, ...], ...]:
         """The linears grouped by the input they share."""
         return self.attention + self.mlp
-
-    def block_list(self, model: nn.Module) -> nn.ModuleList:
-        """The blocks of the model, first to last."""
-        blocks = model.get_submodule(self.blocks)
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
-
-    def block_linears(self, model: nn.Module, index: int) -> dict[str, nn.Linear]:
-        """Site name → linear of one block."""
-        block = self.block_list(model)[index]
-        found = {}
-        for name in self.linears:
-            linear = block.get_submodule(name)
-            assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
-            found[f"{self.blocks}.{index}.{name}"] = linear
-        return found
-
-    def feed_forward(self, model: nn.Module, index: int) -> FeedForward:
-        """The feed-forward part of one block."""
-        activation = self.block_list(model)[index].get_submodule(self.activation)
-        readers, (down,) = (tuple(f"{self.blocks}.{index}.{name}" for name in group) for group in self.mlp)
-        linears = self.block_linears(model, index)
-        biases = {site: linears[site].bias for site in (*readers, down) if linears[site].bias is not None}
-        return FeedForward(readers, down, self.gated, activation, biases)
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -128,27 +101,3 @@ def revised_layout(family: str) -> str | None:
 def no_layout(family: str) -> UserError:
     """The error for a family that the harness does not know."""
     return UserError(f"the model family '{family}' has no layout; known: {', '.join(sorted(FAMILIES))}.")
-
-
-def anatomy_of(model: nn.Module) -> Anatomy:
-    """The layout of a loaded model, checked against its weights.
-
-    Raises:
-        UserError: unknown family, or the layout names less than 99 % of the blocks' matrix weights.
-    """
-    family = getattr(model.config, "model_type", "?")
-    if family not in FAMILIES:
-        raise no_layout(family)
-    anatomy = FAMILIES[family]
-    for index, block in enumerate(anatomy.block_list(model)):
-        matrices = sum(p.numel() for p in block.parameters() if p.dim() >= 2)
-        try:
-            named = sum(linear.weight.numel() for linear in anatomy.block_linears(model, index).values())
-        except AttributeError as error:
-            raise UserError(f"the layout of family '{family}' does not fit block {index}: {error}.") from error
-        if named < COVERAGE * matrices:
-            raise UserError(
-                f"the layout of family '{family}' names {named / matrices:.1%} of the weights of block {index}; "
-                f"at least {COVERAGE:.0%} is needed (fused or expert weights are not covered)."
-            )
-    return anatomy

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
-from harness.models.anatomy import Anatomy
+from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,18 @@ class Decoder:
         gone = set(self.cut.blocks)
         return tuple(index for index in range(self.dense_blocks) if index not in gone)
 
+    def before(self, scope: Sequence[int]) -> tuple[int, ...]:
+        """The blocks that are left in front of those of a scope."""
+        return tuple(index for index in self.indices if scope and index < scope[0])
+
+    def until(self, scope: Sequence[int], begin: int = 0) -> tuple[int, ...]:
+        """The blocks that are left from `begin` to the last one of a scope."""
+        return tuple(index for index in self.indices if scope and begin <= index <= scope[-1])
+
+    def behind(self, scope: Sequence[int]) -> tuple[int, ...]:
+        """The blocks that are left behind those of a scope."""
+        return tuple(index for index in self.indices if not scope or index > scope[-1])
+
     def position(self, index: int) -> int:
         """Where a block that is left stands in the module list."""
         return self._positions[index]
@@ -80,9 +93,9 @@ class Decoder:
         groups = (tuple(self.site(index, name) for name in group if name in left) for group in self.anatomy.inputs)
         return tuple(group for group in groups if group)
 
-    def site(self, index: int, name: str) -> str:
-        """The full name of a matrix of one block."""
-        return f"{self.anatomy.blocks}.{index}.{name}"
+    def site(self, index: int, name: str = "") -> str:
+        """The full name of something in one block, by its name there; of the block itself without one."""
+        return f"{self.anatomy.blocks}.{index}.{name}".removesuffix(".")
 
     def feed_forward(self, index: int) -> FeedForward:
         """The feed-forward part of one block, which has it."""
@@ -91,3 +104,28 @@ class Decoder:
         linears = self.linears(index)
         biases = {site: linears[site].bias for site in (*readers, down) if linears[site].bias is not None}
         return FeedForward(readers, down, self.anatomy.gated, activation, biases)
+
+
+def decoder_of(model: nn.Module) -> Decoder:
+    """The dense model with the layout of its family, checked against its weights.
+
+    Raises:
+        UserError: unknown family, or the layout names less than 99 % of the blocks' matrix weights.
+    """
+    config: Any = model.config
+    family = getattr(config, "model_type", "?")
+    if family not in FAMILIES:
+        raise no_layout(family)
+    decoder = Decoder(cast("PreTrainedModel", model), FAMILIES[family])
+    for index in decoder.indices:
+        matrices = sum(p.numel() for p in decoder.block(index).parameters() if p.dim() >= 2)
+        try:
+            named = sum(linear.weight.numel() for linear in decoder.linears(index).values())
+        except AttributeError as error:
+            raise UserError(f"the layout of family '{family}' does not fit block {index}: {error}.") from error
+        if named < COVERAGE * matrices:
+            raise UserError(
+                f"the layout of family '{family}' names {named / matrices:.1%} of the weights of block {index}; "
+                f"at least {COVERAGE:.0%} is needed (fused or expert weights are not covered)."
+            )
+    return decoder

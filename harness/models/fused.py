@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 
 Replacement = tuple[str, Any, str, Callable[..., Any]]
@@ -29,7 +29,7 @@ ROUNDINGS = 2
 
 
 @contextmanager
-def fused(model: nn.Module, anatomy: Anatomy, *, wanted: bool = True) -> Iterator[list[str]]:
+def fused(decoder: Decoder, *, wanted: bool = True) -> Iterator[list[str]]:
     """While inside, norms, rotary embeddings and gated activations of a model on a GPU run as one kernel each.
 
     A replica that is made inside has them too, and keeps them.
@@ -37,7 +37,7 @@ def fused(model: nn.Module, anatomy: Anatomy, *, wanted: bool = True) -> Iterato
     Yields:
         the names of what was replaced.
     """
-    with replaced(_replacements(model, anatomy) if wanted else ()) as names:
+    with replaced(_replacements(decoder) if wanted else ()) as names:
         yield names
 
 
@@ -65,26 +65,26 @@ def replaced(replacements: Iterable[Replacement]) -> Iterator[list[str]]:
                 setattr(owner, attribute, before)
 
 
-def _replacements(model: nn.Module, anatomy: Anatomy) -> Iterator[Replacement]:
+def _replacements(decoder: Decoder) -> Iterator[Replacement]:
     """The kernels that may stand for the model's own code."""
     sources = set()
-    for name, module in _modules(model, anatomy):
+    for name, module in _modules(decoder):
         if "forward" not in vars(module) and (kernel := _norm(module) or _gated(module)):
             yield name, module, "forward", kernel
         sources.add(type(module).__module__)
     for source in sorted(sources):
-        if rotate := _rotary(model, vars(sys.modules[source]).get("apply_rotary_pos_emb")):
+        if rotate := _rotary(decoder.model, vars(sys.modules[source]).get("apply_rotary_pos_emb")):
             yield f"{source}.apply_rotary_pos_emb", sys.modules[source], "apply_rotary_pos_emb", rotate
 
 
-def _modules(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:
+def _modules(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:
     """Every module by its name, those of a block while its matrices are on the device."""
-    placement, blocks = placement_of(model, anatomy), anatomy.block_list(model)
+    placement, blocks = placement_of(decoder), decoder.modules
     inside = {id(module) for block in blocks for module in block.modules()}
-    yield from ((name, module) for name, module in model.named_modules() if id(module) not in inside)
-    for index, block in enumerate(blocks):
-        with placement.on_device(index):
-            yield from block.named_modules(prefix=f"{anatomy.blocks}.{index}")
+    yield from ((name, module) for name, module in decoder.model.named_modules() if id(module) not in inside)
+    for index in decoder.indices:
+        with placement.on_device(decoder.block(index)):
+            yield from decoder.block(index).named_modules(prefix=decoder.site(index))
 
 
 def _norm(module: nn.Module) -> MethodType | None:

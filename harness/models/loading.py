@@ -13,8 +13,8 @@ from torch import nn
 
 from harness.core.errors import UserError, reason
 from harness.models.account import account, stored_tensor
-from harness.models.anatomy import Anatomy, anatomy_of
 from harness.models.checkpoint import Checkpoint, ModelChoice
+from harness.models.decoder import Decoder, decoder_of
 from harness.models.placement import Placement, Where, place
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def load_model(
     homes = account(model, info, checkpoint)
     _check_code(model, choice, attention)
     still(model)
-    anatomy = anatomy_of(model)
-    placement = place(model, anatomy, where)
-    if (name := first_not_finite(model, anatomy, placement)) is not None:
+    decoder = decoder_of(model)
+    placement = place(decoder, where)
+    if (name := first_not_finite(decoder, placement)) is not None:
         raise UserError(_why_not_finite(name, homes, checkpoint, dtype))
     return cast("PreTrainedModel", model)
 
@@ -157,16 +157,17 @@ def _why_not_finite(name: str, homes: Mapping[str, str], checkpoint: Checkpoint,
     )
 
 
-def first_not_finite(model: nn.Module, anatomy: Anatomy, placement: Placement) -> str | None:
+def first_not_finite(decoder: Decoder, placement: Placement) -> str | None:
     """The first weight that is not finite, looked for on the device."""
-    for name, parameter in model.named_parameters():
-        if not name.startswith(f"{anatomy.blocks}.") and not torch.isfinite(parameter).all():
+    for name, parameter in decoder.model.named_parameters():
+        if not name.startswith(f"{decoder.anatomy.blocks}.") and not torch.isfinite(parameter).all():
             return name
-    for index, block in enumerate(anatomy.block_list(model)):
-        with placement.on_device(index):
+    for index in decoder.indices:
+        block = decoder.block(index)
+        with placement.on_device(block):
             for name, parameter in block.named_parameters():
                 if not torch.isfinite(parameter).all():
-                    return f"{anatomy.blocks}.{index}.{name}"
+                    return decoder.site(index, name)
     return None
 
 

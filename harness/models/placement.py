@@ -11,7 +11,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.memory import Ferry, Mark, Parked, page_locked, unlock
-from harness.models.anatomy import Anatomy
+from harness.models.decoder import Decoder
 
 ALIGNMENT = 512
 """Bytes at whose multiples matrices start in a buffer, as the GPU's own allocator has it."""
@@ -41,11 +41,11 @@ class Where:
 class Placement:
     """Where the parts of one model are."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, where: Where) -> None:
+    def __init__(self, decoder: Decoder, where: Where) -> None:
         self.device, self.others = where.device, tuple(where.others)
-        self._blocks, self._parks = anatomy.block_list(model), True if where.offload else where.parks
+        self._blocks, self._parks = decoder.modules, True if where.offload else where.parks
         self._visits: _Visits | _Follows | None = _Visits(self._blocks, where.device) if where.offload else None
-        self._replicas: list[nn.Module] = []
+        self._replicas: list[Decoder] = []
 
     @property
     def offloaded(self) -> bool:
@@ -53,15 +53,15 @@ class Placement:
         return self._visits is not None
 
     @contextmanager
-    def on_device(self, index: int) -> Iterator[None]:
+    def on_device(self, block: nn.Module) -> Iterator[None]:
         """The matrices of a block are on the device inside; what `wrote` was told of goes back at the end."""
-        with _visiting(self._visits, self._blocks[index]):
+        with _visiting(self._visits, block):
             yield
 
-    def wrote(self, index: int) -> None:
+    def wrote(self, block: nn.Module) -> None:
         """The weights of a block that is on the device were changed."""
         if self._visits:
-            self._visits.wrote(self._blocks[index])
+            self._visits.wrote(block)
 
     def settle(self) -> None:
         """Host memory is up to date and the device holds no copy of it: it may be read and written."""
@@ -72,31 +72,33 @@ class Placement:
         """A list of activations, which wait where this placement has them wait."""
         return Parked(self.device, tensors, waits=self._parks)
 
-    def replicas(self, model: nn.Module, anatomy: Anatomy, most: int) -> list[nn.Module]:
+    def replicas(self, decoder: Decoder, most: int) -> list[Decoder]:
         """At most so many copies of this placement's model, one on each further device; they follow its weights."""
         wanted = self.others[: max(0, most)]
-        if any(len(anatomy.block_list(replica)) != len(self._blocks) for replica in self._replicas):
+        if any(len(replica.modules) != len(self._blocks) for replica in self._replicas):
             self._replicas = []
         for device in wanted[len(self._replicas) :]:
-            self._replicas.append(_replica(model, anatomy, device, self._parks))
+            self._replicas.append(_replica(decoder, device, self._parks))
         return self._replicas[: len(wanted)]
 
 
 _PLACED: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
 
 
-def placement_of(model: nn.Module, anatomy: Anatomy) -> Placement:
+def placement_of(decoder: Decoder) -> Placement:
     """Where a model was placed; one that nobody placed is where its parameters are."""
-    return _PLACED.get(model) or Placement(model, anatomy, Where(next(model.parameters()).device))
+    model = decoder.model
+    return _PLACED.get(model) or Placement(decoder, Where(next(model.parameters()).device))
 
 
-def place(model: nn.Module, anatomy: Anatomy, where: Where) -> Placement:
+def place(decoder: Decoder, where: Where) -> Placement:
     """Bring a model from host memory to its place: all of it to the device, or all but the matrices of its blocks.
 
     These move to page-locked memory, one after the other, so that the model is never there twice.
     """
+    model = decoder.model
     if where.offload:
-        inside = {id(parameter) for parameter in anatomy.block_list(model).parameters()}
+        inside = {id(parameter) for parameter in decoder.modules.parameters()}
         for parameter in model.parameters():
             if id(parameter) not in inside:
                 parameter.data = parameter.data.to(where.device)
@@ -104,8 +106,8 @@ def place(model: nn.Module, anatomy: Anatomy, where: Where) -> Placement:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(where.device))
     else:
-        model.to(where.device)
-    _PLACED[model] = placed = Placement(model, anatomy, where)
+        model.to(where.device)  # type: ignore[arg-type]
+    _PLACED[model] = placed = Placement(decoder, where)
     return placed
 
 
@@ -264,22 +266,22 @@ class _Follows:
         """A replica keeps nothing."""
 
 
-def _replica(model: nn.Module, anatomy: Anatomy, device: torch.device, parks: bool | None) -> nn.Module:
+def _replica(decoder: Decoder, device: torch.device, parks: bool | None) -> Decoder:
     """The model on another device but for the matrices of its blocks; it shares the configuration."""
-    own = anatomy.block_list(model)
+    model, own = decoder.model, decoder.modules
     inside = {id(matrix) for block in own for matrix in _matrices(block)}
     moved: dict[int, Any] = {id(model.config): model.config}
     moved |= {id(buffer): buffer.to(device, copy=True) for buffer in model.buffers()}
     for parameter in model.parameters():
         here = torch.empty(0, device=device) if id(parameter) in inside else parameter.detach().to(device, copy=True)
         moved[id(parameter)] = nn.Parameter(here, parameter.requires_grad)
-    replica = copy.deepcopy(model, moved)
-    blocks = anatomy.block_list(replica)
+    replica = replace(decoder, model=copy.deepcopy(model, moved))
+    blocks = replica.modules
     for block in blocks:
         vars(block).pop("forward", None)  # the one that brings the model's own block to its device
-    placed = Placement(replica, anatomy, Where(device, parks=parks))
+    placed = Placement(replica, Where(device, parks=parks))
     placed._visits = _Follows(blocks, own, device)
-    _PLACED[replica] = placed
+    _PLACED[replica.model] = placed
     return replica
 
 

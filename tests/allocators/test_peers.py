@@ -13,7 +13,7 @@ from harness.allocators.alphapruning import AlphaPruning
 from harness.calibration.probe import ModelProbe
 from harness.core.allocation import Budget
 from harness.core.errors import Refusal, UserError
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,6 @@ def test_a_matrix_without_a_spectrum_is_refused() -> None:
 def test_the_scores_of_blocks_are_told(name: str) -> None:
     """As plain numbers, for the record."""
     model = tiny("llama")
-    probe = ModelProbe(model, anatomy_of(model), [windows(3)], range(2))
+    probe = ModelProbe(decoder_of(model), [windows(3)], range(2))
     ALLOCATORS[name].allocate(probe, Budget(0.7))
     assert [type(score) for score in probe.told["score"]] == [float, float]

@@ -16,47 +16,45 @@ from harness.calibration.assembler import LevelAssembler, build_assembler
 from harness.calibration.checks import self_check
 from harness.core.errors import UserError
 from harness.core.pattern import NofM, Pattern, Unstructured
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 RUNGS: list[Pattern] = [Unstructured(0.75), Unstructured(0.5), Unstructured(0.0)]
 
 
 def assembled(model: nn.Module, scope: range = range(2), **changes: Any) -> LevelAssembler:
-    anatomy = anatomy_of(model)
-    sites = [site for index in scope for site in anatomy.block_linears(model, index)]
+    decoder = decoder_of(model)
+    sites = [site for index in scope for site in decoder.linears(index)]
     settings: dict[str, Any] = {
         "inputs": None, "windows": windows(3, seed=5), "objective": "nll", "limit": None, "folder": None, "gib": None,
     } | changes  # fmt: skip
     method = settings.pop("method", METHODS["wanda"])
     ladder = settings.pop("ladder", RUNGS)
-    return build_assembler(
-        model, anatomy, [windows(3)], scope, method, {site: list(ladder) for site in sites}, **settings
-    )
+    return build_assembler(decoder, [windows(3)], scope, method, {site: list(ladder) for site in sites}, **settings)
 
 
 def drawn(model: nn.Module, scope: range, count: int, ladder: list[Pattern] = RUNGS) -> list[dict[str, Pattern]]:
     """Random candidates, some of which agree in their first block."""
-    draw, anatomy = random.Random(0), anatomy_of(model)
+    draw, decoder = random.Random(0), decoder_of(model)
     found: list[dict[str, Pattern]] = []
     for number in range(count):
-        candidate = {s: draw.choice(ladder) for i in scope for s in anatomy.block_linears(model, i)}
+        candidate = {s: draw.choice(ladder) for i in scope for s in decoder.linears(i)}
         if number % 2:
-            candidate |= {s: found[-1][s] for s in anatomy.block_linears(model, scope[0])}
+            candidate |= {s: found[-1][s] for s in decoder.linears(scope[0])}
         found.append(candidate)
     return found
 
 
 def written(model: nn.Module, method: Any, candidate: dict[str, Pattern], scope: range) -> list[Tensor]:
     """The dense weights, after the candidate's have been put into the model, pruned with dense inputs."""
-    anatomy, kept = anatomy_of(model), []
+    decoder, kept = decoder_of(model), []
     from harness.calibration.stream import stream
 
     pruned = {}
-    for block in stream(model, anatomy, [windows(3)], scope, edited=False, label=""):
+    for block in stream(decoder, [windows(3)], scope, edited=False, label=""):
         seen = block.observe(method.statistic)
         pruned |= {s: method.prune(w, seen[s], candidate[s]).weight for s, w in block.weights.items()}
     for index in scope:
-        for site, linear in anatomy.block_linears(model, index).items():
+        for site, linear in decoder.linears(index).items():
             kept.append(linear.weight.data.clone())
             linear.weight.data.copy_(pruned[site])
     return kept
@@ -96,11 +94,11 @@ def test_batches_change_nothing(tokens: int, stacked: bool, monkeypatch: pytest.
 def test_a_candidate_of_a_model_whose_arguments_follow_from_tokens() -> None:
     """Its loss is that of the model with the candidate's levels written into it, window by window."""
     model = given_tokens(tiny("llama"), 0, 1)
-    self_check(model, anatomy_of(model))
+    self_check(decoder_of(model))
     candidates = drawn(model, range(2), 3)
     for candidate, loss in zip(candidates, assembled(model).losses(candidates), strict=True):
         other = given_tokens(tiny("llama"), 0, 1)
-        self_check(other, anatomy_of(other))
+        self_check(decoder_of(other))
         written(other, METHODS["wanda"], candidate, range(2))
         assert loss == pytest.approx(mean_nll(other, windows(3, seed=5)), rel=1e-5)
 
@@ -149,7 +147,7 @@ def test_levels_behind_pruned_blocks_are_those_of_a_run() -> None:
     model = tiny("llama")
     even = dict.fromkeys(drawn(model, range(2), 1)[0], Unstructured(0.5))
     (loss,) = assembled(model, method=METHODS["sparsegpt"], inputs=even).losses([even])
-    prune(model, anatomy_of(model), [windows(3)], range(2), METHODS["sparsegpt"], even)
+    prune(decoder_of(model), [windows(3)], range(2), METHODS["sparsegpt"], even)
     assert loss == pytest.approx(mean_nll(model, windows(3, seed=5)), rel=1e-5)
 
 
@@ -162,7 +160,7 @@ def test_a_block_method_makes_levels_too() -> None:
     from harness.run import prune
 
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
-    prune(model, anatomy_of(model), [windows(3)], range(2), METHODS["sparsellm"], even)
+    prune(decoder_of(model), [windows(3)], range(2), METHODS["sparsellm"], even)
     assert loss == pytest.approx(mean_nll(model, windows(3, seed=5)), rel=1e-4)
 
 

@@ -18,7 +18,7 @@ from harness.calibration import probe as probing
 from harness.calibration.bank import Bank
 from harness.calibration.cache import Cache, make_room
 from harness.calibration.probe import ModelProbe
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 MODEL = {"weights": "abc", "calibration": {"windows": 2}}
 
@@ -245,7 +245,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def probe(folder: Path | None, weights: str = "abc", seed: int = 0) -> ModelProbe:
     model = tiny("llama")
     cache = Cache(folder, {"weights": weights})
-    return ModelProbe(model, anatomy_of(model), [windows(2), windows(2, seed=1)], range(2), cache=cache, seed=seed)
+    return ModelProbe(decoder_of(model), [windows(2), windows(2, seed=1)], range(2), cache=cache, seed=seed)
 
 
 def test_a_trace_is_computed_once_and_read_by_a_second_probe(tmp_path: Path, computed: list[str]) -> None:

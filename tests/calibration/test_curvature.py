@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.calibration import curvature
 from harness.calibration.curvature import fisher_trace, hessian_trace
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 SMALL: dict[str, Any] = {"hidden_size": 4, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
 SMALL |= {"intermediate_size": 6}
@@ -44,14 +44,14 @@ def loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def ranked(model: nn.Module) -> dict[str, Tensor]:
     """The matrices and norm weights of all blocks by name, found without any layout."""
-    blocks = anatomy_of(model).blocks
+    blocks = decoder_of(model).anatomy.blocks
     named = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
     return {site: p for site, p in named.items() if site.startswith(blocks)}
 
 
 def fisher(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     """Squared gradients of every linear (N,), each window's loss through the whole model."""
-    sites = linears(model, anatomy_of(model).block_list(model))
+    sites = linears(model, decoder_of(model).modules)
     rows: dict[str, list[Tensor]] = {site: [] for site in sites}
     with differentiable(model):
         for window in tokens.split(1):
@@ -65,11 +65,11 @@ def fisher(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", TINY)
 def test_fisher_is_that_of_gradients_through_the_whole_model(name: str) -> None:
     model, tokens = tiny(name), windows(3)
-    traces = fisher_trace(model, anatomy_of(model), tokens, range(2))
+    traces = fisher_trace(decoder_of(model), tokens, range(2))
     for site, squares in fisher(model, tokens).items():
         assert traces[site].value == pytest.approx(float(squares.mean()), rel=1e-4), site
         assert traces[site].stderr == pytest.approx(float(squares.std()) / 3**0.5, rel=1e-3), site
-    assert list(traces) == [site for index in range(2) for site in anatomy_of(model).block_linears(model, index)]
+    assert list(traces) == [site for index in range(2) for site in decoder_of(model).linears(index)]
 
 
 @pytest.mark.parametrize("draws", ["gaussian", "rademacher"])
@@ -77,7 +77,7 @@ def test_fisher_is_that_of_gradients_through_the_whole_model(name: str) -> None:
 def test_a_hessian_vector_product_is_that_of_the_whole_model(name: str, draws: Any) -> None:
     model, tokens = tiny(name), windows(1)
     directions = partial(curvature._directions, draws, 0, "0/0")
-    traces = hessian_trace(model, anatomy_of(model), tokens, range(2), 1, draws, 0)
+    traces = hessian_trace(decoder_of(model), tokens, range(2), 1, draws, 0)
     weights = ranked(model)
     assert set(traces) == set(weights)
     with differentiable(model):
@@ -99,7 +99,7 @@ def explicit_trace(model: nn.Module, tokens: Tensor, weight: Tensor) -> float:
 
 def test_hutchinson_finds_the_trace_of_the_written_out_hessian() -> None:
     model, tokens = tiny("llama", **SMALL), windows(1, 8)
-    traces = hessian_trace(model, anatomy_of(model), tokens, range(2), 100, "gaussian", 0)
+    traces = hessian_trace(decoder_of(model), tokens, range(2), 100, "gaussian", 0)
     with differentiable(model):
         for site, weight in ranked(model).items():
             expected = explicit_trace(model, tokens, weight)
@@ -118,21 +118,21 @@ def test_draws_are_what_they_are_called() -> None:
 
 def test_errors_are_over_windows_or_probes() -> None:
     model, tokens = tiny("llama"), windows(2)
-    ask = partial(hessian_trace, model, anatomy_of(model), scope=range(2), draws="gaussian", seed=3)
+    ask = partial(hessian_trace, decoder_of(model), scope=range(2), draws="gaussian", seed=3)
     alone, two_windows, two_probes = ask(tokens[:1], probes=1), ask(tokens, probes=1), ask(tokens[:1], probes=2)
     for site, trace in alone.items():
         for pair in (two_windows[site], two_probes[site]):
             other = 2 * pair.value - trace.value  # the same z of window 0 and probe 0 in all three
             assert pair.stderr == pytest.approx(abs(trace.value - other) / 2, rel=1e-3)
             assert other != pytest.approx(trace.value)
-    assert all(math.isnan(t.stderr) for t in fisher_trace(model, anatomy_of(model), tokens[:1], range(2)).values())
+    assert all(math.isnan(t.stderr) for t in fisher_trace(decoder_of(model), tokens[:1], range(2)).values())
     assert alone == ask(tokens[:1], probes=1) != ask(tokens[:1], probes=1, seed=4)
 
 
 def test_fisher_does_not_depend_on_the_split() -> None:
     model, cpu = tiny("qwen2"), torch.device("cpu")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    ask = partial(fisher_trace, model, anatomy_of(model), scope=range(2))
+    ask = partial(fisher_trace, decoder_of(model), scope=range(2))
     for count in (1, 5):
         assert ask(windows(count), devices=[cpu, cpu])["model.layers.0.mlp.up_proj"].value > 0
     assert ask(windows(5)) == ask(windows(5), devices=[cpu]) == ask(windows(5), devices=[cpu, cpu])
@@ -142,12 +142,12 @@ def test_fisher_does_not_depend_on_the_split() -> None:
 def test_a_scope_asks_for_fewer_matrices() -> None:
     """Fisher's are the same numbers; of the Hessian only the z in scope move, with blocks before and behind."""
     model, tokens = tiny("llama", num_hidden_layers=3), windows(2)
-    anatomy = anatomy_of(model)
-    whole = fisher_trace(model, anatomy, tokens, range(3))
-    part = fisher_trace(model, anatomy, tokens, range(1, 2))
-    assert list(part) == list(anatomy.block_linears(model, 1))
+    decoder = decoder_of(model)
+    whole = fisher_trace(decoder, tokens, range(3))
+    part = fisher_trace(decoder, tokens, range(1, 2))
+    assert list(part) == list(decoder.linears(1))
     assert all(part[site] == whole[site] for site in part)
-    forms = hessian_trace(model, anatomy, tokens[:1], range(1, 2), 1, "gaussian", 0)
+    forms = hessian_trace(decoder, tokens[:1], range(1, 2), 1, "gaussian", 0)
     weights = {site: p for site, p in ranked(model).items() if ".1." in site}
     assert list(forms)[:7] == list(part) and set(forms) == set(weights)
     z = curvature._directions("gaussian", 0, "0/0", weights)
@@ -166,16 +166,16 @@ def test_traces_of_16_bit_weights_are_those_of_a_float32_run(name: str, dtype: t
     model = tiny(name, dtype)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     ask = TRACES[kind]
-    traces = ask(model, anatomy_of(model), windows(2), range(1, 2))
+    traces = ask(decoder_of(model), windows(2), range(1, 2))
     assert all(torch.equal(value, before[key]) and value.dtype == dtype for key, value in model.state_dict().items())
-    assert traces == ask(model.float(), anatomy_of(model), windows(2), range(1, 2))
+    assert traces == ask(decoder_of(model.float()), windows(2), range(1, 2))
 
 
 def test_traces_of_a_deep_float16_model_are_finite() -> None:
     """A z of order one in every matrix makes tangents grow from block to block, beyond float16 before the thirtieth."""
     model = tiny("llama", torch.float16, num_hidden_layers=30)
     for ask in TRACES.values():
-        traces = ask(model, anatomy_of(model), windows(1), range(30))
+        traces = ask(decoder_of(model), windows(1), range(30))
         assert all(math.isfinite(trace.value) for trace in traces.values())
         assert max(abs(trace.value) for trace in traces.values()) > 0
 
@@ -188,7 +188,7 @@ def test_a_run_that_fails_leaves_16_bit_weights(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(curvature, "grad", broken)
     for ask in TRACES.values():
         with pytest.raises(RuntimeError):
-            ask(model, anatomy_of(model), windows(1), range(2))
+            ask(decoder_of(model), windows(1), range(2))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
 
 
@@ -200,9 +200,9 @@ def test_the_model_is_left_as_it_was(kind: str, marked: bool) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         if kind == "fisher":
-            fisher_trace(model, anatomy_of(model), tokens, range(2))
+            fisher_trace(decoder_of(model), tokens, range(2))
         else:
-            hessian_trace(model, anatomy_of(model), tokens, range(2), 1, "gaussian", 0)
+            hessian_trace(decoder_of(model), tokens, range(2), 1, "gaussian", 0)
     assert all(p.requires_grad == marked and p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.isfinite(loss(model, tokens[:1]))
@@ -225,7 +225,7 @@ def test_no_two_blocks_have_gradients_at_once(kind: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(curvature, "grad", watched)
     if kind == "fisher":
-        fisher_trace(model, anatomy_of(model), tokens, range(3))
+        fisher_trace(decoder_of(model), tokens, range(3))
     else:
-        hessian_trace(model, anatomy_of(model), tokens, range(3), 1, "gaussian", 0)
+        hessian_trace(decoder_of(model), tokens, range(3), 1, "gaussian", 0)
     assert max(asked) - min(asked) == 7 and not any(one() is not None for one in seen)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.calibration.reference import stream_beside_dense
 from harness.core.interfaces import Difference
 from harness.methods.magnitude import Magnitude
-from harness.models.anatomy import Anatomy, anatomy_of
+from harness.models.decoder import Decoder, decoder_of
 from harness.run import prune
 
 BATCHES = [windows(3), windows(2, seed=1)]
@@ -41,9 +41,9 @@ class Witness:
 
 
 @torch.no_grad()
-def run_whole(model: nn.Module, anatomy: Anatomy, site: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_whole(decoder: Decoder, site: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the whole model does at a site: inputs, outputs, the block's input and output, tokens by rows."""
-    index = int(site.removeprefix(f"{anatomy.blocks}.").partition(".")[0])
+    index = int(site.removeprefix(f"{decoder.anatomy.blocks}.").partition(".")[0])
     caught: dict[str, list[Tensor]] = {"x": [], "y": [], "in": [], "out": []}
 
     def at_linear(_: nn.Module, positional: tuple[Tensor, ...], output: Tensor) -> None:
@@ -55,11 +55,11 @@ def run_whole(model: nn.Module, anatomy: Anatomy, site: str) -> tuple[Tensor, Te
         caught["out"].append((output[0] if isinstance(output, tuple) else output).flatten(0, -2))
 
     handles = [
-        model.get_submodule(site).register_forward_hook(at_linear),
-        anatomy.block_list(model)[index].register_forward_hook(at_block, with_kwargs=True),
+        decoder.model.get_submodule(site).register_forward_hook(at_linear),
+        decoder.modules[index].register_forward_hook(at_block, with_kwargs=True),
     ]
     for batch in BATCHES:
-        model(batch, use_cache=False)
+        decoder.model(batch, use_cache=False)
     for handle in handles:
         handle.remove()
     x, y, before, behind = (torch.cat(caught[name]) for name in ("x", "y", "in", "out"))
@@ -70,18 +70,22 @@ def run_whole(model: nn.Module, anatomy: Anatomy, site: str) -> tuple[Tensor, Te
 def test_differences_are_those_of_the_whole_models(name: str) -> None:
     """Brute force: the dense model, and one whose linears in front of the group are pruned, on the same tokens."""
     model, dense, partly = tiny(name), tiny(name), tiny(name)
-    anatomy, witness = anatomy_of(model), Witness()
-    sites = list(linears(model, anatomy.block_list(model)))
-    prune(model, anatomy, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
+    decoder, witness = decoder_of(model), Witness()
+    sites = list(linears(model, decoder.modules))
+    prune(decoder, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
     scale = 2 / sum(map(len, BATCHES))
     for index in range(2):
-        for group in anatomy.inputs:
-            site = f"{anatomy.blocks}.{index}.{group[0]}"
-            here, there, shown = run_whole(partly, anatomy, site), run_whole(dense, anatomy, site), witness.shown[site]
+        for group in decoder.anatomy.inputs:
+            site = f"{decoder.anatomy.blocks}.{index}.{group[0]}"
+            here, there, shown = (
+                run_whole(decoder_of(partly), site),
+                run_whole(decoder_of(dense), site),
+                witness.shown[site],
+            )
             x, x_dense = here[0], there[0]
             torch.testing.assert_close(shown.gram.matrix, scale * x.T @ x, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(shown.shift, scale * (x_dense - x).T @ x, rtol=1e-4, atol=1e-4)
-            last, middle = group == anatomy.mlp[-1], group == anatomy.attention[-1]
+            last, middle = group == decoder.anatomy.mlp[-1], group == decoder.anatomy.attention[-1]
             if name in ADDS and (last or middle):
                 rest, rest_dense = (run[3] - run[1] if last else run[2] for run in (here, there))
                 assert shown.drift is not None
@@ -89,15 +93,15 @@ def test_differences_are_those_of_the_whole_models(name: str) -> None:
             else:
                 assert shown.drift is None
             for part in group:
-                path = f"{anatomy.blocks}.{index}.{part}.weight"
+                path = f"{decoder.anatomy.blocks}.{index}.{part}.weight"
                 partly.get_parameter(path).data.copy_(model.get_parameter(path).data)
-    assert witness.shown[f"{anatomy.blocks}.1.{anatomy.inputs[0][0]}"].shift.abs().max() > 0.01
+    assert witness.shown[f"{decoder.anatomy.blocks}.1.{decoder.anatomy.inputs[0][0]}"].shift.abs().max() > 0.01
 
 
 def test_a_walk_that_writes_nothing_sees_no_difference_and_leaves_the_model() -> None:
     model = tiny("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for block in stream_beside_dense(model, anatomy_of(model), BATCHES, range(2), edited=True, label="test"):
+    for block in stream_beside_dense(decoder_of(model), BATCHES, range(2), edited=True, label="test"):
         for group in block.groups:
             found = block.difference(group)
             assert not found.shift.any() and (found.drift is None or not found.drift.any())
@@ -106,17 +110,17 @@ def test_a_walk_that_writes_nothing_sees_no_difference_and_leaves_the_model() ->
 
 def test_blocks_in_front_of_the_scope_are_passed() -> None:
     model = tiny("llama")
-    blocks = list(stream_beside_dense(model, anatomy_of(model), BATCHES, range(1, 2), edited=True, label="test"))
+    blocks = list(stream_beside_dense(decoder_of(model), BATCHES, range(1, 2), edited=True, label="test"))
     assert [block.index for block in blocks] == [1]
 
 
 def test_memory_that_runs_out_halves_the_windows_of_both_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = tiny("llama"), tiny("llama")
-    anatomy = anatomy_of(model)
-    sites = dict.fromkeys(linears(model, anatomy.block_list(model)), pattern("0.5"))
+    decoder = decoder_of(model)
+    sites = dict.fromkeys(linears(model, decoder.modules), pattern("0.5"))
     whole, halved = Witness(), Witness()
-    prune(model, anatomy, BATCHES, range(2), whole, sites)
-    block = anatomy.block_list(other)[1]
+    prune(decoder, BATCHES, range(2), whole, sites)
+    block = decoder_of(other).modules[1]
     own = block.forward
 
     def narrow(hidden: Tensor, **named: Any) -> Any:
@@ -125,6 +129,6 @@ def test_memory_that_runs_out_halves_the_windows_of_both_streams(monkeypatch: py
         return own(hidden, **named)
 
     monkeypatch.setattr(block, "forward", narrow)
-    prune(other, anatomy, BATCHES, range(2), halved, sites)
+    prune(decoder_of(other), BATCHES, range(2), halved, sites)
     for site, found in whole.shown.items():
         torch.testing.assert_close(halved.shown[site].shift, found.shift, rtol=1e-4, atol=1e-5)

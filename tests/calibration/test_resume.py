@@ -20,7 +20,7 @@ from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
 from harness.core.remarks import remarks
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 BLOCKS = 6
@@ -106,13 +106,13 @@ def pruned_model(
 ) -> Any:
     """The tiny model, pruned; as killed before block `stop` if one is named."""
     model = tiny("llama", num_hidden_layers=4)
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     scope = range(4)
-    sites = [site for index in scope for site in anatomy.block_linears(model, index)]
+    sites = [site for index in scope for site in decoder.linears(index)]
     allocation = dict.fromkeys(sites, pattern("0.5"))
 
     def weights(index: int) -> dict[str, Any]:
-        return {site: linear.weight.data for site, linear in anatomy.block_linears(model, index).items()}
+        return {site: linear.weight.data for site, linear in decoder.linears(index).items()}
 
     kept = finished(weights) if finished else None
     told: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def pruned_model(
 
         kept.add = dying  # type: ignore[method-assign]
     try:
-        done = prune(model, anatomy, [windows(3)], scope, METHODS[method], allocation, told, finished=kept, **more)
+        done = prune(decoder, [windows(3)], scope, METHODS[method], allocation, told, finished=kept, **more)
     except Killed:
         return None
     return weights, done, told

@@ -13,7 +13,7 @@ from torch import nn
 from harness.calibration.checks import self_check
 from harness.calibration.replay import follow_tokens
 from harness.core.errors import UserError
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 
 def wrapped(block: nn.Module, change: Any) -> None:
@@ -31,7 +31,7 @@ def test_a_family_whose_arguments_follow_tokens_is_marked() -> None:
     """By a block behind the first, which a look at the first one alone would miss."""
     plain, follows = tiny("llama"), given_tokens(tiny("llama"), 1)
     for model in (plain, follows):
-        self_check(model, anatomy_of(model))
+        self_check(decoder_of(model))
     assert not follow_tokens(plain.model.layers) and follow_tokens(follows.model.layers)
     assert follow_tokens(copy.deepcopy(follows).model.layers), "a replica knows it too"
 
@@ -41,7 +41,7 @@ def test_a_family_whose_arguments_follow_tokens_is_marked() -> None:
 def test_every_family_passes_and_is_left_as_it_was(name: str, dtype: torch.dtype) -> None:
     model = tiny(name, dtype)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    self_check(model, anatomy_of(model))
+    self_check(decoder_of(model))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -56,9 +56,9 @@ def test_a_block_that_counts_its_calls_is_caught(name: str) -> None:
         calls.append(1)
         return hidden * (1 + 0.1 * len(calls))
 
-    wrapped(anatomy_of(model).block_list(model)[0], louder)
+    wrapped(decoder_of(model).modules[0], louder)
     with pytest.raises(UserError, match=r"replaying the blocks of this model moves its logits by .* not supported"):
-        self_check(model, anatomy_of(model))
+        self_check(decoder_of(model))
 
 
 def test_something_between_the_blocks_is_caught() -> None:
@@ -74,15 +74,15 @@ def test_something_between_the_blocks_is_caught() -> None:
     model.model.layers[0].register_forward_pre_hook(remember)
     wrapped(model.model.layers[1], lambda hidden: hidden + memory["embedded"])
     with pytest.raises(UserError, match="replaying the blocks"):
-        self_check(model, anatomy_of(model))
+        self_check(decoder_of(model))
 
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_a_model_that_looks_ahead_is_caught(name: str) -> None:
     model = tiny(name)
-    wrapped(anatomy_of(model).block_list(model)[1], lambda hidden: hidden + hidden.mean(dim=1, keepdim=True))
+    wrapped(decoder_of(model).modules[1], lambda hidden: hidden + hidden.mean(dim=1, keepdim=True))
     with pytest.raises(UserError, match=r"the last token moves earlier logits by .*: this model is not causal"):
-        self_check(model, anatomy_of(model))
+        self_check(decoder_of(model))
 
 
 def test_a_look_at_the_next_token_alone_is_caught() -> None:
@@ -90,11 +90,11 @@ def test_a_look_at_the_next_token_alone_is_caught() -> None:
     model = tiny("llama")
     wrapped(model.model.layers[1], lambda hidden: hidden + hidden.roll(-1, dims=1))
     with pytest.raises(UserError, match="this model is not causal"):
-        self_check(model, anatomy_of(model))
+        self_check(decoder_of(model))
 
 
 def test_a_model_that_gives_nan_is_caught() -> None:
     model = tiny("llama")
     wrapped(model.model.layers[1], lambda hidden: hidden * float("nan"))
     with pytest.raises(UserError, match=r"the logits of this model are not finite in float32"):
-        self_check(model, anatomy_of(model))
+        self_check(decoder_of(model))

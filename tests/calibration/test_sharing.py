@@ -17,7 +17,7 @@ from harness.core.allocation import Allocation
 from harness.core.linalg import damped_inverse
 from harness.core.pattern import Unstructured
 from harness.core.statistic import Gram, Norms, Statistic, gram, norms, together
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 CPU = torch.device("cpu")
@@ -27,10 +27,8 @@ EVERYTHING = 1 << 40
 
 def levels(model: Any, *values: float) -> Allocation:
     """One sparsity per block."""
-    anatomy = anatomy_of(model)
-    return {
-        site: Unstructured(value) for index, value in enumerate(values) for site in anatomy.block_linears(model, index)
-    }
+    decoder = decoder_of(model)
+    return {site: Unstructured(value) for index, value in enumerate(values) for site in decoder.linears(index)}
 
 
 def pruned(name: str, allocation: Allocation, sharing: Sharing | None, scope: range) -> tuple[dict[str, Tensor], Any]:
@@ -38,9 +36,7 @@ def pruned(name: str, allocation: Allocation, sharing: Sharing | None, scope: ra
     model = tiny("llama", num_hidden_layers=len(scope))
     method = sharing.method(METHODS[name], allocation) if sharing else METHODS[name]
     told: dict[str, Any] = {}
-    prune(
-        model, anatomy_of(model), batched(TOKENS), scope, method, allocation, told, sharing.walk if sharing else stream
-    )
+    prune(decoder_of(model), batched(TOKENS), scope, method, allocation, told, sharing.walk if sharing else stream)
     return {name: weight.detach() for name, weight in model.named_parameters()}, told
 
 
@@ -51,9 +47,9 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def inputs_of_dense(name: str) -> dict[str, Tensor]:
     """Site → every window's input (N, L, I), from whole forwards of the dense model."""
     model, caught = tiny(name), {}
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     for index in range(2):
-        for site, linear in anatomy.block_linears(model, index).items():
+        for site, linear in decoder.linears(index).items():
             linear.register_forward_pre_hook(
                 lambda _, given, site=site: caught.__setitem__(
                     site, given[0].reshape(len(TOKENS), -1, given[0].shape[-1])
@@ -73,13 +69,13 @@ def test_dense_inputs_are_those_of_the_whole_dense_model(family: str, method: st
     expected = {
         site: one.prune(linear.weight.data, seen_by(one.statistic, *inputs[site]), allocation[site]).weight
         for index in range(2)
-        for site, linear in anatomy_of(model).block_linears(model, index).items()
+        for site, linear in decoder_of(model).linears(index).items()
     }
     sharing = Sharing(Store(CPU, limit), Store(CPU), "these windows", dense_inputs=True)
     for _ in range(2):
         sharing.store.point += 1
         changed = tiny(family)
-        prune(changed, anatomy_of(changed), batched(TOKENS), range(2), one, allocation, None, sharing.walk)
+        prune(decoder_of(changed), batched(TOKENS), range(2), one, allocation, None, sharing.walk)
         assert equal({site: changed.get_submodule(site).weight.data for site in expected}, expected)
         assert sharing.store.used() <= limit
 
@@ -138,7 +134,7 @@ def test_a_scope_that_ends_earlier_is_a_prefix(monkeypatch: pytest.MonkeyPatch) 
         allocation = levels(model, *[0.5] * len(scope))
         forwards.clear()
         method = sharing.method(METHODS["sparsegpt"], allocation)
-        prune(model, anatomy_of(model), batched(TOKENS), scope, method, allocation, None, sharing.walk)
+        prune(decoder_of(model), batched(TOKENS), scope, method, allocation, None, sharing.walk)
     assert forwards == [0, 1, 2]
     alone = pruned("sparsegpt", levels(model, 0.5, 0.5, 0.5), None, range(3))[0]
     assert equal({name: weight.detach() for name, weight in model.named_parameters()}, alone)

@@ -22,7 +22,7 @@ from harness.core.statistic import gram, norms
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]
@@ -76,13 +76,13 @@ def counted(blocks: Iterable[nn.Module]) -> Iterator[Counter[int]]:
 def test_each_block_sees_the_model_as_pruned_so_far(name: str) -> None:
     """Brute force: block k's inputs are those of the whole model whose blocks before k are pruned, the rest dense."""
     model, partly = tiny(name), tiny(name)
-    anatomy, witness = anatomy_of(model), Witness()
-    sites = list(linears(model, anatomy.block_list(model)))
-    prune(model, anatomy, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
-    order = [site for index in range(2) for site in anatomy.block_linears(model, index)]
+    decoder, witness = decoder_of(model), Witness()
+    sites = list(linears(model, decoder.modules))
+    prune(decoder, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
+    order = [site for index in range(2) for site in decoder.linears(index)]
     shown = dict(zip(order, witness.shown, strict=True))
     for index in range(2):
-        in_block = list(anatomy.block_linears(model, index))
+        in_block = list(decoder.linears(index))
         for site, expected in whole_model_inputs(partly, in_block).items():
             torch.testing.assert_close(shown[site], expected, rtol=1e-4, atol=1e-5, msg=lambda m, s=site: f"{s}: {m}")
         for site in in_block:
@@ -93,7 +93,7 @@ def test_each_block_sees_the_model_as_pruned_so_far(name: str) -> None:
 def test_arguments_that_follow_from_tokens_are_those_of_each_batch(together: int | None) -> None:
     """A model whose blocks are called with embeddings of the tokens: the second batch's are not the first one's."""
     model = given_tokens(tiny("llama"), 0, 1)
-    state = Stream(model, anatomy_of(model), BATCHES)
+    state = Stream(decoder_of(model), BATCHES)
     assert state.follows_tokens
     state._together = together
     for hidden, tokens in zip(state.hidden, BATCHES, strict=True):
@@ -106,7 +106,7 @@ def test_inputs_of_a_model_whose_arguments_follow_from_tokens() -> None:
     """What a walk shows is what the whole model computes."""
     model = given_tokens(tiny("llama"), 0, 1)
     expected = whole_model_inputs(model, list(linears(model, model.model.layers)))
-    for block in stream(model, anatomy_of(model), BATCHES, range(2), edited=False, label=""):
+    for block in stream(decoder_of(model), BATCHES, range(2), edited=False, label=""):
         for site, seen in block.observe(everything).items():
             torch.testing.assert_close(seen, expected[site], rtol=1e-4, atol=1e-4)
 
@@ -115,7 +115,7 @@ def test_arguments_are_shared_where_they_do_not_follow_from_tokens() -> None:
     """One list of arguments for each shape of batch, however many batches there are."""
     for name in TINY:
         model = tiny(name)
-        state = Stream(model, anatomy_of(model), BATCHES)
+        state = Stream(decoder_of(model), BATCHES)
         assert not state.follows_tokens and not state._of_tokens and len(state._arguments) == SHAPES
 
 
@@ -124,7 +124,7 @@ def test_sliding_windows_matter_here(name: str) -> None:
     """The models above do tell a sliding window from a full one: without it, the second block sees something else."""
     settings = {"layer_types": ["full_attention"] * 2} if "layer_types" in TINY[name] else {"sliding_window": None}
     narrow, wide = tiny(name), tiny(name, **settings)
-    site = next(iter(anatomy_of(wide).block_linears(wide, 1)))
+    site = next(iter(decoder_of(wide).linears(1)))
     inputs = [whole_model_inputs(model, [site])[site] for model in (narrow, wide)]
     assert not torch.allclose(*inputs, rtol=1e-2, atol=1e-2)
 
@@ -132,7 +132,7 @@ def test_sliding_windows_matter_here(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
 def test_the_probe_sees_the_dense_model(name: str) -> None:
     model = tiny(name)
-    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(2))
+    probe = ModelProbe(decoder_of(model), BATCHES, range(2))
     for block in probe.observe(everything):
         expected = whole_model_inputs(model, list(block.weights))
         for site, seen in block.observe(everything).items():
@@ -143,7 +143,7 @@ def test_the_probe_sees_the_dense_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_how_windows_are_batched_does_not_matter(name: str, split: list[int]) -> None:
     model, tokens = tiny(name), torch.cat(BATCHES)
-    probe = ModelProbe(model, anatomy_of(model), tokens.split(split), range(2))
+    probe = ModelProbe(decoder_of(model), tokens.split(split), range(2))
     for block in probe.observe(gram):
         expected = whole_model_inputs(model, list(block.weights))
         squares, grams = block.observe(norms), block.observe(gram)
@@ -165,7 +165,7 @@ SHAPES = len({batch.shape for batch in BATCHES})
 
 def test_a_dense_probe_runs_each_block_once_a_batch() -> None:
     model = tiny("llama")
-    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(2))
+    probe = ModelProbe(decoder_of(model), BATCHES, range(2))
     with counted(model.model.layers) as calls:
         for block in probe.observe(norms):
             block.observe(norms)
@@ -176,10 +176,10 @@ def test_a_dense_probe_runs_each_block_once_a_batch() -> None:
 def test_pruning_runs_each_block_to_its_end_once_a_batch(method: Any) -> None:
     """To move on; to observe, it runs to the last input only. The last block has nobody to move on to."""
     model = tiny("llama", num_hidden_layers=3)
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
     with counted(model.model.layers) as calls, counted([block.mlp.down_proj for block in model.model.layers]) as downs:
-        prune(model, anatomy, BATCHES, range(3), method, allocation)
+        prune(decoder, BATCHES, range(3), method, allocation)
     assert calls == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES, 2: SHAPES}
     assert downs == {0: len(BATCHES) + SHAPES, 1: len(BATCHES)}, "arguments are caught with the first block alone"
 
@@ -189,7 +189,7 @@ def test_outside_the_scope_blocks_run_once_or_not_at_all() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     allocation = {site: pattern("0.5") for site in linears(model, model.model.layers) if ".layers.1." in site}
     with counted(model.model.layers) as calls:
-        done = prune(model, anatomy_of(model), BATCHES, range(1, 2), Wanda(), allocation)
+        done = prune(decoder_of(model), BATCHES, range(1, 2), Wanda(), allocation)
     assert calls == {0: len(BATCHES) + SHAPES, 1: SHAPES, 2: SHAPES, 3: SHAPES}
     assert set(done) == set(allocation)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -200,19 +200,17 @@ def test_magnitude_runs_nothing() -> None:
     model = tiny("opt")
     blocks = model.model.decoder.layers
     with counted(blocks) as calls:
-        prune(
-            model, anatomy_of(model), [], range(2), Magnitude(), dict.fromkeys(linears(model, blocks), pattern("0.5"))
-        )
+        prune(decoder_of(model), [], range(2), Magnitude(), dict.fromkeys(linears(model, blocks), pattern("0.5")))
     assert not calls
     with pytest.raises(Failure, match="observes inputs and does not say so: a method has to name its statistic"):
-        next(iter(stream(model, anatomy_of(model), [], range(2), edited=True, label=""))).observe(gram)
+        next(iter(stream(decoder_of(model), [], range(2), edited=True, label=""))).observe(gram)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_a_write_after_observing_is_seen_by_the_next_block(family: str) -> None:
     """A dense walk in which somebody writes all the same: the outputs of before no longer hold."""
     model = tiny(family)
-    walk = stream(model, anatomy_of(model), BATCHES, range(2), edited=False, label="")
+    walk = stream(decoder_of(model), BATCHES, range(2), edited=False, label="")
     block = next(walk)
     block.observe(gram)
     for site, weight in block.weights.items():
@@ -225,7 +223,7 @@ def test_a_write_after_observing_is_seen_by_the_next_block(family: str) -> None:
 
 def test_the_probe_knows_its_scope() -> None:
     model = tiny("llama")
-    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(1, 2))
+    probe = ModelProbe(decoder_of(model), BATCHES, range(1, 2))
     assert [site.split(".")[2] for site in probe.shapes] == ["1"] * 7
     assert probe.blocks == (tuple(probe.shapes),)
     assert probe.shapes["model.layers.1.mlp.down_proj"] == (32, 56)

@@ -16,7 +16,7 @@ from harness.core.memory import Parked
 from harness.core.pattern import Pattern, Unstructured
 from harness.core.statistic import norms
 from harness.methods.sparsegpt import SparseGPT
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 TOKENS = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def probe_of(blocks: int = 4, scope: range | None = None) -> ModelProbe:
     model = tiny("llama", num_hidden_layers=blocks)
     where = scope or range(blocks)
-    return ModelProbe(model, anatomy_of(model), batched(TOKENS, 32), where, method=SparseGPT())
+    return ModelProbe(decoder_of(model), batched(TOKENS, 32), where, method=SparseGPT())
 
 
 def levels(probe: ModelProbe, *values: float) -> dict[str, Pattern]:

@@ -14,7 +14,7 @@ from harness.core.allocation import Budget, mean_sparsity
 from harness.core.errors import UserError
 from harness.core.interfaces import Allocator
 from harness.core.pattern import NofM, Unstructured, parse_pattern
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 NARROWED = [name for name, it in ALLOCATORS.items() if "levels" in {field.name for field in dataclasses.fields(it)}]
 every_allocator = pytest.mark.parametrize("name", ALLOCATORS)
@@ -23,7 +23,7 @@ every_allocator = pytest.mark.parametrize("name", ALLOCATORS)
 def model_probe(family: str, scope: range = range(2)) -> ModelProbe:
     model = tiny(family)
     batches = [windows(3), windows(1, seed=1)]
-    return ModelProbe(model, anatomy_of(model), batches, scope, method=METHODS["wanda"], draw=windows)
+    return ModelProbe(decoder_of(model), batches, scope, method=METHODS["wanda"], draw=windows)
 
 
 def sizes_of(probe: ModelProbe | FakeProbe) -> dict[str, int]:
@@ -119,7 +119,7 @@ def test_equal_scores_allocate_evenly(name: str, asked: str) -> None:
 def test_nothing_is_changed_and_the_same_comes_twice(name: str) -> None:
     model = tiny("llama")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    probe = ModelProbe(model, anatomy_of(model), [windows(3)], range(2), method=METHODS["wanda"], draw=windows)
+    probe = ModelProbe(decoder_of(model), [windows(3)], range(2), method=METHODS["wanda"], draw=windows)
     allocations = [ALLOCATORS[name].allocate(probe, Budget(0.7)) for _ in range(2)]
     assert allocations[0] == allocations[1]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -21,7 +21,7 @@ from harness.core.linalg import mirrored
 from harness.core.pattern import NofM, Unstructured, keep
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place, placement_of
 from harness.run import prune
 
@@ -93,11 +93,11 @@ def test_fused_steps_are_the_models_own(name: str) -> None:
     from harness.models.fused import _replacements, fused
 
     model = tiny(name).to(HERE).half()
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0)).to(HERE)
     before = model(tokens, use_cache=False).logits
-    replaced = list(_replacements(model, anatomy))
-    with fused(model, anatomy) as names:
+    replaced = list(_replacements(decoder))
+    with fused(decoder) as names:
         inside = model(tokens, use_cache=False).logits
     assert names == [item[0] for item in replaced]
     assert len(replaced) >= {"opt": 0, "gemma2": 1, "phi": 1}.get(name, 8)
@@ -109,14 +109,14 @@ def test_fused_steps_leave_gradients_to_the_models_own_code() -> None:
     from harness.models.fused import fused
 
     model = tiny("llama").to(HERE).half()
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
 
     def traces() -> list[Any]:
-        asked = (model, anatomy, windows(2, 16).to(HERE), range(2))
+        asked = (decoder, windows(2, 16).to(HERE), range(2))
         return [fisher_trace(*asked), hessian_trace(*asked, 1, "rademacher", 0)]
 
     before = traces()
-    with fused(model, anatomy) as names:
+    with fused(decoder) as names:
         assert len(names) >= 8
         for inside, outside in zip(traces(), before, strict=True):
             assert inside.keys() == outside.keys()
@@ -153,13 +153,13 @@ def test_fused_steps_go_where_the_model_goes(offload: bool, others: int) -> None
 
     def made(where: Where) -> tuple[Any, float]:
         model = tiny("llama", torch.float16, num_hidden_layers=3)
-        anatomy = anatomy_of(model)
-        place(model, anatomy, where)
-        allocation = dict.fromkeys(linears(model, anatomy.block_list(model)), pattern("0.6"))
-        with fused(model, anatomy) as names:
+        decoder = decoder_of(model)
+        place(decoder, where)
+        allocation = dict.fromkeys(linears(model, decoder.modules), pattern("0.6"))
+        with fused(decoder) as names:
             assert len(names) == 3 * 3 + 2  # a norm, a norm and a gate a block; a norm, a rotation
-            prune(model, anatomy, [windows(2, seed=seed).to(here) for seed in range(3)], range(3), Wanda(), allocation)
-            loss = mean_nll(model, windows(5, seed=7), here)
+            prune(decoder, [windows(2, seed=seed).to(here) for seed in range(3)], range(3), Wanda(), allocation)
+            loss = mean_nll(decoder_of(model), windows(5, seed=7), here)
         assert "forward" not in vars(model.model.norm)
         return model, loss
 
@@ -169,8 +169,8 @@ def test_fused_steps_go_where_the_model_goes(offload: bool, others: int) -> None
         assert float(((ours == 0) != (theirs == 0)).float().mean()) < 0.01 and same == pytest.approx(loss, rel=0.01)
     else:
         assert torch.equal(ours, theirs) and same == loss
-    anatomy = anatomy_of(model)
-    replicas: list[Any] = placement_of(model, anatomy).replicas(model, anatomy, others)
+    decoder = decoder_of(model)
+    replicas: list[Any] = placement_of(decoder).replicas(decoder, others)
     assert len(replicas) == others
     for replica in replicas:
         block = replica.model.layers[1]

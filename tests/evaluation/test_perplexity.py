@@ -11,6 +11,7 @@ from helpers import tiny, windows
 from harness.evaluation import perplexity
 from harness.evaluation.perplexity import mean_nll
 from harness.models.anatomy import FAMILIES
+from harness.models.decoder import decoder_of
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def test_it_is_the_models_own_loss(family: str, at_once: int, monkeypatch: Any) 
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Module)
     handle = head.register_forward_pre_hook(lambda _, positional: seen.append(len(positional[0])))
-    loss = mean_nll(model, tokens, CPU)
+    loss = mean_nll(decoder_of(model), tokens, CPU)
     handle.remove()
     with torch.no_grad():
         own = [float(model(window[None], labels=window[None]).loss) for window in tokens]

@@ -21,6 +21,7 @@ from harness.core.errors import Refusal, UserError
 from harness.data import corpora
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
+from harness.models.decoder import decoder_of
 
 CONTEXT = Context(window=32, limit=None, seed=0, device=torch.device("cpu"))
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "question", "answer", "a", ".", "?", ":"]
@@ -78,7 +79,7 @@ def test_bos_rule(facts: Path, model: LlamaForCausalLM, tokenizer: Any, add_bos_
     seen: list[torch.Tensor] = []
     hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     evaluator = ZeroShot("embedded-facts", add_bos_token=add_bos_token, batch_size=4)
-    list(evaluator(model, tokenizer, CONTEXT))
+    list(evaluator(decoder_of(model), tokenizer, CONTEXT))
     hook.remove()
     for tokens in seen:
         assert ((tokens == 1).sum(dim=1) == int(add_bos_token)).all()
@@ -93,7 +94,7 @@ def test_bos_is_refused_where_the_tokenizer_adds_none(facts: Path, model: LlamaF
     )
     bare.backend_tokenizer.post_processor = None
     with pytest.raises(Refusal, match="does not put one BOS"):
-        list(ZeroShot("embedded-facts", add_bos_token=True)(model, bare, CONTEXT))
+        list(ZeroShot("embedded-facts", add_bos_token=True)(decoder_of(model), bare, CONTEXT))
 
 
 def test_accuracy_is_the_likeliest_choice(facts: Path, model: LlamaForCausalLM, tokenizer: Any) -> None:
@@ -109,7 +110,7 @@ def test_accuracy_is_the_likeliest_choice(facts: Path, model: LlamaForCausalLM, 
         scores = {"acc": sums, "acc_norm": [s / len(c) for s, c in zip(sums, item["choices"], strict=True)]}
         for metric, values in scores.items():
             found[metric] += values.index(max(values)) == item["gold"]
-    measures = {m.metric: m for m in ZeroShot("embedded-facts")(model, tokenizer, CONTEXT)}
+    measures = {m.metric: m for m in ZeroShot("embedded-facts")(decoder_of(model), tokenizer, CONTEXT)}
     assert {name: m.value for name, m in measures.items()} == {name: n / len(items) for name, n in found.items()}
     assert measures["acc"].samples == 40 and measures["acc"].note == ""
     right = found["acc"] / 40
@@ -138,7 +139,7 @@ def test_nothing_is_left_behind(
     padding, settings = tokenizer.padding_side, dict(tokenizer.special_tokens_map)
     random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
     before = random_states()
-    measures = list(ZeroShot("embedded-facts")(model, tokenizer, CONTEXT))
+    measures = list(ZeroShot("embedded-facts")(decoder_of(model), tokenizer, CONTEXT))
     assert random_states() == before
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert (tokenizer.padding_side, dict(tokenizer.special_tokens_map)) == (padding, settings)
@@ -148,7 +149,7 @@ def test_nothing_is_left_behind(
 
 def test_limit_and_protocol(facts: Path, model: LlamaForCausalLM, tokenizer: Any) -> None:
     evaluator, limited = ZeroShot("embedded-facts"), replace(CONTEXT, limit=10)
-    measures = list(evaluator(model, tokenizer, limited))
+    measures = list(evaluator(decoder_of(model), tokenizer, limited))
     assert [m.samples for m in measures] == [10, 10]
     assert measures[0].protocol == str(evaluator.protocol(limited))
     assert evaluator.protocol(limited).name == "embedded-facts@lm-eval-1,0-shot,no-bos,limit=10"
@@ -165,7 +166,7 @@ def test_limit_and_protocol(facts: Path, model: LlamaForCausalLM, tokenizer: Any
 
 def test_what_a_reader_has_to_know_is_noted(facts: Path, model: LlamaForCausalLM, tokenizer: Any) -> None:
     facts.write_text(json.dumps({"query": "the cat " * 20, "choices": ["sat", "ran"], "gold": 0}) + "\n")
-    measures = list(ZeroShot("embedded-facts")(model, tokenizer, CONTEXT))
+    measures = list(ZeroShot("embedded-facts")(decoder_of(model), tokenizer, CONTEXT))
     assert measures[0].note == "2 requests were cut to the model's context of 24 tokens"
     assert measures[0].stderr is None
 
@@ -176,7 +177,7 @@ def test_what_a_reader_has_to_know_is_noted(facts: Path, model: LlamaForCausalLM
 
     facts.write_text(json.dumps({"query": "the", "choices": ["sat " * 30, "ran"], "gold": 0}) + "\n")
     with pytest.raises(Refusal, match="longer than the model's context of 24 tokens"):
-        list(ZeroShot("embedded-facts")(model, tokenizer, CONTEXT))
+        list(ZeroShot("embedded-facts")(decoder_of(model), tokenizer, CONTEXT))
 
 
 def test_tasks_of_the_hub(monkeypatch: pytest.MonkeyPatch, model: LlamaForCausalLM, tokenizer: Any) -> None:
@@ -189,7 +190,7 @@ def test_tasks_of_the_hub(monkeypatch: pytest.MonkeyPatch, model: LlamaForCausal
     evaluator = ZeroShot("sciq")
     assert len(evaluator.data_hash()) == 64
     assert evaluator.protocol(CONTEXT).settings["source"] == "hub"
-    measures = list(evaluator(model, tokenizer, CONTEXT))
+    measures = list(evaluator(decoder_of(model), tokenizer, CONTEXT))
     assert [(m.metric, m.samples, m.note) for m in measures] == [
         (metric, 3, f"hub revision {'0a' * 20}; 20.00% of the tokens of the task are the unknown one")
         for metric in ("acc", "acc_norm")

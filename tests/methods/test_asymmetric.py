@@ -19,7 +19,7 @@ from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 
@@ -96,9 +96,9 @@ def test_outputs_are_nearer_to_the_dense_models(name: str, asked: str) -> None:
     wanted = [dense(batch, use_cache=False).logits for batch in batches]
     for label, method in {"alone": SparseGPT(), "asymmetric": Asymmetric(SparseGPT())}.items():
         model = tiny(name)
-        anatomy = anatomy_of(model)
-        sites = dict.fromkeys(linears(model, anatomy.block_list(model)), pattern(asked))
-        prune(model, anatomy, batches, range(2), method, sites)
+        decoder = decoder_of(model)
+        sites = dict.fromkeys(linears(model, decoder.modules), pattern(asked))
+        prune(decoder, batches, range(2), method, sites)
         errors[label] = sum(
             float((model(b, use_cache=False).logits - w).square().sum()) for b, w in zip(batches, wanted, strict=True)
         )

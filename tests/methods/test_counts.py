@@ -20,7 +20,7 @@ from harness.methods.admm import ADMM
 from harness.methods.alps import ALPS
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 BATCHES = [windows(2, 12), windows(2, 12, seed=1)]
@@ -54,7 +54,7 @@ def of_one_block(method: Any) -> Calls:
         model = tiny("llama", num_hidden_layers=blocks)
         allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
         with Calls() as calls:
-            prune(model, anatomy_of(model), BATCHES, range(blocks), method, allocation)
+            prune(decoder_of(model), BATCHES, range(blocks), method, allocation)
         counted.append(calls)
     counted[1].names.subtract(counted[0].names)
     counted[1].products.subtract(counted[0].products)

@@ -18,7 +18,7 @@ from harness.core.statistic import Gram, gram
 from harness.methods.isc import ISC
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 OUTPUTS, INPUTS = 6, 24
@@ -132,10 +132,10 @@ def test_sparsellm_keeps_through_its_inner_method(epochs: int) -> None:
     for block in model.model.decoder.layers:
         block.fc1.bias[:28] = -1e4
     dense = [block.fc2.weight.clone() for block in model.model.decoder.layers]
-    anatomy = anatomy_of(model)
-    sites = [site for index in range(2) for site in anatomy.block_linears(model, index)]
+    decoder = decoder_of(model)
+    sites = [site for index in range(2) for site in decoder.linears(index)]
     method = SparseLLM(inner=SparseGPT(dead="keep"), epochs=epochs)
-    prune(model, anatomy, [windows(8)], range(2), method, dict.fromkeys(sites, pattern("0.3")))
+    prune(decoder, [windows(8)], range(2), method, dict.fromkeys(sites, pattern("0.3")))
     for before, block in zip(dense, model.model.decoder.layers, strict=True):
         weight = block.fc2.weight
         quota, zeros = int(32 * 56 * 0.3), int((weight == 0).sum())

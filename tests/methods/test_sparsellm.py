@@ -26,7 +26,7 @@ from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.sparsellm.problem import Problem
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 SHAPES = ["llama", "gemma", "opt", "opt-350m", "phi", "phi3"]
@@ -35,12 +35,12 @@ SHAPES = ["llama", "gemma", "opt", "opt-350m", "phi", "phi3"]
 def pruned(name: str, method: Any, asked: str = "0.7", count: int = 8, length: int = 24, **changes: Any) -> Any:
     """The weights of a tiny model after pruning, and what the method told about its blocks."""
     model = tiny(name, **changes)
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     told: dict[str, Any] = {}
-    depth = len(anatomy.block_list(model))
-    sites = [site for index in range(depth) for site in anatomy.block_linears(model, index)]
+    depth = len(decoder.modules)
+    sites = [site for index in range(depth) for site in decoder.linears(index)]
     batches = [windows(count, length)]
-    done = prune(model, anatomy, batches, range(depth), method, dict.fromkeys(sites, pattern(asked)), told)
+    done = prune(decoder, batches, range(depth), method, dict.fromkeys(sites, pattern(asked)), told)
     return {site: model.get_submodule(site).weight for site in sites}, told, done
 
 
@@ -73,8 +73,8 @@ def test_later_epochs_bring_the_outputs_closer(name: str, inner: Any, asked: str
 def test_the_part_is_what_the_model_computes(name: str) -> None:
     """Its description gives the outputs of the block's own module; that all families have one is checked by name."""
     model = tiny(name)
-    anatomy = anatomy_of(model)
-    part = anatomy.feed_forward(model, 1)
+    decoder = decoder_of(model)
+    part = decoder.feed_forward(1)
     caught: dict[str, Tensor] = {}
     for site in part.sites:
         keep = lambda module, given, output, site=site: caught.update({site: (given[0], output)})  # noqa: E731
@@ -91,14 +91,14 @@ def test_the_part_is_what_the_model_computes(name: str) -> None:
 def test_the_loss_is_that_of_the_block_as_it_is_left() -> None:
     """Told is the mean squared error of the part's outputs over all tokens, here computed by the modules themselves."""
     dense, sparse = tiny("opt"), tiny("opt")
-    anatomy = anatomy_of(sparse)
+    decoder = decoder_of(sparse)
     told: dict[str, Any] = {}
-    sites = list(anatomy.block_linears(sparse, 0))
+    sites = list(decoder.linears(0))
     seen: list[Tensor] = []
     dense.model.decoder.layers[0].fc1.register_forward_hook(lambda _, given, output: seen.append(given[0]))
     dense(windows(6))
     method = SparseLLM(fallback=False)
-    prune(sparse, anatomy, [windows(6)], range(1), method, dict.fromkeys(sites, pattern("0.7")), told)
+    prune(decoder_of(sparse), [windows(6)], range(1), method, dict.fromkeys(sites, pattern("0.7")), told)
     part = [model.model.decoder.layers[0] for model in (dense, sparse)]
     y, ours = (block.fc2(block.fc1(seen[0]).relu()) for block in part)
     assert told["0"]["loss"][-1] == pytest.approx(float((ours - y).square().mean()), rel=1e-4)
@@ -179,14 +179,14 @@ def test_dead_inputs_lose_their_weights() -> None:
     model = tiny("opt")
     for block in model.model.decoder.layers:
         block.fc1.bias[:5] = -1e4
-    anatomy = anatomy_of(model)
-    sites = [site for index in range(2) for site in anatomy.block_linears(model, index)]
-    prune(model, anatomy, [windows(8)], range(2), SparseLLM(epochs=1), dict.fromkeys(sites, pattern("0.5")))
+    decoder = decoder_of(model)
+    sites = [site for index in range(2) for site in decoder.linears(index)]
+    prune(decoder, [windows(8)], range(2), SparseLLM(epochs=1), dict.fromkeys(sites, pattern("0.5")))
     assert all((block.fc2.weight[:, :5] == 0).all() for block in model.model.decoder.layers)
     again = tiny("opt")
     for block in again.model.decoder.layers:
         block.fc1.bias[:5] = -1e4
-    prune(again, anatomy, [windows(8)], range(2), SparseLLM(), dict.fromkeys(sites, pattern("0.5")))
+    prune(decoder_of(again), [windows(8)], range(2), SparseLLM(), dict.fromkeys(sites, pattern("0.5")))
     assert all(torch.isfinite(parameter).all() for parameter in again.parameters())
 
 
@@ -208,21 +208,21 @@ def test_no_intermediate_grows_with_the_number_of_windows(name: str) -> None:
     sizes = []
     for count in (4, 16):
         model = tiny(name)
-        anatomy = anatomy_of(model)
-        sites = list(anatomy.block_linears(model, 0))
+        decoder = decoder_of(model)
+        sites = list(decoder.linears(0))
         with Largest() as largest:
             batches = list(windows(count).split(1))
-            prune(model, anatomy, batches, range(1), SparseLLM(), dict.fromkeys(sites, pattern("0.7")))
+            prune(decoder, batches, range(1), SparseLLM(), dict.fromkeys(sites, pattern("0.7")))
         sizes.append(largest.size)
     assert sizes[0] == sizes[1]
 
 
 def test_sixteen_bits_stay_sixteen_bits() -> None:
     model = tiny("llama", torch.bfloat16)
-    sites = list(anatomy_of(model).block_linears(model, 0))
+    sites = list(decoder_of(model).linears(0))
     told: dict[str, Any] = {}
     allocation: Mapping[str, Any] = dict.fromkeys(sites, pattern("2of4"))
-    prune(model, anatomy_of(model), [windows(4)], range(1), SparseLLM(), allocation, told)
+    prune(decoder_of(model), [windows(4)], range(1), SparseLLM(), allocation, told)
     assert {model.get_submodule(site).weight.dtype for site in sites} == {torch.bfloat16}
     assert told["0"]["loss"][-1] < told["0"]["loss"][0]
 
@@ -261,7 +261,7 @@ def test_what_finds_no_room_waits_in_host_memory(monkeypatch: pytest.MonkeyPatch
 
 def test_relu_is_recognised() -> None:
     """The closed form for ReLU is used where the family's activation is torch's own module."""
-    assert isinstance(anatomy_of(tiny("opt")).feed_forward(tiny("opt"), 0).activation, nn.ReLU)
+    assert isinstance(decoder_of(tiny("opt")).feed_forward(0).activation, nn.ReLU)
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("llama", 4), ("opt", 4)])

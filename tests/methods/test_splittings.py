@@ -16,7 +16,7 @@ from harness.data.windows import Calibration, calibration_windows
 from harness.methods.admm import ADMM
 from harness.methods.alps import ALPS
 from harness.methods.sparsegpt import SparseGPT
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def matrices() -> list[tuple[torch.Tensor, Gram]]:
     blocks = range(model.config.num_hidden_layers)
     found = []
     with torch.no_grad():
-        for block in stream(model, anatomy_of(model), [tokens], blocks, edited=False, label=""):
+        for block in stream(decoder_of(model), [tokens], blocks, edited=False, label=""):
             seen = block.observe(gram)
             found += [(weight.clone(), seen[site]) for site, weight in block.weights.items()]
     return found

@@ -13,7 +13,8 @@ from harness.core.edit import Edit
 from harness.core.errors import UserError
 from harness.core.pattern import NofM, satisfies
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
-from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, anatomy_of, revised_layout
+from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, revised_layout
+from harness.models.decoder import decoder_of
 from harness.models.surgery import operate
 from harness.run import prune
 
@@ -25,13 +26,13 @@ def test_every_family_has_a_tiny_model() -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_a_layout_finds_every_linear_of_the_blocks(name: str) -> None:
     model = tiny(name)
-    anatomy = anatomy_of(model)
-    found = [anatomy.block_linears(model, index) for index in range(2)]
-    assert found[0] | found[1] == linears(model, anatomy.block_list(model))
+    decoder = decoder_of(model)
+    found = [decoder.linears(index) for index in range(2)]
+    assert found[0] | found[1] == linears(model, decoder.modules)
     assert sum(found[0][site].weight.numel() for site in found[0]) == sum(
-        p.numel() for p in anatomy.block_list(model)[0].parameters() if p.dim() > 1
+        p.numel() for p in decoder.modules[0].parameters() if p.dim() > 1
     )
-    assert anatomy.linears == tuple(name for group in anatomy.inputs for name in group)
+    assert decoder.anatomy.linears == tuple(name for group in decoder.anatomy.inputs for name in group)
 
 
 @pytest.mark.parametrize("asked", ["0.5", "2of4"])
@@ -39,10 +40,10 @@ def test_a_layout_finds_every_linear_of_the_blocks(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_pruning_touches_the_sites_and_nothing_else(name: str, method: str, asked: str) -> None:
     model, wanted = tiny(name), pattern(asked)
-    anatomy = anatomy_of(model)
-    sites = linears(model, anatomy.block_list(model))
+    decoder = decoder_of(model)
+    sites = linears(model, decoder.modules)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    done = prune(model, anatomy, [windows(4)], range(2), METHODS[method], dict.fromkeys(sites, wanted))
+    done = prune(decoder, [windows(4)], range(2), METHODS[method], dict.fromkeys(sites, wanted))
     assert set(done) == set(sites)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {f"{site}.weight" for site in sites}
@@ -53,21 +54,21 @@ def test_pruning_touches_the_sites_and_nothing_else(name: str, method: str, aske
         assert 0 <= int((weight == 0).sum()) - weight.numel() // 2 <= (0 if isinstance(wanted, NofM) else rows)
         assert satisfies(weight, wanted)
     assert all(torch.isfinite(model(batch).logits).all() for batch in [windows(1)])
-    report = achieved_sites(model, anatomy, range(2), dict.fromkeys(sites, wanted))
+    report = achieved_sites(decoder, range(2), dict.fromkeys(sites, wanted))
     assert {entry["pattern"] for entry in report.values()} == {str(wanted)}
     assert {entry["asked"] for entry in report.values()} == {0.5}
-    assert fraction_of_zeros(model, anatomy, None) == pytest.approx(0.5, abs=0.01)
+    assert fraction_of_zeros(decoder, None) == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_stays_bfloat16(method: str) -> None:
     model = tiny("llama", torch.bfloat16)
     sites = linears(model, model.model.layers)
-    prune(model, anatomy_of(model), [windows(2)], range(1), METHODS[method], dict.fromkeys(sites, pattern("2of4")))
+    prune(decoder_of(model), [windows(2)], range(1), METHODS[method], dict.fromkeys(sites, pattern("2of4")))
     assert all(linear.weight.dtype == torch.bfloat16 for linear in sites.values())
-    assert fraction_of_zeros(model, anatomy_of(model), range(1)) == 0.5
-    assert fraction_of_zeros(model, anatomy_of(model), None) == 0.25
-    assert fraction_of_zeros(model, anatomy_of(model), range(0)) == 0.0
+    assert fraction_of_zeros(decoder_of(model), range(1)) == 0.5
+    assert fraction_of_zeros(decoder_of(model), None) == 0.25
+    assert fraction_of_zeros(decoder_of(model), range(0)) == 0.0
 
 
 def test_a_revised_layout_is_another_run_and_the_first_one_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +87,14 @@ def test_a_revised_layout_is_another_run_and_the_first_one_is_not_named(monkeypa
 
 def test_a_dense_model_in_scope_is_counted_as_dense() -> None:
     model = tiny("llama")
-    report = achieved_sites(model, anatomy_of(model), range(1), {})
+    report = achieved_sites(decoder_of(model), range(1), {})
     assert len(report) == 7 and all(e["asked"] == e["achieved"] == 0 for e in report.values())
     assert {entry["pattern"] for entry in report.values()} == {"unstructured"}
 
 
 def refused(model: torch.nn.Module) -> str:
     with pytest.raises(UserError) as caught:
-        anatomy_of(model)
+        decoder_of(model)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
     return str(caught.value)
 
@@ -133,16 +134,16 @@ def test_a_layout_that_misses_weights_is_refused(left_out: str, monkeypatch: pyt
 def test_dropped_blocks_leave_the_others_as_they_were(name: str) -> None:
     """Without its first block, a model is its embedding, its other blocks (with their own masks) and its head."""
     model, whole = (tiny(name, num_hidden_layers=3, **three_types(name)) for _ in range(2))
-    anatomy, tokens = anatomy_of(model), windows(2)
-    anatomy.block_list(whole)[0].register_forward_hook(
+    decoder, tokens = decoder_of(model), windows(2)
+    decoder_of(whole).modules[0].register_forward_hook(
         lambda _, positional, output: (positional[0], *output[1:]) if isinstance(output, tuple) else positional[0]
     )
-    operate(model, anatomy, Edit((0,)))
-    assert len(anatomy.block_list(model)) == model.config.num_hidden_layers == 2
+    operate(decoder, Edit((0,)))
+    assert len(decoder.modules) == model.config.num_hidden_layers == 2
     torch.testing.assert_close(model(tokens).logits, whole(tokens).logits, rtol=1e-4, atol=1e-4)
     untouched = tiny(name)
-    operate(untouched, anatomy, Edit())
-    assert len(anatomy.block_list(untouched)) == 2
+    operate(decoder_of(untouched), Edit())
+    assert len(decoder_of(untouched).modules) == 2
 
 
 def three_types(name: str) -> dict[str, list[str]]:

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
-from harness.models.anatomy import anatomy_of
 from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, weights_hash
+from harness.models.decoder import decoder_of
 from harness.models.loading import load_model, resolve_dtype
 from harness.models.machine import resolve_device
 from harness.models.placement import Where, placement_of
@@ -268,7 +268,7 @@ def test_a_stored_dtype_that_is_none_of_ours(folder: Path, stored: str) -> None:
 
 def test_a_model_that_waits_in_host_memory_loads_as_it_was_saved(folder: Path) -> None:
     model = load_model(find_checkpoint(choice(folder)), choice(folder), torch.float32, Where(CPU, offload=True))
-    assert placement_of(model, anatomy_of(model)).offloaded
+    assert placement_of(decoder_of(model)).offloaded
     torch.testing.assert_close(model(windows(2)).logits, tiny("llama")(windows(2)).logits, rtol=1e-4, atol=1e-4)
 
 

@@ -24,7 +24,7 @@ from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.models.placement import Placement, Where, place, placement_of
 from harness.run import prune
 
@@ -39,7 +39,7 @@ def placed(name: str = "llama", blocks: int = 3, **where: Any) -> tuple[Any, Pla
         {"layer_types": [*TINY[name]["layer_types"], "full_attention"][:blocks]} if "layer_types" in TINY[name] else {}
     )
     model = tiny(name, num_hidden_layers=blocks, **layers)
-    return model, place(model, anatomy_of(model), Where(CPU, **where))
+    return model, place(decoder_of(model), Where(CPU, **where))
 
 
 def state(model: Any) -> dict[str, Tensor]:
@@ -49,10 +49,10 @@ def state(model: Any) -> dict[str, Tensor]:
 def pruned(method: Any, **where: Any) -> tuple[dict[str, Tensor], float, dict[str, Any]]:
     """Weights, loss on a text and achieved zeros of a model pruned in its place."""
     model, _ = placed(**where)
-    anatomy = anatomy_of(model)
-    allocation = dict.fromkeys(linears(model, anatomy.block_list(model)), pattern("0.6"))
-    prune(model, anatomy, BATCHES, range(3), method, allocation)
-    return state(model), mean_nll(model, TEXT, CPU), achieved_sites(model, anatomy, range(3), allocation)
+    decoder = decoder_of(model)
+    allocation = dict.fromkeys(linears(model, decoder.modules), pattern("0.6"))
+    prune(decoder, BATCHES, range(3), method, allocation)
+    return state(model), mean_nll(decoder_of(model), TEXT, CPU), achieved_sites(decoder, range(3), allocation)
 
 
 METHODS = {"wanda": Wanda(), "sparsegpt": SparseGPT(), "magnitude": Magnitude(), "sparsellm": SparseLLM(epochs=2)}
@@ -72,7 +72,7 @@ def test_a_waiting_model_runs_whole(name: str) -> None:
     """As zero-shot tasks run it: nobody knows that its blocks come and go."""
     model, placement = placed(name, blocks=2, offload=True)
     assert placement.offloaded and torch.equal(model(BATCHES[0]).logits, tiny(name)(BATCHES[0]).logits)
-    assert fraction_of_zeros(model, anatomy_of(model), None) == 0
+    assert fraction_of_zeros(decoder_of(model), None) == 0
 
 
 def test_two_blocks_are_on_the_device_and_their_matrices_are_elsewhere() -> None:
@@ -81,7 +81,7 @@ def test_two_blocks_are_on_the_device_and_their_matrices_are_elsewhere() -> None
     sizes = [sum(p.nbytes for p in block.parameters() if p.dim() > 1) for block in blocks]
     assert visits is not None and [slot.flat.nbytes for slot in visits._slots] == [-(-sizes[0] // 512) * 512] * 2
     home = blocks[1].mlp.up_proj.weight.data_ptr()
-    with placement.on_device(1):
+    with placement.on_device(blocks[1]):
         buffers = [slot.flat for slot in visits._slots]
         inside = blocks[1].mlp.up_proj.weight.data_ptr()
         assert any(flat.data_ptr() <= inside < flat.data_ptr() + flat.nbytes for flat in buffers)
@@ -101,13 +101,13 @@ def test_blocks_are_copied_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(pairs, after)
 
     monkeypatch.setattr(visits._ferry, "fetch", counted)
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
-    prune(model, anatomy, BATCHES, range(4), Wanda(), allocation)
+    prune(decoder, BATCHES, range(4), Wanda(), allocation)
     shapes = len({batch.shape for batch in BATCHES})
     assert len(fetched) == 4 + shapes  # block 0 runs once a shape before, to show what blocks are called with
     fetched.clear()
-    mean_nll(model, windows(300), CPU)
+    mean_nll(decoder_of(model), windows(300), CPU)
     assert len(fetched) == 4 + 2  # two shapes of batches, however many there are
 
 
@@ -115,13 +115,13 @@ def test_what_is_not_written_is_not_sent_back(monkeypatch: pytest.MonkeyPatch) -
     model, placement = placed(offload=True)
     assert placement._visits is not None
     monkeypatch.setattr(placement._visits._ferry, "send", lambda *_: pytest.fail("nothing was written"))
-    for block in ModelProbe(model, anatomy_of(model), BATCHES, range(3)).observe(gram):
+    for block in ModelProbe(decoder_of(model), BATCHES, range(3)).observe(gram):
         block.observe(gram)
 
 
 def test_weights_are_asked_for_where_the_device_is() -> None:
     model, _ = placed(offload=True)
-    probe = ModelProbe(model, anatomy_of(model), BATCHES, range(3))
+    probe = ModelProbe(decoder_of(model), BATCHES, range(3))
     dense = linears(model, model.model.layers)
     assert list(probe.weights) == list(probe.shapes)
     assert all(torch.equal(probe.weights[site], dense[site].weight) for site in probe.weights)
@@ -132,9 +132,9 @@ def test_curvature_and_searches_of_a_waiting_model(family: str) -> None:
     found = []
     for offload in (False, True):
         model, _ = placed(family, offload=offload)
-        anatomy = anatomy_of(model)
+        decoder = decoder_of(model)
         before = state(model)
-        probe = ModelProbe(model, anatomy, BATCHES, range(1, 3), method=Wanda())
+        probe = ModelProbe(decoder, BATCHES, range(1, 3), method=Wanda())
         levels = [Unstructured(0.0), Unstructured(0.5)]
         assembler = probe.assembler(
             SparseGPT(), dict.fromkeys(probe.shapes, levels), inputs=dict.fromkeys(probe.shapes, levels[1]), windows=2,
@@ -148,8 +148,8 @@ def test_curvature_and_searches_of_a_waiting_model(family: str) -> None:
             for site in block.weights
         ]
         traces = (
-            fisher_trace(model, anatomy, TEXT, range(1, 3)),
-            hessian_trace(model, anatomy, TEXT[:2], range(1, 3), 1, "rademacher", 0),
+            fisher_trace(decoder, TEXT, range(1, 3)),
+            hessian_trace(decoder, TEXT[:2], range(1, 3), 1, "rademacher", 0),
         )
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         found.append((losses, walked, str(traces)))
@@ -158,7 +158,7 @@ def test_curvature_and_searches_of_a_waiting_model(family: str) -> None:
 
 def test_a_walk_that_is_left_leaves_the_weights_to_be_read() -> None:
     model, _ = placed(offload=True)
-    walk = stream(model, anatomy_of(model), BATCHES, range(3), edited=True, label="")
+    walk = stream(decoder_of(model), BATCHES, range(3), edited=True, label="")
     block = next(walk)
     site = next(iter(block.weights))
     block.write(site, torch.zeros_like(block.weights[site]))
@@ -170,16 +170,16 @@ def test_a_planner_may_drop_blocks_of_a_waiting_model() -> None:
     outputs = []
     for where in ({}, {"offload": True}, {"others": [CPU]}):
         model, _ = placed(blocks=4, **where)
-        mean_nll(model, TEXT, CPU)  # with the replicas of the whole model
+        mean_nll(decoder_of(model), TEXT, CPU)  # with the replicas of the whole model
         del model.model.layers[1]
         model.config.num_hidden_layers = 3
-        outputs.append(mean_nll(model, TEXT, CPU))
+        outputs.append(mean_nll(decoder_of(model), TEXT, CPU))
     assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_nothing_outlives_its_model() -> None:
     model, _ = placed(offload=True, others=[CPU])
-    mean_nll(model, TEXT, CPU)
+    mean_nll(decoder_of(model), TEXT, CPU)
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -201,7 +201,7 @@ def test_several_devices_see_what_one_sees(family: str, method: str, offload: bo
 @pytest.mark.parametrize("offload", [False, True])
 def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr("harness.evaluation.perplexity.TOKENS_PER_BATCH", 48)  # batches of two windows
-    losses = {mean_nll(placed(**where)[0], windows(9), CPU) for where in (
+    losses = {mean_nll(decoder_of(placed(**where)[0]), windows(9), CPU) for where in (
         {}, {"offload": offload}, {"offload": offload, "others": [CPU]}, {"offload": offload, "others": [CPU] * 7},
     )}  # fmt: skip
     assert len(losses) == 1
@@ -209,8 +209,8 @@ def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monk
 
 def test_every_device_has_its_share_and_more_devices_than_batches_stay_idle() -> None:
     model, placement = placed(others=[CPU] * 5)
-    anatomy = anatomy_of(model)
-    for block in ModelProbe(model, anatomy, BATCHES, range(3)).observe(gram):
+    decoder = decoder_of(model)
+    for block in ModelProbe(decoder, BATCHES, range(3)).observe(gram):
         states = block.observe(gram)
         assert {state.windows for state in states.values()} == {8}
     assert len(placement._replicas) == 2
@@ -222,7 +222,7 @@ def test_a_statistic_that_cannot_be_merged_is_seen_by_one_device() -> None:
     seen = []
     for others in ([], [CPU]):
         model, _ = placed(others=others)
-        probe = ModelProbe(model, anatomy_of(model), BATCHES, range(3))
+        probe = ModelProbe(decoder_of(model), BATCHES, range(3))
         seen.append([block.observe(everything) for block in probe.observe(everything)])
     for alone, shared in zip(*seen, strict=True):
         assert alone.keys() == shared.keys() and all(torch.equal(alone[site], shared[site]) for site in alone)
@@ -241,5 +241,5 @@ def test_activations_wait_where_they_are_told_to() -> None:
 
 def test_a_model_that_nobody_placed_is_where_it_is() -> None:
     model = tiny("llama")
-    placement = placement_of(model, anatomy_of(model))
+    placement = placement_of(decoder_of(model))
     assert placement.device == CPU and not placement.offloaded and not placement.others

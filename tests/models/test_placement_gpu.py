@@ -17,7 +17,7 @@ from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place
 from harness.run import prune
 
@@ -43,16 +43,16 @@ def pruned(
 ) -> tuple[dict[str, Tensor], float, int]:
     """Weights and loss of a model pruned in its place, and the peak of memory from placing on."""
     model = model_of(*size)
-    anatomy = anatomy_of(model)
+    decoder = decoder_of(model)
     torch.cuda.init()  # no peak before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_allocated(GPU)
-    place(model, anatomy, Where(GPU, **where))
-    sites = [site for index in range(size[0]) for site in anatomy.block_linears(model, index)]
+    place(decoder, Where(GPU, **where))
+    sites = [site for index in range(size[0]) for site in decoder.linears(index)]
     calibration = batched(windows(40, 256).to(GPU))
-    prune(model, anatomy, calibration, range(size[0]), method, dict.fromkeys(sites, pattern("0.6")), masks=False)
-    loss = mean_nll(model, windows(50, 256, seed=3), GPU)
+    prune(decoder, calibration, range(size[0]), method, dict.fromkeys(sites, pattern("0.6")), masks=False)
+    loss = mean_nll(decoder_of(model), windows(50, 256, seed=3), GPU)
     peak = torch.cuda.max_memory_allocated(GPU) - before
     return {key: value.cpu() for key, value in model.state_dict().items()}, loss, peak
 
@@ -83,7 +83,7 @@ def is_locked(tensor: torch.Tensor) -> bool:
 
 def test_matrices_wait_in_page_locked_memory() -> None:
     model = model_of(3, 256, 704)
-    place(model, anatomy_of(model), Where(GPU, offload=True))
+    place(decoder_of(model), Where(GPU, offload=True))
     assert all(is_locked(p) for block in model.model.layers for p in block.parameters() if p.dim() > 1)
     assert model.lm_head.weight.is_cuda and model.model.layers[0].input_layernorm.weight.is_cuda
 
@@ -91,11 +91,11 @@ def test_matrices_wait_in_page_locked_memory() -> None:
 def test_what_is_written_late_arrives_and_is_seen() -> None:
     """The computation is held up before every write and before every read; nothing may overtake it."""
     model = model_of(6, 256, 704)
-    anatomy = anatomy_of(model)
-    placement = place(model, anatomy, Where(GPU, offload=True))
+    decoder = decoder_of(model)
+    placement = place(decoder, Where(GPU, offload=True))
     calibration = batched(windows(8, 256).to(GPU))
     for turn in range(3):
-        for block in stream(model, anatomy, calibration, range(6), edited=True, label=""):
+        for block in stream(decoder, calibration, range(6), edited=True, label=""):
             torch.cuda._sleep(LONG)
             for site, weight in block.weights.items():
                 assert turn == 0 or bool((weight == 10 * (turn - 1) + block.index).all())
@@ -148,6 +148,6 @@ def test_perplexity_on_two_gpus_is_that_of_one(offload: bool) -> None:
     losses = []
     for where in ({"offload": False}, {"offload": offload, "others": [torch.device("cuda", 1)]}):
         model = model_of(5, 256, 704)
-        place(model, anatomy_of(model), Where(GPU, **where))
-        losses.append(mean_nll(model, windows(70, 256, seed=3), GPU))
+        place(decoder_of(model), Where(GPU, **where))
+        losses.append(mean_nll(decoder_of(model), windows(70, 256, seed=3), GPU))
     assert losses[0] == losses[1]

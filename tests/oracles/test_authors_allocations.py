@@ -22,7 +22,7 @@ from harness.core.allocation import Budget, fit
 from harness.core.spectrum import power_law_exponent
 from harness.core.statistic import Norms, Statistic, norms
 from harness.data.windows import Calibration, calibration_windows
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 AUTHORS = json.loads((Path(__file__).parent / "authors_allocations.json").read_text(encoding="utf-8"))
 SETTINGS = AUTHORS["settings"]
@@ -47,8 +47,8 @@ def observed(name: str) -> FakeProbe:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     calibration = Calibration(SETTINGS["corpus"], SETTINGS["windows"], SETTINGS["length"], SETTINGS["seed"])
     windows = calibration_windows(calibration, AutoTokenizer.from_pretrained(folder), SETTINGS["length"])
-    anatomy = anatomy_of(model)
-    probe = ModelProbe(model, anatomy, batched(windows), range(len(anatomy.block_list(model))))
+    decoder = decoder_of(model)
+    probe = ModelProbe(decoder, batched(windows), range(len(decoder.modules)))
     return FakeProbe([Observed(block.index, block.weights, block.observe(norms)) for block in probe.observe(norms)])
 
 

@@ -11,7 +11,7 @@ from harness.allocators.mrp import Mrp
 from harness.calibration.probe import ModelProbe
 from harness.core.allocation import Budget
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 
 
 def input_norms(model: nn.Module, tokens: Tensor, linears: dict[str, nn.Linear]) -> dict[str, Tensor]:
@@ -75,10 +75,10 @@ def test_mrp_is_its_formula(asked: float, seed: int) -> None:
     with torch.no_grad():  # blocks that differ in their tails
         for index, block in enumerate(model.model.layers):
             block.mlp.down_proj.weight[:, : 2 * index + 1] *= 6
-    anatomy, tokens = anatomy_of(model), windows(4)
-    blocks = [anatomy.block_linears(model, index) for index in range(5)]
+    decoder, tokens = decoder_of(model), windows(4)
+    blocks = [decoder.linears(index) for index in range(5)]
     expected = by_hand(model, tokens, blocks, asked)
-    probe = ModelProbe(model, anatomy, list(tokens.split(1)), range(5), method=Wanda())
+    probe = ModelProbe(decoder, list(tokens.split(1)), range(5), method=Wanda())
     found = Mrp().allocate(probe, Budget(asked))
     assert [found[next(iter(block))].sparsity for block in blocks] == pytest.approx(expected, abs=1e-6)
     assert len({round(zeros, 6) for zeros in expected}) > 1

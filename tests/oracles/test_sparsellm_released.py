@@ -14,7 +14,7 @@ from harness.core.statistic import Gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.sparsellm.released import released_epochs
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 WINDOWS, LENGTH, ASKED = 12, 24, "0.5"
@@ -78,8 +78,8 @@ def before_relu(m: Tensor, p: Tensor) -> Tensor:
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_it_is_the_authors_loop(name: str, penalty: float, epochs: int) -> None:
     model = tiny(name)
-    anatomy = anatomy_of(model)
-    part = anatomy.feed_forward(model, 0)
+    decoder = decoder_of(model)
+    part = decoder.feed_forward(0)
     caught: list[Tensor] = []
     hook = model.get_submodule(part.readers[0]).register_forward_hook(lambda _, given, output: caught.append(given[0]))
     model(windows(WINDOWS, LENGTH))
@@ -88,8 +88,8 @@ def test_it_is_the_authors_loop(name: str, penalty: float, epochs: int) -> None:
     weights = {role: (model.get_submodule(site).weight.clone(), part.biases.get(site)) for role, site in roles.items()}
     expected = slow(weights, caught[0].reshape(-1, 32).T, penalty, epochs)
     method = SparseLLM(variant="released", epochs=epochs)
-    sites = list(anatomy.block_linears(model, 0))
-    prune(model, anatomy, [windows(WINDOWS, LENGTH)], range(1), method, dict.fromkeys(sites, pattern(ASKED)))
+    sites = list(decoder.linears(0))
+    prune(decoder, [windows(WINDOWS, LENGTH)], range(1), method, dict.fromkeys(sites, pattern(ASKED)))
     for role, site in roles.items():
         ours = model.get_submodule(site).weight
         assert ((ours != 0) != (expected[role] != 0)).float().mean() <= (0.002 if epochs > 1 else 0), role
@@ -97,6 +97,6 @@ def test_it_is_the_authors_loop(name: str, penalty: float, epochs: int) -> None:
 
 
 def test_blocks_that_stop_early() -> None:
-    gated, plain = (anatomy_of(tiny(name)).feed_forward(tiny(name), 0) for name in ("llama", "opt"))
+    gated, plain = (decoder_of(tiny(name)).feed_forward(0) for name in ("llama", "opt"))
     assert [released_epochs(4, gated, index) for index in (0, 1, 2, 29, 30, 31, 32)] == [4, 1, 4, 4, 1, 1, 4]
     assert released_epochs(4, plain, 1) == 4

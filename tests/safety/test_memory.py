@@ -21,7 +21,7 @@ from harness.core.remarks import remarks
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
-from harness.models.anatomy import anatomy_of
+from harness.models.decoder import decoder_of
 from harness.run import prune
 
 CPU = torch.device("cpu")
@@ -49,19 +49,19 @@ def memory(module: nn.Module, fits: Fits) -> Iterator[list[int]]:
 @pytest.mark.parametrize(("most", "steps"), [(7, []), (4, [3]), (2, [3, 1]), (1, [3, 1])])
 def test_perplexity_depends_on_the_batch_by_rounding_only(most: int, steps: list[int]) -> None:
     model, tokens = tiny("llama"), windows(7)
-    whole = mean_nll(model, tokens, CPU)
-    block = anatomy_of(model).block_list(model)[1]
+    whole = mean_nll(decoder_of(model), tokens, CPU)
+    block = decoder_of(model).modules[1]
     with memory(block, lambda shape: shape[0] <= most) as ran, remarks() as said:
-        assert mean_nll(model, tokens, CPU) == pytest.approx(whole, rel=1e-6)
+        assert mean_nll(decoder_of(model), tokens, CPU) == pytest.approx(whole, rel=1e-6)
     assert max(ran) <= most
     assert said == [f"batch of evaluation halved to {size} after running out of memory" for size in steps]
 
 
 def test_what_does_not_fit_alone_is_one_sentence() -> None:
     model = tiny("llama")
-    block = anatomy_of(model).block_list(model)[1]
+    block = decoder_of(model).modules[1]
     with memory(block, lambda shape: False), pytest.raises(Failure, match=r"^evaluation runs out of memory with .*\.$"):
-        mean_nll(model, windows(7), CPU)
+        mean_nll(decoder_of(model), windows(7), CPU)
 
 
 def test_host_memory_runs_out_as_a_gpus_does() -> None:
@@ -89,11 +89,11 @@ def test_what_was_seen_before_memory_ran_out_is_not_seen_twice(place: str) -> No
 
     def seen(limit: int | None) -> Any:
         model = tiny("llama")
-        anatomy = anatomy_of(model)
-        inner = anatomy.block_list(model)[1].get_submodule(place)
+        decoder = decoder_of(model)
+        inner = decoder.modules[1].get_submodule(place)
         found = {}
         with memory(inner, lambda shape: limit is None or shape[0] <= limit):
-            for block in stream(model, anatomy, [windows(5), windows(4, seed=1)], range(2), edited=True, label=""):
+            for block in stream(decoder, [windows(5), windows(4, seed=1)], range(2), edited=True, label=""):
                 found |= block.observe(everything)
         return found
 
@@ -111,10 +111,10 @@ def test_what_was_seen_before_memory_ran_out_is_not_seen_twice(place: str) -> No
 def test_a_model_is_pruned_alike_however_small_the_batches(family: str) -> None:
     def pruned(most: int) -> Any:
         model = tiny(family)
-        anatomy = anatomy_of(model)
-        sites = [site for index in range(2) for site in anatomy.block_linears(model, index)]
-        with memory(anatomy.block_list(model)[1], lambda shape: shape[0] <= most):
-            return prune(model, anatomy, [windows(5)], range(2), Wanda(), dict.fromkeys(sites, pattern("0.5")))
+        decoder = decoder_of(model)
+        sites = [site for index in range(2) for site in decoder.linears(index)]
+        with memory(decoder.modules[1], lambda shape: shape[0] <= most):
+            return prune(decoder, [windows(5)], range(2), Wanda(), dict.fromkeys(sites, pattern("0.5")))
 
     whole, halved = pruned(5), pruned(2)
     for site, one in whole.items():
@@ -123,9 +123,9 @@ def test_a_model_is_pruned_alike_however_small_the_batches(family: str) -> None:
 
 def test_windows_are_counted_once() -> None:
     model = tiny("llama")
-    anatomy = anatomy_of(model)
-    with memory(anatomy.block_list(model)[0].mlp, lambda shape: shape[0] <= 2):
-        block = next(stream(model, anatomy, [windows(5)], range(2), edited=True, label=""))
+    decoder = decoder_of(model)
+    with memory(decoder.modules[0].mlp, lambda shape: shape[0] <= 2):
+        block = next(stream(decoder, [windows(5)], range(2), edited=True, label=""))
         assert {state.windows for state in block.observe(gram).values()} == {5}
 
 
