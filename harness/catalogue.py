@@ -298,18 +298,32 @@ def _is_registered(instance: object) -> bool:
     return any(type(instance) in known.values() for known in _registry.values())
 
 
-def _source(cls: type) -> str | None:
-    """The hash of the source of a class that nobody registered, if it can be read (a notebook's cell can)."""
-    try:
-        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
-        return None
+def _code_of(cls: type) -> str:
+    """A hash of the functions of a class that nobody registered; a notebook's cell has no file to read them from."""
+    digest = hashlib.sha256()
+    for base in cls.__mro__[:-1]:
+        for name, value in sorted(vars(base).items()):
+            function = getattr(value, "__func__", None) or getattr(value, "fget", value)
+            if isinstance(function, types.FunctionType):
+                digest.update(f"{name} {_text_of(function.__code__)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _text_of(code: types.CodeType) -> str:
+    """What a function does, wherever it is written, in one version of Python."""
+    consts = [
+        _text_of(one)
+        if isinstance(one, types.CodeType)
+        else repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+        for one in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {consts}"
 
 
 def revision(instance: object) -> str:
-    """What identifies the code of a component: its `revision`, and the hash of its source where it is not ours."""
+    """What identifies the code of a component: its `revision`, and a hash of its code where it is not ours."""
     cls = type(instance)
-    source = _plugin_sources.get(cls.__module__) if _is_registered(instance) else _source(cls)
+    source = _plugin_sources.get(cls.__module__) if _is_registered(instance) else _code_of(cls)
     number = str(getattr(instance, "revision", 1))
     return f"{number}+{source}" if source else number
 

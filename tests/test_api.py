@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from harness import Failure, Refusal, Result, UserError, evaluate, prune
+from harness import Failure, Refusal, Result, UserError, catalogue, evaluate, prune
 from harness.borrowed import tensors_hash
 from harness.core.allocation import Budget
 from harness.core.edit import Edit
@@ -188,6 +188,16 @@ class Powered:
         return Pruned(weight * kept, kept)
 
 
+CELL = "class Cell:\n    def plan(self, probe):\n        return [one * 0.5 for one in probe if one in {'a', 'b'}]"
+
+
+def cell(code: str) -> Any:
+    """An instance of the class that a notebook's cell defines: it has no file."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(code, names)
+    return names["Cell"]()
+
+
 class Steps:
     """Neither a dataclass nor registered: the first block keeps more."""
 
@@ -213,6 +223,10 @@ def test_components_of_a_notebook_need_no_registration(tiny: Path) -> None:
     assert mine.record.config["method"] == {"name": "Powered", "power": 1.0}
     assert re.fullmatch(r"1\+[0-9a-f]{16}", mine.record.provenance["revisions"]["method"])
     assert mine.record.fingerprint != small(tiny, Powered(2.0)).record.fingerprint
+    assert {catalogue.revision(cell(code)) for code in (CELL, f"# a comment\n{CELL}")} == {
+        catalogue.revision(cell(CELL))
+    }
+    assert catalogue.revision(cell(CELL)) != catalogue.revision(cell(CELL.replace("0.5", "0.6")))
     stepped = small(tiny, Powered, allocator=Steps())
     achieved = {site.split(".")[2]: facts["achieved"] for site, facts in stepped.sites.items()}
     assert achieved == {"0": pytest.approx(0.25, abs=0.02), "1": pytest.approx(0.75, abs=0.02)}
