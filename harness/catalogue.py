@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from harness.core.errors import UserError, reason, unknown
 from harness.core.files import at_home
+from harness.core.plain import plain
 
 KINDS = {
     "method": "harness.methods",
@@ -238,10 +239,19 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def _settings(instance: Any) -> dict[str, Any]:
+def settings_of(instance: Any) -> dict[str, Any]:
     """The settings of a component as `defaults` gives them, with the values that it has."""
+    if not _is_registered(instance):
+        return {"name": name_of(instance), **plain(_fields_of(instance))}
     values = {field.name: _plain(field, getattr(instance, field.name)) for field in dataclasses.fields(instance)}
     return {"name": name_of(instance), **values}
+
+
+def _fields_of(instance: Any) -> dict[str, Any]:
+    """What an object of any class holds."""
+    if dataclasses.is_dataclass(instance):
+        return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    return dict(getattr(instance, "__dict__", {}))
 
 
 def components(kind: str, name: str) -> dict[str, str]:
@@ -287,9 +297,36 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
         raise UserError(f"{where}={settings['name']} refuses its settings ({reason(error)}).") from error
 
 
+def _is_registered(instance: object) -> bool:
+    return any(type(instance) in known.values() for known in _registry.values())
+
+
+def _code_of(cls: type) -> str:
+    """A hash of the functions of a class that nobody registered; a notebook's cell has no file to read them from."""
+    digest = hashlib.sha256()
+    for base in cls.__mro__[:-1]:
+        for name, value in sorted(vars(base).items()):
+            function = getattr(value, "__func__", None) or getattr(value, "fget", value)
+            if isinstance(function, types.FunctionType):
+                digest.update(f"{name} {_text_of(function.__code__)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _text_of(code: types.CodeType) -> str:
+    """What a function does, wherever it is written, in one version of Python."""
+    consts = [
+        _text_of(one)
+        if isinstance(one, types.CodeType)
+        else repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+        for one in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {consts}"
+
+
 def revision(instance: object) -> str:
-    """What identifies the code of a component: its `revision`, and the hash of its source where it is a plugin's."""
-    source = _plugin_sources.get(type(instance).__module__)
+    """What identifies the code of a component: its `revision`, and a hash of its code where it is not ours."""
+    cls = type(instance)
+    source = _plugin_sources.get(cls.__module__) if _is_registered(instance) else _code_of(cls)
     number = str(getattr(instance, "revision", 1))
     return f"{number}+{source}" if source else number
 
@@ -310,13 +347,15 @@ def describe(instance: Any) -> dict[str, Any]:
     option that came later, which changes nothing while it is off) as long as they have their default; and a component
     may say by `identity()` which values stand for some of its fields (a file's content for its path).
     """
-    plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    described: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    if not _is_registered(instance):
+        return described | plain(_fields_of(instance))
     for field in dataclasses.fields(instance):
         counts, value = field.metadata.get("identity", True), getattr(instance, field.name)
         if not counts or (counts == "unless default" and value == field.default):
             continue
-        plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
-    return plain | (instance.identity() if hasattr(instance, "identity") else {})
+        described[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
+    return described | (instance.identity() if hasattr(instance, "identity") else {})
 
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -324,7 +363,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
         if value is None:
             return None
         name = value if isinstance(value, str) else name_of(value)
-        return _settings(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
+        return settings_of(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -87,7 +87,7 @@ class RunConfig:
     offload: str
     tracker: Tracker
     records: Path
-    cache: Path
+    cache: Path | None
     cache_gib: float | None
     checkpoint_every: float | None
     save: Path | None

@@ -93,7 +93,8 @@ def _check_apart(save: Path, cfg: RunConfig) -> None:
         UserError: they lie there.
     """
     for option, folder in {"records": cfg.records, "cache": cfg.cache}.items():
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(save)):  # a link to itself is said elsewhere
+        # realpath: a link to itself is said elsewhere
+        if folder and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(save)):
             raise UserError(f"{option}={folder} lies inside save={save}, a folder of its own; choose another.")
 
 

@@ -97,7 +97,15 @@ def look_up(cfg: RunConfig) -> Inputs:
     Raises:
         UserError: a file is missing or not the one known, a window is longer than the context, …
     """
-    checkpoint = find_checkpoint(cfg.model)
+    return look_at(cfg, find_checkpoint(cfg.model))
+
+
+def look_at(cfg: RunConfig, checkpoint: Checkpoint) -> Inputs:
+    """The same for a checkpoint that was found.
+
+    Raises:
+        UserError: as `look_up`.
+    """
     if checkpoint.blocks is not None:
         cfg.scope.blocks(checkpoint.blocks)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))

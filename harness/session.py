@@ -113,7 +113,7 @@ class Session:
         config = load_config(ready.inputs.checkpoint, cfg.model)
         tokenizer = self._tokenizer(cfg, ready, config)
         rows = int(config.get_text_config().vocab_size)
-        _check_texts(cfg, ready, tokenizer, rows)
+        check_texts(cfg, ready, tokenizer, rows)
         key = _model_key(cfg, ready)
         if self._held and self._held.key == key and _restored(self._held):
             self.tally["model"] += 1
@@ -195,7 +195,7 @@ class Session:
             held.master = {}
 
 
-def _check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> None:
+def check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> None:
     """Look at the tokens of all texts before a model is loaded; those of tasks are looked at when they are scored."""
     inputs = ready.inputs
     texts = {}

@@ -63,14 +63,15 @@ class Keeping:
     gib: float | None = None
 
 
-def folder_of(cache: Path, fingerprint: str) -> Path:
-    """Where the finished blocks of a run lie."""
-    return cache / f"blocks_{fingerprint}"
+def folder_of(cache: Path | None, fingerprint: str) -> Path | None:
+    """Where the finished blocks of a run lie; nowhere without a cache."""
+    return cache / f"blocks_{fingerprint}" if cache else None
 
 
-def forget(cache: Path, fingerprint: str) -> None:
+def forget(cache: Path | None, fingerprint: str) -> None:
     """Remove the finished blocks of a run whose record is written."""
-    shutil.rmtree(folder_of(cache, fingerprint), ignore_errors=True)
+    if folder := folder_of(cache, fingerprint):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def belonging(identity: Mapping[str, Any], method: Mapping[str, Any], seed: int, allocation: Allocation) -> str:

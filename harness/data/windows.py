@@ -67,12 +67,15 @@ def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -
     """Windows (N, L), drawn exactly as the SparseGPT and Wanda loaders draw them (`datautils.py`, `lib/data.py`).
 
     Documents: Python's generator picks documents until one is longer than the window, then a start in it.
-    Stream: all rows joined, one random start per window.
+    Stream: all rows joined, one random start per window. Windows of tokens that were given are taken as they are, from
+    the first one on.
 
     Raises:
         UserError: no document, or the whole text, is not longer than the window.
     """
     text = read_text(calibration.corpus, calibration.split)
+    if text.windows is not None:
+        return text.windows[: calibration.windows].clone()
     key = ("calibration", text.sha256, calibration, length)
     return once(tokenizer, key, lambda: _draw(calibration, text, tokenizer, length))
 
@@ -129,6 +132,8 @@ def evaluation_windows(
         UserError: the text is shorter than one window.
     """
     text = read_text(corpus, split)
+    if text.windows is not None:
+        return text.windows[:limit].clone()
     key = ("evaluation", text.sha256, corpus, split, length, documents, limit)
     return once(tokenizer, key, lambda: _cut_up(corpus, text, tokenizer, length, documents, limit))
 

@@ -52,6 +52,15 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """A model that was not loaded from files here: bytes of its weights, and the hashes that stand for its files."""
+
+    size: int
+    weights_sha256: str
+    tokenizer: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model folder on disk whose files were looked at, not yet loaded."""
 
@@ -61,6 +70,8 @@ class Checkpoint:
     revision: str | None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """What the headers of the weight files say, by the tensor's name."""
+    memory: InMemory | None = None
+    """What stands for the files of a model that a caller has in memory."""
 
     @property
     def context(self) -> int:
@@ -81,7 +92,7 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Bytes of the weight files."""
-        return sum(path.stat().st_size for path in self.weights)
+        return self.memory.size if self.memory else sum(path.stat().st_size for path in self.weights)
 
 
 def find_checkpoint(choice: ModelChoice) -> Checkpoint:
@@ -192,6 +203,8 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def weights_hash(checkpoint: Checkpoint) -> str:
     """sha256 over the sha256 of every weight file, in order of name; one file's own hash if there is one."""
+    if checkpoint.memory:
+        return checkpoint.memory.weights_sha256
     hashes = [file_hash(path) for path in checkpoint.weights]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -209,5 +222,12 @@ def architecture(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def tokenizer_hashes(checkpoint: Checkpoint) -> dict[str, str]:
     """File name → sha256 of every file that decides the tokens."""
-    found = {path.name: path for pattern in TOKENIZER_FILES for path in checkpoint.folder.glob(pattern)}
+    if checkpoint.memory:
+        return dict(checkpoint.memory.tokenizer)
+    return tokenizer_files(checkpoint.folder)
+
+
+def tokenizer_files(folder: Path) -> dict[str, str]:
+    """The same of the files in a folder."""
+    found = {path.name: path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
     return {name: file_hash(path) for name, path in sorted(found.items()) if path.is_file()}

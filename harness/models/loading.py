@@ -88,7 +88,7 @@ def load_model(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    attention = _attention(checkpoint, dtype)
+    attention = attention_for(checkpoint.config, dtype)
     config = config or load_config(checkpoint, choice)
     try:
         kind: Any = AutoModelForCausalLM
@@ -110,13 +110,18 @@ def load_model(
     model, info = loaded
     homes = account(model, info, checkpoint)
     _check_code(model, choice, attention)
-    model.eval().requires_grad_(False)
-    _cached[model], model.config.use_cache = model.config.use_cache, False
+    still(model)
     decoder = decoder_of(model)
     placement = place(decoder, where)
     if (name := first_not_finite(decoder, placement)) is not None:
         raise UserError(_why_not_finite(name, homes, checkpoint, dtype))
     return cast("PreTrainedModel", model)
+
+
+def still(model: nn.Module) -> None:
+    """Put a model in evaluation mode, without gradients and without a cache of keys and values."""
+    config: Any = model.eval().requires_grad_(False).config
+    _cached[model], config.use_cache = config.use_cache, False
 
 
 @contextmanager
@@ -174,14 +179,14 @@ def first_not_finite(decoder: Decoder, placement: Placement) -> str | None:
     return None
 
 
-def _attention(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+def attention_for(config: Mapping[str, Any], dtype: torch.dtype) -> str:
     """Plain attention in float32, the dtype of comparisons; fused attention in 16 bits.
 
     The released codes ran on a transformers that had plain attention only. SparseGPT is chaotic: with it, its masks on
     the proxies are the authors', bit for bit; with fused attention, tenths of a per cent of them are not by the second
     block. Soft-capped attention (Gemma 2) has no fused form.
     """
-    plain = dtype == torch.float32 or checkpoint.config.get("attn_logit_softcapping")
+    plain = dtype == torch.float32 or config.get("attn_logit_softcapping")
     return "eager" if plain else "sdpa"
 
 
