@@ -35,8 +35,7 @@ class SweepProgress(Generic[K]):
         """
         self._done += 1
         self._made += is_new
-        head = f"[{self._done}/{len(self._labels)}] {self._labels[key]}: "
-        said = f"{head}{'' if is_new else 'found '}{record.status}"
+        said = f"[{self._done}/{len(self._labels)}] {self._labels[key]}: {record.status}"
         if record.status == "ok":
             said += f" in {seconds(record):.1f} s ({line(record)})"
         left = len(self._labels) - self._done
