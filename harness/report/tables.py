@@ -13,6 +13,7 @@ from harness.core.tolerance import TOLERANCE
 from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
+from harness.report.numbers import number
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
@@ -159,19 +160,6 @@ def _absent(row: Any) -> str:
     known = "" if pd.isna(row.reported) else f" ({number(row.reported, row.metric)})"
     done = "not finite" if row.n else "not measured"
     return {"done": done, "to do": "—"}.get(state, state) + known
-
-
-def number(value: float, metric: str) -> str:
-    """A perplexity with two decimals, or none above a thousand; an accuracy in percent; others as they are."""
-    if metric == "seconds":
-        return f"{value:.2f}"
-    if metric == "loss":
-        return f"{value:.3g}"
-    if metric in ("fitness", "spearman"):
-        return f"{value:.3f}"
-    if metric != "perplexity":
-        return f"{100 * value:.2f}"
-    return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e5 else f"{value:.2e}"
 
 
 def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:

@@ -29,12 +29,14 @@ from harness.record.question import Answer, only, question
 from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
+from harness.report.numbers import duration
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
 from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
+from harness.study.progress import SweepProgress
 
 
 def dispatch(command: str, overrides: Sequence[str], replaced: Sequence[str] = ()) -> int:
@@ -164,12 +166,13 @@ def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
     made = {}
     ran = 0
     points = {number: (_config(study, number), item) for number, item in ready.items()}
+    progress = SweepProgress({number: str(study.points[number]) for number in points})
     for number, path, record, here in execute_each(points, lambda number: str(study.points[number])):
         made[number] = (path, record)
+        said = progress.ended(number, record, is_new=here)
         if here:
             ran += 1
-            seconds = sum(stage["seconds"] for stage in record.stages.values())
-            print(f"[{len(made)}/{len(ready)}] {study.points[number]}: {record.status} in {seconds:.1f} s", flush=True)
+            print(said, flush=True)
         print(f"record: {path}", flush=True)
     print(f"ran {ran} of {len(ready)} cells", flush=True)
     return made
@@ -193,10 +196,10 @@ def plan(study: Study) -> int:
         guess = estimate(item.point.cfg, device) if item.point.cfg and item.to_run else None
         if guess:
             total += guess.seconds
-        cost = f"  ~{_duration(guess.seconds)}, {_memory(guess, device)}" if guess else ""
+        cost = f"  ~{duration(guess.seconds)}, {_memory(guess, device)}" if guess else ""
         print(f"{item.state:8}{item.point}{cost}{'  (' + item.why + ')' if item.why else ''}")
     print(
-        f"{_counts(items)}; about {_duration(total)} left on {device}, by the rates stated in harness/study/estimate.py"
+        f"{_counts(items)}; about {duration(total)} left on {device}, by the rates stated in harness/study/estimate.py"
     )
     return 0
 
@@ -331,16 +334,6 @@ def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
 
 def _counts(items: Sequence[Progress]) -> str:
     return ", ".join(f"{count} {state}" for state, count in Counter(item.state for item in items).items())
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 COMMANDS: dict[str, Callable[[Study], int]] = {

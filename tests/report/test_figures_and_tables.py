@@ -13,8 +13,9 @@ import pytest
 from harness.report.bars import MOST_STANDING, bars
 from harness.report.compare import COLUMNS
 from harness.report.figures import draw
+from harness.report.numbers import number
 from harness.report.style import Drawing
-from harness.report.tables import comparison_text, lay_out, number, to_latex, to_markdown
+from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
 
 
 def cells(metric: str) -> pd.DataFrame:
