@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from harness.core.errors import Refusal
 from harness.core.geometry import Geometry
-from harness.core.structure import SUBLAYERS, UNCUT, Cut, Unit
+from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Unit
 
 TOKENS = 64
 """Tokens for which LLM-Pruner counts."""
@@ -45,6 +45,11 @@ def cost(edit: Cut, geometry: Geometry, *, tokens: int = TOKENS, itemsize: int =
         Refusal: the model has no such unit.
     """
     check(edit, geometry)
+    return _size(edit, geometry, tokens, itemsize)
+
+
+def _size(edit: Cut, geometry: Geometry, tokens: int = TOKENS, itemsize: int = 2) -> Size:
+    """The same of any cut, of one that leaves nothing too."""
     outside = geometry.outside_parameters
     width = geometry.embedding or geometry.hidden
     head = width * geometry.vocabulary + (width * geometry.hidden * 2 if width != geometry.hidden else 0)
@@ -66,21 +71,23 @@ def check(edit: Cut, geometry: Geometry) -> None:
     Raises:
         Refusal: it has not, or nothing is.
     """
-    for unit in sorted(edit.units):
-        if not geometry.has(unit):
-            where = "" if unit.part in ("block", *SUBLAYERS) else f" {unit.index} of block {unit.block}"
-            name = f"{unit.part}{where or f' {unit.block}'}"
-            raise Refusal(
-                f"the {name} cannot go: the model has the blocks 0-{geometry.blocks - 1}{_range(unit, geometry)}."
-            )
+    counts = {part: geometry.count(part) for part in get_args(Part)}
+    strange = [
+        unit for unit in edit.units if not (_in(unit.block, geometry.blocks) and _in(unit.index, counts[unit.part]))
+    ]
+    if strange:
+        first = min(strange)
+        part, block, index = first.part, first.block, first.index
+        which, each = f"{block}", ""
+        if part not in ("block", *SUBLAYERS):
+            which, each = f"{index} of block {block}", f" with {counts[part]} {part}s each"
+        raise Refusal(f"the {part} {which} cannot go: the model has the blocks 0-{geometry.blocks - 1}{each}.")
     if len(edit.blocks) == geometry.blocks:
         raise Refusal(f"all {geometry.blocks} blocks of the model would go; leave one.")
 
 
-def _range(unit: Unit, geometry: Geometry) -> str:
-    if unit.part in ("block", *SUBLAYERS):
-        return ""
-    return f" with {geometry.count(unit.part)} {unit.part}s each"
+def _in(number: int, count: int) -> bool:
+    return 0 <= number < count
 
 
 def _block(edit: Cut, geometry: Geometry, index: int, tokens: int, itemsize: int) -> Size:
@@ -139,7 +146,7 @@ def removed(edit: Cut, geometry: Geometry, of: Of) -> float:
         return len(edit.blocks)
     if of == "sublayers":
         return 2 * len(edit.blocks) + sum(unit.part in SUBLAYERS for unit in edit.units)
-    dense, left = (getattr(cost(cut, geometry), of) for cut in (UNCUT, edit))
+    dense, left = (getattr(_size(cut, geometry), of) for cut in (UNCUT, edit))
     return float((dense - left) / dense)
 
 

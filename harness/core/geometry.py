@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.core.structure import Part, Unit
+from harness.core.structure import Part
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,3 @@ class Geometry:
         """Units of a part that one block has."""
         counts = {"head": self.groups, "channel": 0 if self.experts else self.wide, "expert": self.experts}
         return counts.get(part, 1)
-
-    def has(self, unit: Unit) -> bool:
-        """Whether the dense model has this unit."""
-        return 0 <= unit.block < self.blocks and 0 <= unit.index < self.count(unit.part)
