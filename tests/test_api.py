@@ -277,7 +277,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"on": {"a/b": ["text"]}}, "no name for a text"),
     ({"seed": 1.5}, "seed=1.5"),
     ({"numerics": "precise"}, "numerics"),
-    ({"tokenizer": None}, "need the model's tokenizer"),
+    ({"tokenizer": None}, "the calibration text embedded-a needs the model's tokenizer"),
+    ({"tokenizer": None, "calibration": ["some text"]}, "needs the model's tokenizer"),
+    ({"tokenizer": "wanda"}, "tokenizer is a str"),
+    ({"calibration": {"input_ids": torch.full((2, 32), 5)}}, "neither a list of documents"),
 ]
 
 
@@ -286,8 +289,6 @@ def test_a_mistake_is_one_sentence(tiny: Path, asked: dict[str, Any], sentence: 
     model, tokenizer = loaded(tiny)
     before = weights_of(model)
     named = {"calibration": "embedded-a", "windows": 2, "length": 32, "limit": 2, "tokenizer": tokenizer} | asked
-    if "tokenizer" in asked:
-        named["calibration"] = ["some text"]
     with pytest.raises(UserError, match=sentence) as caught:
         prune(model, **named)
     assert "\n" not in str(caught.value)
