@@ -20,7 +20,7 @@ from torch import Tensor
 from harness import catalogue
 from harness.borrowed import borrowed, checkpoint_of, decoder_in_memory, dtype_name
 from harness.calibration.checks import self_check
-from harness.compose import compose_plain, typed
+from harness.compose import choice_settings, compose_plain, typed
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
 from harness.data.corpora import held, read_text
@@ -213,8 +213,9 @@ def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenize
 
 def _texts(cfg: RunConfig, *, calibrated: bool) -> list[str]:
     """What a tokenizer has to split: corpora, but for windows of tokens, and tasks."""
-    named = {f"the task {name}": None for name, judge in cfg.evaluators.items() if not hasattr(judge, "corpus")}
-    named |= {f"the text {judge.corpus}": judge for judge in cfg.evaluators.values() if hasattr(judge, "corpus")}
+    named: dict[str, Any] = {}
+    for name, judge in cfg.evaluators.items():
+        named |= {f"the text {name}": judge} if hasattr(judge, "corpus") else {f"the task {name}": None}
     named |= {f"the calibration text {cfg.calibration.corpus}": cfg.calibration} if calibrated else {}
     return [name for name, one in named.items() if one is None or read_text(one.corpus, one.split).windows is None]
 
@@ -236,14 +237,11 @@ def _composed(
     given: dict[str, Any] = {kind: _component(kind, one) for kind, one in asked.items()}
     with ExitStack() as stack:
         hold = partial(_hold, stack)
-        names = _names(on)
-        composed = compose_plain([f"evaluation=[{','.join(names)}]"]) | dict(options)
+        composed = compose_plain([f"evaluation=[{','.join(_names(on))}]"]) | dict(options)
         if isinstance(on, Mapping):
-            composed["evaluation"] = {}
-            for name, texts in on.items():
-                corpus = hold(name, "on", texts)
-                settings = {"name": "perplexity", "corpus": corpus, "split": "test"}
-                composed["evaluation"][corpus] = catalogue.defaults("evaluator", "perplexity") | settings
+            perplexity = catalogue.defaults("evaluator", "perplexity") | {"split": "test"}
+            corpora = [hold(name, "on", texts) for name, texts in on.items()]
+            composed["evaluation"] = {corpus: perplexity | {"corpus": corpus} for corpus in corpora}
         if calibrated is not None:
             composed["calibration"] = _calibration(hold, *calibrated)
         for kind, instance in given.items():
@@ -317,7 +315,7 @@ def _calibration(
         if text not in choices("calibration"):
             error = unknown("calibration", text[:48], choices("calibration"))
             raise UserError(f"{error} Documents of your own are a list: calibration=[text, …].")
-        settings = compose_plain([f"calibration={text}"])["calibration"]
+        settings = choice_settings("calibration", text, ())
         return settings | {"windows": WINDOWS if windows is None else windows, "length": length}
     if isinstance(text, Tensor):
         corpus = hold("windows", "calibration", text)
