@@ -20,10 +20,10 @@ from torch import Tensor
 from harness import catalogue
 from harness.borrowed import borrowed, checkpoint_of, decoder_in_memory, dtype_name
 from harness.calibration.checks import self_check
-from harness.compose import compose_plain, typed
+from harness.compose import choice_settings, compose_plain, typed
 from harness.config import RunConfig
 from harness.core.errors import UserError, unknown
-from harness.data.corpora import held
+from harness.data.corpora import held, read_text
 from harness.groups import COMPONENT_GROUPS, choices, register
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder
@@ -189,7 +189,10 @@ def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenize
         UserError: no room beside the model, or the folder to save to is none.
     """
     session = _Lent(decoder, tokenizer)
-    ready = prepare(cfg, look_at(cfg, checkpoint))
+    found = look_at(cfg, checkpoint)
+    if tokenizer is None and (texts := _texts(cfg, calibrated=found.needs_calibration)):
+        raise UserError(f"{texts[0]} needs the model's tokenizer; give it, or windows of tokens.")
+    ready = prepare(cfg, found)
     if ready.waits.blocks:
         raise UserError(
             f"{ready.device} has no room for this beside the model; take fewer or shorter calibration windows, or let "
@@ -208,6 +211,15 @@ def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenize
     return record
 
 
+def _texts(cfg: RunConfig, *, calibrated: bool) -> list[str]:
+    """What a tokenizer has to split: corpora, but for windows of tokens, and tasks."""
+    named: dict[str, Any] = {}
+    for name, judge in cfg.evaluators.items():
+        named |= {f"the text {name}": judge} if hasattr(judge, "corpus") else {f"the task {name}": None}
+    named |= {f"the calibration text {cfg.calibration.corpus}": cfg.calibration} if calibrated else {}
+    return [name for name, one in named.items() if one is None or read_text(one.corpus, one.split).windows is None]
+
+
 @contextmanager
 def _composed(
     model: PreTrainedModel,
@@ -224,15 +236,12 @@ def _composed(
     """
     given: dict[str, Any] = {kind: _component(kind, one) for kind, one in asked.items()}
     with ExitStack() as stack:
-        hold = partial(_hold, stack, tokenizer)
-        names = _names(on)
-        composed = compose_plain([f"evaluation=[{','.join(names)}]"]) | dict(options)
+        hold = partial(_hold, stack)
+        composed = compose_plain([f"evaluation=[{','.join(_names(on))}]"]) | dict(options)
         if isinstance(on, Mapping):
-            composed["evaluation"] = {}
-            for name, texts in on.items():
-                corpus = hold(name, "on", texts)
-                settings = {"name": "perplexity", "corpus": corpus, "split": "test"}
-                composed["evaluation"][corpus] = catalogue.defaults("evaluator", "perplexity") | settings
+            perplexity = catalogue.defaults("evaluator", "perplexity") | {"split": "test"}
+            corpora = [hold(name, "on", texts) for name, texts in on.items()]
+            composed["evaluation"] = {corpus: perplexity | {"corpus": corpus} for corpus in corpora}
         if calibrated is not None:
             composed["calibration"] = _calibration(hold, *calibrated)
         for kind, instance in given.items():
@@ -306,7 +315,7 @@ def _calibration(
         if text not in choices("calibration"):
             error = unknown("calibration", text[:48], choices("calibration"))
             raise UserError(f"{error} Documents of your own are a list: calibration=[text, …].")
-        settings = compose_plain([f"calibration={text}"])["calibration"]
+        settings = choice_settings("calibration", text, ())
         return settings | {"windows": WINDOWS if windows is None else windows, "length": length}
     if isinstance(text, Tensor):
         corpus = hold("windows", "calibration", text)
@@ -321,11 +330,11 @@ def _calibration(
     return {"name": corpus, "corpus": corpus, "split": "train", "windows": count, "length": length, "seed": None}
 
 
-def _hold(stack: ExitStack, tokenizer: Any, name: str, option: str, texts: Texts) -> str:
+def _hold(stack: ExitStack, name: str, option: str, texts: Texts) -> str:
     """The name of a corpus that holds these texts.
 
     Raises:
-        UserError: they are none, or need a tokenizer where there is none.
+        UserError: they are none.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}", str(name)):
         raise UserError(f"{str(name)[:48]!r} is no name for a text: letters, digits, and - _ . within.")
@@ -335,11 +344,11 @@ def _hold(stack: ExitStack, tokenizer: Any, name: str, option: str, texts: Texts
                 f"{option}: windows of tokens are whole numbers (N, L), not {texts.dtype} {list(texts.shape)}."
             )
         return stack.enter_context(held(name, texts.detach().to("cpu", torch.long)))
-    rows = None if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    rows = None if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable) else list(texts)
     if not rows or not all(isinstance(row, str) for row in rows):
-        raise UserError(f"{option}: {name} is neither a list of documents nor a tensor (N, L) of token ids.")
-    if tokenizer is None:
-        raise UserError(f"{option}: texts need the model's tokenizer; give it, or windows of tokens.")
+        raise UserError(
+            f"{option}: {name} is neither a list of documents nor a tensor (N, L) of token ids (input_ids)."
+        )
     return stack.enter_context(held(name, rows))
 
 

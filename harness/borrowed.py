@@ -60,6 +60,10 @@ def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
     """File name → sha256 of the files that a tokenizer writes; empty without one."""
     if tokenizer is None:
         return {}
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise UserError(
+            f"tokenizer is a {type(tokenizer).__name__}, where one of AutoTokenizer.from_pretrained is due."
+        )
     with TemporaryDirectory() as folder:
         try:
             tokenizer.save_pretrained(folder)

@@ -70,25 +70,27 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "sparsity", "allocator"),
-    [("wanda", 0.5, "uniform"), ("sparsegpt", "2of4", "uniform"), ("wanda", 0.6, "owl")],
+    ("method", "sparsity", "allocator", "on"),
+    [
+        ("wanda", 0.5, "uniform", ["embedded-a", "embedded-cloze"]),
+        ("sparsegpt", "2of4", "uniform", ["embedded-a"]),
+        ("wanda", 0.6, "owl", ["embedded-a"]),
+    ],
 )
 def test_the_weights_are_those_of_a_run(
-    typed: Callable, tmp_path: Path, method: str, sparsity: float | str, allocator: str
+    typed: Callable, tmp_path: Path, method: str, sparsity: float | str, allocator: str, on: list[str]
 ) -> None:
     asked = [f"method={method}", f"sparsity={sparsity}", f"allocator={allocator}", "calibration.windows=4", "seed=3"]
-    evaluated = ["evaluation=[embedded-a,embedded-cloze]", "evaluation_limit=4"]
+    evaluated = [f"evaluation=[{','.join(on)}]", "evaluation_limit=4"]
     ran = typed(*asked, *evaluated, f"records={tmp_path / 'records'}", f"save={tmp_path / 'saved'}")
     assert ran.status == 0, ran.err
     model, tokenizer = loaded(LLAMA)
-    on = {"on": ["embedded-a", "embedded-cloze"], "limit": 4}
-    result = prune(
-        model, tokenizer, method, sparsity, allocator=allocator, calibration="embedded-a", windows=4, seed=3, **on
-    )
+    named = {"calibration": "embedded-a", "windows": 4, "seed": 3, "on": on, "limit": 4}
+    result = prune(model, tokenizer, method, sparsity, allocator=allocator, **named)
     assert result.model is model
     assert_same(weights_of(model), load_file(tmp_path / "saved" / "model.safetensors"))
     assert result.measures == ran.record["measures"]
-    assert evaluate(model, tokenizer, **on, seed=3) == ran.record["measures"]
+    assert evaluate(model, tokenizer, on, limit=4, seed=3) == ran.record["measures"]
     record = json.loads(result.write(tmp_path / "mine").read_text())
     for same in ("sparsity", "sites", "notes", "allocation", "blocks"):
         assert record[same] == ran.record[same], same
@@ -277,7 +279,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"on": {"a/b": ["text"]}}, "no name for a text"),
     ({"seed": 1.5}, "seed=1.5"),
     ({"numerics": "precise"}, "numerics"),
-    ({"tokenizer": None}, "need the model's tokenizer"),
+    ({"tokenizer": None}, "the calibration text embedded-a needs the model's tokenizer"),
+    ({"tokenizer": None, "calibration": ["some text"]}, "needs the model's tokenizer"),
+    ({"tokenizer": "wanda"}, "tokenizer is a str"),
+    ({"calibration": {"input_ids": torch.full((2, 32), 5)}}, "neither a list of documents"),
 ]
 
 
@@ -286,8 +291,6 @@ def test_a_mistake_is_one_sentence(tiny: Path, asked: dict[str, Any], sentence: 
     model, tokenizer = loaded(tiny)
     before = weights_of(model)
     named = {"calibration": "embedded-a", "windows": 2, "length": 32, "limit": 2, "tokenizer": tokenizer} | asked
-    if "tokenizer" in asked:
-        named["calibration"] = ["some text"]
     with pytest.raises(UserError, match=sentence) as caught:
         prune(model, **named)
     assert "\n" not in str(caught.value)
