@@ -73,7 +73,9 @@ class Adapted:
         total = moved = 0
         for index in self.blocks:
             for site, linear in self._sites(index).items():
-                after = merged(linear.weight, self.adapters[site], self._of_site(site), self._strength(index))
+                adapter = self.adapters[site]
+                final = adapter._replace(delta=adapter.merges or adapter.delta)
+                after = merged(linear.weight, final, self._of_site(site), self._strength(index))
                 moved += int((after != linear.weight).sum())
                 total += after.numel()
                 linear.weight.data.copy_(after)

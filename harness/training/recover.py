@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import Failure
-from harness.core.interfaces import Adapter
+from harness.core.interfaces import Adapter, Scored
 from harness.core.plain import plain
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
@@ -22,6 +22,7 @@ from harness.training.adapted import Adapted, start
 from harness.training.checkpoints import Checkpoints
 from harness.training.costs import recomputes
 from harness.training.loop import Text, train
+from harness.training.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,16 @@ def trained(
     """
     weights = {site: linear.weight.data for index in view.scope for site, linear in view.decoder.linears(index).items()}
     kept = {site: mask.to(weights[site].device) for site, mask in view.kept.items()}
-    adapters = {site: _adapter(recovery, site, weights[site], mask, seed) for site, mask in kept.items()}
     device = next(iter(weights.values())).device
+    recompute = recomputes(recovery, cuda=device.type == "cuda")
+    masks: Mapping[str, Tensor] = kept
+    if isinstance(recovery, Scored):
+        masks = recovery.supports(Scores(view.decoder, weights, kept, text.windows, seed, recompute))
+    adapters = {site: _adapter(recovery, site, weights[site], mask, seed) for site, mask in masks.items()}
     parts = {part: tensor.to(device) for part, tensor in start(adapters).items()}
-    adapted = Adapted(view.decoder, adapters, parts, recomputes(recovery, cuda=device.type == "cuda"))
+    adapted = Adapted(view.decoder, adapters, parts, recompute)
     _check_start(name, weights, adapted)
-    begins = [[site, _digest(weights[site]), int(mask.sum())] for site, mask in kept.items()]
+    begins = [[site, _digest(weights[site]), int(mask.sum())] for site, mask in masks.items()]
     facts = train(name, recovery, adapted, text, seed, checkpoints(begins))
     total, moved = adapted.merge()
     gone = sum(int((~mask).sum()) for mask in kept.values())
