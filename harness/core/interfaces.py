@@ -266,7 +266,9 @@ class Recovery(Protocol):
 
     It inherits its settings from `core.training.Training`. `keeps_zeros` promises that what is merged is zero wherever
     a weight was pruned. `adapter` is given the weight (O, I) and what may train of it: the mask `kept` of pruning, or
-    that of `Scored`. `trained` is the number of trained values of a matrix of which a share is kept.
+    that of `Scored`; None leaves the matrix as it is. With `vectors = True` it is asked of the norms and biases (n,) of
+    blocks too, of which everything may train. `trained` is the number of trained values of a matrix of which a share is
+    kept.
 
     It may be `Scored` and a `Selector` too. One that is not trained so has `heal` instead, see `WholeRecovery`.
     """
@@ -274,7 +276,7 @@ class Recovery(Protocol):
     @property
     def keeps_zeros(self) -> bool: ...
 
-    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter: ...
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter | None: ...
 
     def trained(self, outputs: int, inputs: int, kept: float) -> float: ...
 

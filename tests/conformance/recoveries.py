@@ -56,6 +56,21 @@ class Sensitive(KeptWeights):
 
 
 @dataclass(frozen=True)
+class NormsAndBiases(Training):
+    """The cheapest retraining of PERP (arXiv 2312.15230): no matrix."""
+
+    keeps_zeros, vectors = True, True
+
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter | None:
+        if weight.dim() == 2:
+            return None
+        return Adapter({"added": torch.zeros(len(weight))}, lambda weight, parts: parts["added"])
+
+    def trained(self, outputs: int, inputs: int, kept: float) -> float:
+        return 0
+
+
+@dataclass(frozen=True)
 class GroupedScales(Training):
     """SPP (Lu et al. 2024, arXiv 2405.16057): W ⊙ (1 + s R(A) ⊙ b), rows of A (m, I) repeated over the outputs."""
 

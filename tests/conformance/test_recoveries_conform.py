@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness import catalogue
 from harness.calibration.resume import Keeping
+from harness.core.errors import Refusal
 from harness.core.interfaces import Recovery, Selector, WholeRecovery
 from harness.core.pattern import NofM, keep, satisfies
 from harness.core.rng import rng
@@ -21,7 +22,7 @@ from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text, nll
 from harness.training.recover import View, nonzeros, trained
-from tests.conformance.recoveries import GroupedScales, Importance, LoraThenMask, MaskedLora, Sensitive
+from tests.conformance.recoveries import GroupedScales, Importance, LoraThenMask, MaskedLora, NormsAndBiases, Sensitive
 
 BLOCKS, LENGTH = 3, 24
 QUICK: dict[str, Any] = {"tokens": 4 * 2 * LENGTH, "batch": 2, "length": LENGTH, "lr": 1e-2, "checks": 2}
@@ -164,3 +165,20 @@ def test_it_is_decided_by_its_seed_and_not_by_how_memory_is_saved(name: str) -> 
     first = weights()
     assert torch.equal(weights(checkpointing=True), first)
     assert not torch.equal(weights(seed=1), first)
+
+
+@pytest.mark.parametrize(("family", "vectors"), [("llama", 2), ("opt", 10)])
+def test_norms_and_biases_of_blocks_may_train(family: str, vectors: int) -> None:
+    """Two norms a block in LLaMA; in OPT each with a bias, and the biases of six matrices."""
+    view = pruned(family=family)
+    model = view.decoder.model
+    form, before = _form(model), tensors(model)
+    facts = recovered(dataclasses.replace(NormsAndBiases(), **QUICK), view)
+    with torch.no_grad():
+        assert facts["loss"]["after"] == pytest.approx(float(nll(model, TEXT.held_out)), rel=1e-6)
+    assert facts["loss"]["after"] != facts["loss"]["before"] and _form(model) == form
+    changed = {name for name, value in tensors(model).items() if not torch.equal(value, before[name])}
+    assert changed <= {name for name, one in before.items() if one.dim() == 1}
+    assert len(changed) == 2 * vectors and facts["trained"] == sum(before[name].numel() for name in changed)
+    with pytest.raises(Refusal, match="finds no matrix in scope to train"):
+        recovered(quick("lora"), dataclasses.replace(view, scope=[], kept={}))
