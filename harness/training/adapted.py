@@ -34,9 +34,9 @@ def merged(weight: Tensor, adapter: Adapter, parts: Mapping[str, Tensor], streng
     return (weight.float() + (delta if strength == 1.0 else strength * delta)).to(weight.dtype)
 
 
-def tensors_of(decoder: Decoder, index: int) -> dict[str, nn.Parameter]:
+def tensors_of(decoder: Decoder, index: int) -> dict[str, Tensor]:
     """What of a block may be adapted: matrices (O, I) by site, norms and biases (n,) by their full names."""
-    matrices: dict[str, nn.Parameter] = {site: linear.weight for site, linear in decoder.linears(index).items()}
+    matrices = {site: linear.weight for site, linear in decoder.linears(index).items()}
     others = decoder.block(index).named_parameters()
     return matrices | {decoder.site(index, name): one for name, one in others if one.dim() == 1}
 

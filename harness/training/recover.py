@@ -76,9 +76,8 @@ def trained(
         supports = recovery.supports(Scores(view.decoder, weights, kept, text.windows, seed, recompute))
         masks = {site: supports[site].to(device) for site in kept}
     if getattr(recovery, "vectors", False):
-        masks = {**masks} | {
-            site: torch.ones_like(one, dtype=torch.bool) for site, one in tensors.items() if one.dim() == 1
-        }
+        others = {site: one for site, one in tensors.items() if one.dim() == 1}
+        masks = {**masks, **{site: torch.ones_like(one, dtype=torch.bool) for site, one in others.items()}}
     found = ((site, _adapter(recovery, site, tensors[site], mask, seed)) for site, mask in masks.items())
     adapters = {site: adapter for site, adapter in found if adapter is not None}
     parts = {part: tensor.to(device) for part, tensor in start(adapters).items()}
