@@ -321,29 +321,58 @@ class Adapter(NamedTuple):
     """What is trained of one matrix: tensors in float32 by name, and what they add to its weight (O, I).
 
     `delta(weight, parts)` (O, I) is in float32 and has gradients in `parts`. With the parts as they are here, where
-    training begins, it is zero.
+    training begins, it is zero. `merges` is what is added in the end where that is something else (a masked product).
     """
 
     parts: Mapping[str, Tensor]
     delta: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    merges: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
 
 
 @runtime_checkable
 class Recovery(Protocol):
     """What is trained of a pruned model, as data; `harness/training` has the loop that every recovery shares.
 
-    It inherits its settings from `core.training.Training`. `keeps_zeros` promises that the delta of an adapter is zero
-    wherever `kept` (O, I) is False. `trained` is the number of trained values of a matrix of which a share is kept.
+    It inherits its settings from `core.training.Training`. `keeps_zeros` promises that what is merged is zero wherever
+    a weight was pruned. `adapter` is given the weight (O, I) and what may train of it: the mask `kept` of pruning, or
+    that of `Scored`; None leaves the matrix as it is. With `vectors = True` it is asked of the norms and biases (n,) of
+    blocks too, of which everything may train. `trained` is the number of trained values of a matrix of which a share is
+    kept.
 
-    It may be a `Selector` too. One that is not trained so has `heal` instead, see `WholeRecovery`.
+    It may be `Scored` and a `Selector` too. One that is not trained so has `heal` instead, see `WholeRecovery`.
     """
 
     @property
     def keeps_zeros(self) -> bool: ...
 
-    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter: ...
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter | None: ...
 
     def trained(self, outputs: int, inputs: int, kept: float) -> float: ...
+
+
+class ScoreView(Protocol):
+    """The pruned model before it is trained: weights and masks (O, I) by site, and gradients of the training loss.
+
+    `gradients` is that of the mean loss of so many training windows, in float32, at pruned weights too.
+    """
+
+    @property
+    def weights(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def kept(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    def gradients(self, windows: int) -> Mapping[Site, Tensor]: ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Chooses the weights that train, over the whole model at once: site → mask (O, I), one for every site."""
+
+    def supports(self, view: ScoreView) -> Mapping[Site, Tensor]: ...
 
 
 class Trial(Protocol):

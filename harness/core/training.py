@@ -1,6 +1,7 @@
 """The settings that every trained recovery has, and what follows from them: steps, learning rates, checks.
 
-A recovery inherits them as its fields: `recovery.tokens=`, `recovery.lr=` and so on.
+A recovery inherits them as its fields: `recovery.tokens=`, `recovery.lr=` and so on. There are no other names in the
+class, so that a recovery may call its own fields as it likes.
 """
 
 from __future__ import annotations
@@ -62,28 +63,31 @@ class Training:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"recovery.{name}={value} has to be at least {least}.")
-        if not self.rates or not all(rate > 0 for rate in self.rates):
+        if not rates_of(self) or not all(rate > 0 for rate in rates_of(self)):
             raise UserError(f"recovery.lr={self.lr} has to be a positive learning rate or a list of such.")
         if self.weight_decay < 0 or self.clip < 0 or not 0 <= self.warmup <= 1:
             raise UserError("recovery.weight_decay and recovery.clip are at least 0, recovery.warmup is from 0 to 1.")
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The peak learning rates to choose from."""
-        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
 
-    def steps(self, length: int) -> int:
-        """Optimiser steps of one learning rate with windows of `length` tokens."""
-        return math.ceil(self.tokens / (self.batch * length))
+def rates_of(settings: Training) -> tuple[float, ...]:
+    """The peak learning rates to choose from."""
+    return settings.lr if isinstance(settings.lr, tuple) else (settings.lr,)
 
-    def share(self, step: int, steps: int) -> float:
-        """The share of the peak learning rate in a step, counted from 0."""
-        warm = math.ceil(self.warmup * steps)
-        if step < warm:
-            return (step + 1) / warm
-        left = 1 - (step - warm) / max(1, steps - warm)
-        return {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}[self.schedule]
 
-    def checked(self, steps: int) -> frozenset[int]:
-        """The numbers of finished steps behind which the held-out loss is measured: the last one is among them."""
-        return frozenset(round(steps * check / self.checks) for check in range(1, self.checks + 1)) - {0}
+def steps_of(settings: Training, length: int) -> int:
+    """Optimiser steps of one learning rate with windows of `length` tokens."""
+    return math.ceil(settings.tokens / (settings.batch * length))
+
+
+def share_at(settings: Training, step: int, steps: int) -> float:
+    """The share of the peak learning rate in a step, counted from 0."""
+    warm = math.ceil(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    left = 1 - (step - warm) / max(1, steps - warm)
+    return {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}[settings.schedule]
+
+
+def checked_steps(settings: Training, steps: int) -> frozenset[int]:
+    """The numbers of finished steps behind which the held-out loss is measured: the last one is among them."""
+    return frozenset(round(steps * check / settings.checks) for check in range(1, settings.checks + 1)) - {0}

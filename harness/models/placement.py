@@ -87,6 +87,10 @@ class Placement:
             self._replicas.append(_replica(decoder, device, self._parks))
         return self._replicas[: len(wanted)]
 
+    def outdated(self) -> None:
+        """More than the matrices of blocks has changed, which is all that replicas follow: they are made anew."""
+        self._replicas = []
+
 
 _PLACED: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
 

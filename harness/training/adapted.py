@@ -34,9 +34,16 @@ def merged(weight: Tensor, adapter: Adapter, parts: Mapping[str, Tensor], streng
     return (weight.float() + (delta if strength == 1.0 else strength * delta)).to(weight.dtype)
 
 
+def tensors_of(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    """What of a block may be adapted: matrices (O, I) by site, norms and biases (n,) by their full names."""
+    matrices = {site: linear.weight for site, linear in decoder.linears(index).items()}
+    others = decoder.block(index).named_parameters()
+    return matrices | {decoder.site(index, name): one for name, one in others if one.dim() == 1}
+
+
 @dataclass
 class Adapted:
-    """A decoder and its adapters by site.
+    """A decoder and its adapters: of matrices by site, of other tensors of a block by their full names.
 
     `strengths` multiplies what the adapters of a block add, by the block's index; 1 where it says nothing.
     """
@@ -50,7 +57,7 @@ class Adapted:
     @property
     def blocks(self) -> tuple[int, ...]:
         """The indices of the blocks that have adapters."""
-        return tuple(index for index in self.decoder.indices if self._sites(index))
+        return tuple(index for index in self.decoder.indices if self._tensors(index))
 
     def of_block(self, index: int) -> Parts:
         """The parts of one block."""
@@ -72,11 +79,13 @@ class Adapted:
         """
         total = moved = 0
         for index in self.blocks:
-            for site, linear in self._sites(index).items():
-                after = merged(linear.weight, self.adapters[site], self._of_site(site), self._strength(index))
-                moved += int((after != linear.weight).sum())
+            for site, weight in self._tensors(index).items():
+                adapter = self.adapters[site]
+                final = adapter._replace(delta=adapter.merges or adapter.delta)
+                after = merged(weight, final, self._of_site(site), self._strength(index))
+                moved += int((after != weight).sum())
                 total += after.numel()
-                linear.weight.data.copy_(after)
+                weight.data.copy_(after)
         return total, moved
 
     def _forward(self, index: int, block: nn.Module) -> Callable[..., Any]:
@@ -85,31 +94,30 @@ class Adapted:
         With nothing to train in front of it or in it, no gradient is recorded at all.
         """
         own = _Own(block)
-        prefix = len(self.decoder.site(index)) + 1
-        linears = self._sites(index)
+        named = {id(tensor): name for name, tensor in block.named_parameters()}
+        tensors = {site: (f"block.{named[id(one)]}", one) for site, one in self._tensors(index).items()}
 
-        def run(*positional: Any, **named: Any) -> Any:
+        def run(*positional: Any, **given: Any) -> Any:
             weights = {
-                f"block.{site[prefix:]}.weight": merged(
-                    linear.weight, self.adapters[site], self._of_site(site), self._strength(index)
-                )
-                for site, linear in linears.items()
+                name: merged(tensor, self.adapters[site], self._of_site(site), self._strength(index))
+                for site, (name, tensor) in tensors.items()
             }
-            return functional_call(own, weights, positional, named)
+            return functional_call(own, weights, positional, given)
 
-        def forward(*positional: Any, **named: Any) -> Any:
+        def forward(*positional: Any, **given: Any) -> Any:
             if self.checkpointing and torch.is_grad_enabled():
                 # nothing is drawn in a block: the model is in evaluation mode, without dropout
-                return checkpoint(run, *positional, use_reentrant=False, preserve_rng_state=False, **named)
-            return run(*positional, **named)
+                return checkpoint(run, *positional, use_reentrant=False, preserve_rng_state=False, **given)
+            return run(*positional, **given)
 
         return forward
 
-    def _sites(self, index: int) -> dict[str, nn.Linear]:
-        return {site: linear for site, linear in self.decoder.linears(index).items() if site in self.adapters}
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        """The adapted tensors of a block as they are without adapters."""
+        return {site: one for site, one in tensors_of(self.decoder, index).items() if site in self.adapters}
 
     def _names(self, index: int) -> list[tuple[str, str]]:
-        return [(site, name) for site in self._sites(index) for name in self.adapters[site].parts]
+        return [(site, name) for site in self._tensors(index) for name in self.adapters[site].parts]
 
     def _of_site(self, site: str) -> dict[str, Tensor]:
         return {name: self.parts[f"{site}/{name}"] for name in self.adapters[site].parts}

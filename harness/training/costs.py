@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from harness.core.training import Cost, Training
+from harness.core.interfaces import Scored
+from harness.core.training import Cost, Training, rates_of, steps_of
 from harness.data.packed import HELD_OUT_WINDOWS
 from harness.training.loop import TOKENS_AT_ONCE
 
@@ -51,14 +52,15 @@ def cost(recovery: Any, sizes: Sizes, in_scope: int, kept: float, length: int, i
     if not isinstance(recovery, Training):
         own = getattr(recovery, "cost", None)
         return own(sizes, in_scope, length) if own else Cost()
-    steps, rates = recovery.steps(length), len(recovery.rates)
+    steps, rates = steps_of(recovery, length), len(rates_of(recovery))
     tokens = rates * steps * recovery.batch * length
     checks = rates * (recovery.checks + 1) * HELD_OUT_WINDOWS * length
     trials = rates * getattr(recovery, "trials", lambda steps: 0)(steps) * length
     again = tokens if recomputes(recovery, cuda=cuda) else 0
     values = in_scope * sum(recovery.trained(*shape, kept) for shape in _matrices(sizes))  # type: ignore[attr-defined]
     masks = in_scope * sizes.block_parameters
-    lasting = values * (STATE + (0 if cuda else COPIES)) + masks
+    scored = isinstance(recovery, Scored)  # before training: a difference of every weight, and its gradient
+    lasting = max(8.0 * masks if scored else 0.0, values * (STATE + (0 if cuda else COPIES))) + masks
     return Cost(
         tokens + again + checks + trials, tokens, lasting, _working(recovery, sizes, length, itemsize, cuda=cuda)
     )

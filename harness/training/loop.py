@@ -23,7 +23,7 @@ from harness.core.interfaces import Selector
 from harness.core.plain import plain
 from harness.core.remarks import remark
 from harness.core.rng import rng
-from harness.core.training import Training
+from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints, State
 
@@ -76,7 +76,7 @@ class _Loop:
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
-        self.steps = self.settings.steps(self.text.length)
+        self.steps = steps_of(self.settings, self.text.length)
         self.device = next(iter(self.adapted.parts.values())).device
         at_once = TOKENS_AT_ONCE[self.device.type] // self.text.length
         self.at_once = max(1, min(at_once, self.settings.batch))
@@ -86,7 +86,7 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         """Every learning rate in turn; the best one's parts are put in place."""
-        rates, state = self.settings.rates, self._resumed()
+        rates, state = rates_of(self.settings), self._resumed()
         while state.rate < len(rates):
             reason = self._at_one_rate(rates[state.rate])
             state.finished.append(
@@ -119,7 +119,7 @@ class _Loop:
         found = self.checkpoints.load() if self.checkpoints else None
         if found is not None:
             self.state = found
-            rate, rates = found.rate + 1, len(self.settings.rates)
+            rate, rates = found.rate + 1, len(rates_of(self.settings))
             remark(
                 f"resumed: training goes on behind step {found.step} of {self.steps} (learning rate {rate} of {rates})"
             )
@@ -147,7 +147,7 @@ class _Loop:
 
     def _at_one_rate(self, rate: float) -> str:
         """Train to the end of the budget; says why where it stops before, with the parts as the last good step left."""
-        state, checked = self.state, self.settings.checked(self.steps)
+        state, checked = self.state, checked_steps(self.settings, self.steps)
         if not state.curve:
             self._check()
         for step in progress(range(state.step, self.steps), f"recover lr={rate:g}"):
@@ -180,7 +180,7 @@ class _Loop:
             for part in trained:
                 part.grad.mul_(settings.clip / norm)  # type: ignore[union-attr]
         for group in self.optimiser.param_groups:
-            group["lr"] = rate * settings.share(step, self.steps)
+            group["lr"] = rate * share_at(settings, step, self.steps)
         self.optimiser.step()
         state.loss, state.since = state.loss + loss, state.since + 1
         return ""

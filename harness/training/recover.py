@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.errors import Failure
-from harness.core.interfaces import Adapter
+from harness.core.errors import Failure, Refusal
+from harness.core.interfaces import Adapter, Scored
 from harness.core.plain import plain
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
-from harness.training.adapted import Adapted, start
+from harness.models.placement import placement_of
+from harness.training.adapted import Adapted, start, tensors_of
 from harness.training.checkpoints import Checkpoints
 from harness.training.costs import recomputes
 from harness.training.loop import Text, train
+from harness.training.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,32 @@ def trained(
         pruned ones that merging filled.
 
     Raises:
+        Refusal: nothing is left to train.
         Failure: training diverged, or memory ran out; or an adapter does not begin with the pruned model.
     """
-    weights = {site: linear.weight.data for index in view.scope for site, linear in view.decoder.linears(index).items()}
-    kept = {site: mask.to(weights[site].device) for site, mask in view.kept.items()}
-    adapters = {site: _adapter(recovery, site, weights[site], mask, seed) for site, mask in kept.items()}
+    tensors = {site: one.data for index in view.scope for site, one in tensors_of(view.decoder, index).items()}
+    kept = {site: mask.to(tensors[site].device) for site, mask in view.kept.items()}
+    weights = {site: tensors[site] for site in kept}
+    if not weights:
+        raise Refusal(f"recovery={name} finds no matrix in scope to train.")
     device = next(iter(weights.values())).device
+    recompute = recomputes(recovery, cuda=device.type == "cuda")
+    masks: Mapping[str, Tensor] = kept
+    if isinstance(recovery, Scored):
+        supports = recovery.supports(Scores(view.decoder, weights, kept, text.windows, seed, recompute))
+        masks = {site: supports[site].to(device) for site in kept}
+    if getattr(recovery, "vectors", False):
+        others = {site: one for site, one in tensors.items() if one.dim() == 1}
+        masks = {**masks, **{site: torch.ones_like(one, dtype=torch.bool) for site, one in others.items()}}
+    found = ((site, _adapter(recovery, site, tensors[site], mask, seed)) for site, mask in masks.items())
+    adapters = {site: adapter for site, adapter in found if adapter is not None}
     parts = {part: tensor.to(device) for part, tensor in start(adapters).items()}
-    adapted = Adapted(view.decoder, adapters, parts, recomputes(recovery, cuda=device.type == "cuda"))
-    _check_start(name, weights, adapted)
-    begins = [[site, _digest(weights[site]), int(mask.sum())] for site, mask in kept.items()]
+    adapted = Adapted(view.decoder, adapters, parts, recompute)
+    _check_start(name, tensors, adapted)
+    begins = [[site, _digest(tensors[site]), int(mask.sum())] for site, mask in masks.items()]
     facts = train(name, recovery, adapted, text, seed, checkpoints(begins))
     total, moved = adapted.merge()
+    placement_of(view.decoder).outdated()
     gone = sum(int((~mask).sum()) for mask in kept.values())
     filled = sum(int(((weights[site] != 0) & ~mask).sum()) for site, mask in kept.items())
     return {
@@ -81,10 +97,10 @@ def trained(
     }
 
 
-def _adapter(recovery: Any, site: str, weight: Tensor, kept: Tensor, seed: int) -> Adapter:
+def _adapter(recovery: Any, site: str, weight: Tensor, kept: Tensor, seed: int) -> Adapter | None:
     """The adapter of a matrix, with random numbers of its own: another site more or less moves no other's."""
     generator = torch.Generator().manual_seed(rng(seed, f"recovery of {site}").randrange(2**63))
-    adapter: Adapter = recovery.adapter(weight, kept, generator)
+    adapter: Adapter | None = recovery.adapter(weight, kept, generator)
     return adapter
 
 

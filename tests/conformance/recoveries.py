@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.interfaces import Adapter, Trial
+from harness.core.interfaces import Adapter, ScoreView, Trial
 from harness.core.training import Training
+from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
 
 
@@ -23,6 +24,50 @@ class MaskedLora(Lora):
     def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter:
         plain = super().adapter(weight, kept, generator)
         return Adapter(plain.parts, lambda weight, parts: plain.delta(weight, parts) * kept)
+
+
+@dataclass(frozen=True)
+class LoraThenMask(Lora):
+    """LoRA-prune of the same paper: trained without the mask, merged with it."""
+
+    keeps_zeros = True
+
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter:
+        plain = super().adapter(weight, kept, generator)
+        return plain._replace(merges=lambda weight, parts: plain.delta(weight, parts) * kept)
+
+
+@dataclass(frozen=True)
+class Sensitive(KeptWeights):
+    """SPEFT (arXiv 2412.13488) with SNIP's score |w g|, the same share of every matrix: zeros score 0."""
+
+    share: float = 0.125
+
+    def supports(self, view: ScoreView) -> Mapping[str, Tensor]:
+        scores = {site: (view.weights[site] * one).abs().flatten() for site, one in view.gradients(4).items()}
+        best = {site: one.topk(round(self.share * one.numel())).indices for site, one in scores.items()}
+        return {
+            site: torch.zeros(one.shape, dtype=torch.bool).index_fill(0, best[site], True).view_as(view.weights[site])
+            for site, one in scores.items()
+        }
+
+    def trained(self, outputs: int, inputs: int, kept: float) -> float:
+        return round(self.share * outputs * inputs)
+
+
+@dataclass(frozen=True)
+class NormsAndBiases(Training):
+    """The cheapest retraining of PERP (arXiv 2312.15230): no matrix."""
+
+    keeps_zeros, vectors = True, True
+
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter | None:
+        if weight.dim() == 2:
+            return None
+        return Adapter({"added": torch.zeros(len(weight))}, lambda weight, parts: parts["added"])
+
+    def trained(self, outputs: int, inputs: int, kept: float) -> float:
+        return 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness import catalogue
 from harness.calibration.resume import Keeping
+from harness.core.errors import Refusal
 from harness.core.interfaces import Recovery, Selector, WholeRecovery
 from harness.core.pattern import NofM, keep, satisfies
 from harness.core.rng import rng
@@ -21,12 +22,15 @@ from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text, nll
 from harness.training.recover import View, nonzeros, trained
-from tests.conformance.recoveries import GroupedScales, Importance, MaskedLora
+from tests.conformance.recoveries import GroupedScales, Importance, LoraThenMask, MaskedLora, NormsAndBiases, Sensitive
 
 BLOCKS, LENGTH = 3, 24
 QUICK: dict[str, Any] = {"tokens": 4 * 2 * LENGTH, "batch": 2, "length": LENGTH, "lr": 1e-2, "checks": 2}
 OURS = {name: it for name, it in components("recovery").items() if isinstance(it, Recovery)}
-ALL = OURS | {"masklora": MaskedLora(), "spp": GroupedScales(), "ist": Importance()}
+ALL = OURS | {
+    "masklora": MaskedLora(), "lora_prune": LoraThenMask(), "spp": GroupedScales(), "speft": Sensitive(),
+    "ist": Importance(),
+}  # fmt: skip
 every_recovery = pytest.mark.parametrize("name", ALL)
 TEXT = Text(windows(7, LENGTH), windows(3, LENGTH, seed=1))
 
@@ -72,6 +76,8 @@ def test_training_begins_with_the_pruned_model(name: str, dtype: torch.dtype) ->
         before = float(nll(view.decoder.model, TEXT.held_out))
     facts = recovered(quick(name), view)
     assert facts["runs"][0]["curve"][0]["held_out"] == pytest.approx(before, rel=1e-6)
+    if name == "lora_prune":  # what is merged is not what was trained
+        return
     with torch.no_grad():
         after = float(nll(view.decoder.model, TEXT.held_out))
     assert facts["loss"] == {"before": pytest.approx(before, rel=1e-6), "after": pytest.approx(after, rel=1e-6)}
@@ -94,6 +100,8 @@ def test_zeros_and_patterns_stay(name: str, family: str, sparsity: str) -> None:
             assert sparsity == "0.6" or satisfies(linear.weight, NofM(2, 4))
     total = sum(weight.numel() for weight in before.values())
     assert facts["moved"] == changed / total > 0
+    if name == "speft":
+        assert changed <= facts["trained"] < 0.2 * total
     assert (facts["filled"] == 0) is recovery.keeps_zeros
 
 
@@ -115,6 +123,9 @@ def test_merged_equals_adapted(name: str) -> None:
             before = view.decoder.model(TEXT.held_out).logits
         adapted.merge()
         after = view.decoder.model(TEXT.held_out).logits
+    if name == "lora_prune":
+        assert float((after - before).abs().max()) > 1e-2
+        return
     assert float((before - bare).abs().max()) > 1e-2
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
@@ -154,3 +165,20 @@ def test_it_is_decided_by_its_seed_and_not_by_how_memory_is_saved(name: str) -> 
     first = weights()
     assert torch.equal(weights(checkpointing=True), first)
     assert not torch.equal(weights(seed=1), first)
+
+
+@pytest.mark.parametrize(("family", "vectors"), [("llama", 2), ("opt", 10)])
+def test_norms_and_biases_of_blocks_may_train(family: str, vectors: int) -> None:
+    """Two norms a block in LLaMA; in OPT each with a bias, and the biases of six matrices."""
+    view = pruned(family=family)
+    model = view.decoder.model
+    form, before = _form(model), tensors(model)
+    facts = recovered(dataclasses.replace(NormsAndBiases(), **QUICK), view)
+    with torch.no_grad():
+        assert facts["loss"]["after"] == pytest.approx(float(nll(model, TEXT.held_out)), rel=1e-6)
+    assert facts["loss"]["after"] != facts["loss"]["before"] and _form(model) == form
+    changed = {name for name, value in tensors(model).items() if not torch.equal(value, before[name])}
+    assert changed <= {name for name, one in before.items() if one.dim() == 1}
+    assert len(changed) == 2 * vectors and facts["trained"] == sum(before[name].numel() for name in changed)
+    with pytest.raises(Refusal, match="finds no matrix in scope to train"):
+        recovered(quick("lora"), dataclasses.replace(view, scope=[], kept={}))

@@ -17,7 +17,7 @@ from harness.core.errors import Failure, UserError
 from harness.core.pattern import keep
 from harness.core.remarks import remarks
 from harness.core.rng import rng
-from harness.core.training import Training
+from harness.core.training import Training, share_at
 from harness.models.decoder import decoder_of
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
@@ -25,6 +25,7 @@ from harness.training import loop
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text
 from harness.training.recover import View, nonzeros, trained
+from harness.training.scores import Scores
 from tests.conformance.recoveries import Importance
 
 LENGTH = 24
@@ -238,10 +239,24 @@ def test_a_selector_decides_what_trains() -> None:
     assert moved == [set(chosen) for _, chosen in recovery.seen] and {0} in moved and {1} in moved
 
 
+def test_scores_are_the_gradients_of_the_weights() -> None:
+    view, other = pruned(), pruned()
+    matrices = {site: one.weight for site, one in linears(other.decoder.model, other.decoder.modules).items()}
+    for weight in matrices.values():
+        weight.requires_grad_(True)
+    other.decoder.model(TEXT.windows, labels=TEXT.windows).loss.backward()
+    plain = {site: one.weight.data for site, one in linears(view.decoder.model, view.decoder.modules).items()}
+    for checkpointing in (False, True):
+        scores = Scores(view.decoder, plain, view.kept, TEXT.windows, 0, checkpointing)
+        for site, gradient in scores.gradients(99).items():
+            torch.testing.assert_close(gradient, matrices[site].grad, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is None for parameter in view.decoder.model.parameters())
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_learning_rates_rise_and_fall(schedule: Any) -> None:
     settings = Training(warmup=0.1, schedule=schedule)
-    shares = [settings.share(step, 100) for step in range(100)]
+    shares = [share_at(settings, step, 100) for step in range(100)]
     assert shares[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
     half = {"cosine": 0.5, "linear": 0.5, "constant": 1.0}[schedule]
     assert shares[10] == 1.0 and shares[55] == pytest.approx(half)
