@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from harness.api import Result as Result
     from harness.api import evaluate as evaluate
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from harness.core.errors import Failure as Failure
     from harness.core.errors import Refusal as Refusal
     from harness.core.errors import UserError as UserError
-
-__version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("Result", "evaluate", "prune"), "harness.api"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import harness
 from harness.cli import words
 from harness.core.places import IS_INSTALLED
+from harness.core.version import __version__
 
 TEXT = """\
 Prunes language models and scores them: model × method × sparsity × allocator, one record a run.
@@ -38,5 +38,5 @@ def show_help() -> int:
 
 def show_version() -> int:
     """Print the version of the harness."""
-    print(f"pruning-harness {harness.__version__}")
+    print(f"pruning-harness {__version__}")
     return 0

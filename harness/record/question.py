@@ -104,7 +104,8 @@ def question(config: Mapping[str, Any]) -> Question:
         for name, settings in (config.get("evaluation") or {}).items()
     }
     for kind, settings in NOT_ASKED_OF.items():
-        asked[kind] = {key: value for key, value in config[kind].items() if key not in settings}
+        if kind in config:
+            asked[kind] = {key: value for key, value in config[kind].items() if key not in settings}
     asked |= {kind: _without_later(asked[kind]) for kind in COMPONENTS if isinstance(asked.get(kind), Mapping)}
     if not asked.get("layer_error"):  # what older records do not name; a dense model has none
         asked.pop("layer_error", None)
