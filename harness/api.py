@@ -234,7 +234,7 @@ def _composed(
     Args:
         calibrated: text, number and length of the calibration windows.
     """
-    given: dict[str, Any] = {kind: _component(kind, one) for kind, one in asked.items()}
+    given: dict[str, Any] = {kind: _component(kind, one) for kind, one in asked.items() if not _is_none(one)}
     with ExitStack() as stack:
         hold = partial(_hold, stack)
         composed = compose_plain([f"evaluation=[{','.join(_names(on))}]"]) | dict(options)
@@ -244,8 +244,9 @@ def _composed(
             composed["evaluation"] = {corpus: perplexity | {"corpus": corpus} for corpus in corpora}
         if calibrated is not None:
             composed["calibration"] = _calibration(hold, *calibrated)
-        for kind, instance in given.items():
-            composed[kind] = {"name": "none"} if instance is None else catalogue.settings_of(instance)
+        for kind in asked:
+            nothing = {"name": "uniform" if kind == "allocator" else "none"}
+            composed[kind] = catalogue.settings_of(given[kind]) if kind in given else nothing
         name = _name_of(model)
         revision = getattr(model.config, "_commit_hash", None)
         composed["model"] |= {"name": name, "path": None, "revision": revision, "window": None, "geometry": None}
@@ -262,15 +263,16 @@ def _made(composed: Mapping[str, Any], given: Mapping[str, Any], make: Callable[
     return given[options[0]] if options[0] in given else make(*(composed[option] for option in options))
 
 
+def _is_none(asked: Component) -> bool:
+    return asked is None or (isinstance(asked, str) and asked == "none")
+
+
 def _component(kind: str, asked: Component) -> Any:
     """A component from its name, its settings with a name, its class, or as it is; it need not be registered.
 
     Raises:
         UserError: no such component or settings; or it lacks what its kind has to have.
     """
-    if asked is None or (isinstance(asked, str) and asked == "none"):
-        nothing = {"name": "uniform" if kind == "allocator" else "none"}
-        return None if kind == "method" else catalogue.build(kind, nothing)
     if isinstance(asked, str | Mapping):
         return catalogue.build(kind, {"name": asked} if isinstance(asked, str) else asked)
     try:
