@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from harness.core.edit import Edit
 from helpers import TINY
 from helpers import tiny as tiny_family
 from safetensors.torch import load_file
@@ -28,6 +27,7 @@ from harness.core.allocation import Budget
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured, keep
 from harness.core.statistic import norms
+from harness.core.structure import Cut, Plan
 from harness.data.corpora import EMBEDDED, read_text
 from harness.data.windows import Calibration, calibration_windows, evaluation_windows
 from harness.methods.wanda import Wanda
@@ -215,8 +215,8 @@ class Steps:
 class DropLast:
     """The last block goes."""
 
-    def plan(self, probe: Any) -> Edit:
-        return Edit((len(probe.blocks) - 1,))
+    def plan(self, probe: Any) -> Plan:
+        return Plan(Cut.of_blocks([len(probe.blocks) - 1]))
 
 
 def test_components_of_a_notebook_need_no_registration(tiny: Path) -> None:
