@@ -218,7 +218,7 @@ def _add_sublayers(
                 (behind,) = grad(state.run_block(index, middle, tokens), middle, gradient)
     for part, one in (("attention", _dot(behind, middle - hidden)), ("mlp", _dot(gradient, output - middle))):
         if part in found:
-            found[part][index] += one  # type: ignore[index]
+            found[part][index] += one
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

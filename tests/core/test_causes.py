@@ -155,8 +155,8 @@ GEOMETRY = Geometry(4, 8, 16, 8, 8, 2, 32, gated=True, tied=False)
 @pytest.mark.parametrize(
     "answer",
     [
-        *(None, (1, 2), Cut.of_blocks([1]), Plan(None), Plan(Cut.of_blocks(["1"])), Plan(Cut.of_blocks([True]))),
-        *(Plan(Cut(frozenset({Unit("layer", 1)}))), Plan(tensors={"a": 1.0})),
+        *(None, (1, 2), Cut.of_blocks([1]), Plan(None), Plan(Cut.of_blocks(["1"])), Plan(Cut.of_blocks([True]))),  # type: ignore[list-item, dict-item]
+        *(Plan(Cut(frozenset({Unit("layer", 1)}))), Plan(tensors={"a": 1.0})),  # type: ignore[list-item, dict-item]
     ],
 )
 def test_a_planner_that_returns_something_else(answer: Any) -> None:
