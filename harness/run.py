@@ -127,11 +127,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         reason=reason,
         fingerprint=ready.fingerprint,
         config=ready.config,
-        sparsity={
-            "asked": cfg.asked,
-            "achieved": achieved,
-            "model": fraction_of_zeros(decoder, None),
-        },
+        sparsity={"asked": cfg.asked, "achieved": achieved, "model": fraction_of_zeros(decoder, None)},
         sites=sites,
         measures=tuple(measures),
         stages=stages.finished,
@@ -140,7 +136,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         blocks=reduced.blocks,
         allocation=reduced.told,
         plan=reduced.plan,
-        parameters={**reduced.parameters, "saved": None if reason or cfg.save is None else reduced.parameters["model"]},
+        parameters={**reduced.parameters, "saved": None if reason or not cfg.save else reduced.parameters["model"]},
         recovery=reduced.recovery,
     )
 
@@ -176,18 +172,13 @@ def _reduce(
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
         view = _view(cfg, ready, decoder, tokenizer, batches, scope)
-        plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
-        told_of_plan = {"edit": plan.edit.json(), **view.told} if plan.edit or view.told else {}
-        dense = count_parameters(decoder)
-        if plan.edit or plan.tensors:
-            decoder = operate(decoder, plan)
-            if cfg.save is not None:
-                check_form(decoder, cfg.save_form)
+        decoder, told_of_plan, sizes = _planned(cfg, view, decoder)
+        if decoder.cut:
             scope = [index for index in scope if index in decoder.indices]
     if cfg.conversion is not None:
         with stages.time("convert"):
             decoder = converted(cfg, decoder, tokenizer, batches, scope)
-    sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors) or cfg.conversion is not None)
+    sharing = session.sharing(cfg, batches, edited=bool(told_of_plan) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -215,7 +206,6 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in told.values()):
         notes.append(f"{back} of {len(told)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    sizes = {"dense": dense, **sizes_of(decoder, view.geometry)}
     return Reduced(
         decoder,
         allocation,
@@ -229,6 +219,18 @@ def _reduce(
         counts,
         recovery,
     )
+
+
+def _planned(cfg: RunConfig, view: DecoderView, decoder: Decoder) -> tuple[Decoder, dict[str, Any], dict[str, int]]:
+    """The decoder behind its planner's plan, what there is to say of the plan, and the parameters before and after."""
+    plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
+    told = {"edit": plan.edit.json(), **view.told} if plan.edit or plan.tensors or view.told else {}
+    dense = count_parameters(decoder)
+    if plan.edit or plan.tensors:
+        decoder = operate(decoder, plan)
+        if cfg.save is not None:
+            check_form(decoder, cfg.save_form)
+    return decoder, told, {"dense": dense, **sizes_of(decoder, view.geometry)}
 
 
 def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
