@@ -193,4 +193,4 @@ def test_a_planner_works_without_a_method(typed: Callable, options: list[str], t
     assert shorter["measures"][0]["value"] != dense["measures"][0]["value"]
     refused = typed(*options, "method=none", f"plugins={tmp_path / 'drop.py'}", "planner=drop", "planner.block=9")
     assert refused.status == 2
-    assert "the model has 0-1" in refused.err
+    assert "the model has the blocks 0-1" in refused.err
