@@ -172,7 +172,7 @@ def test_what_a_reader_has_to_know_is_noted(facts: Path, model: LlamaForCausalLM
 
     broken = LlamaForCausalLM(model.config)
     broken.lm_head.weight.data.fill_(math.nan)
-    measures = list(ZeroShot("embedded-facts")(broken, tokenizer, CONTEXT))
+    measures = list(ZeroShot("embedded-facts")(decoder_of(broken), tokenizer, CONTEXT))
     assert measures[0].value is None and "not finite: 2 log-likelihoods" in measures[0].note
 
     facts.write_text(json.dumps({"query": "the", "choices": ["sat " * 30, "ran"], "gold": 0}) + "\n")
