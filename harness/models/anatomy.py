@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
 from harness.core.errors import UserError
 from harness.core.structure import Cut
 
@@ -57,6 +59,14 @@ def _named(**names: str) -> Reader:
 _AS_IT_IS = _named()
 
 
+def _gelu_of_bloom() -> Callable[[Tensor], Tensor]:
+    """The formula of a module that brings a gradient of its own."""
+    from transformers.models.bloom.modeling_bloom import bloom_gelu_forward
+
+    formula: Callable[[Tensor], Tensor] = bloom_gelu_forward
+    return formula
+
+
 def _falcon(config: Mapping[str, Any]) -> dict[str, Any]:
     """Falcon's key/value heads are counted where its new decoder is asked for, one or as many as query heads else."""
     read = _named(intermediate_size="ffn_hidden_size")(config)
@@ -81,7 +91,9 @@ class Anatomy:
     the embedding where the configuration does not. `norms_behind` says that a norm stands behind each sub-layer;
     `norm_in_stream` names an entry of the configuration and its value with which norms stand in the residual stream
     itself. `conv1d` says that the linears are transposed on disk. `sdpa` says that transformers has fused
-    attention for it. `standard` gives a `config.json` with the sizes by the names that most families have.
+    attention for it, `sdpa_only_with` names an entry of the configuration with which its plain attention is wrong.
+    `plain_activation` gives the activation as a function of which derivatives of any kind can be taken, where the
+    module is none. `standard` gives a `config.json` with the sizes by the names that most families have.
     """
 
     blocks: str
@@ -101,6 +113,8 @@ class Anatomy:
     norm_in_stream: tuple[str, Any] | None = None
     conv1d: bool = False
     sdpa: bool = True
+    sdpa_only_with: str | None = None
+    plain_activation: Callable[[], Callable[[Tensor], Tensor]] | None = None
     standard: Reader = _AS_IT_IS
 
     @property
@@ -235,6 +249,7 @@ FAMILIES = {
         tuples=True,
         tied=True,
         sdpa=False,
+        plain_activation=_gelu_of_bloom,
         norm_in_stream=("apply_residual_connection_post_layernorm", True),
         standard=_named(
             num_hidden_layers="n_layer",
@@ -256,6 +271,7 @@ FAMILIES = {
         slopes=True,
         tuples=True,
         tied=True,
+        sdpa_only_with="alibi",  # transformers 5.23 adds the slopes twice: to the scores, and in the mask
         standard=_falcon,
     ),
     "olmo2": _like_llama(

@@ -182,6 +182,9 @@ def _attention(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
     the proxies are the authors', bit for bit; with fused attention, tenths of a per cent of them are not by the second
     block. Some families have no fused form.
     """
+    layout = FAMILIES.get(str(checkpoint.config.get("model_type")))
+    if layout and layout.sdpa_only_with and checkpoint.config.get(layout.sdpa_only_with):
+        return "sdpa"
     return "sdpa" if dtype != torch.float32 and _has_fused(checkpoint.config) else "eager"
 
 
@@ -193,5 +196,5 @@ def _has_fused(config: Mapping[str, Any]) -> bool:
 
 def fuse_attention(model: PreTrainedModel) -> None:
     """Fused attention for evaluation, where nothing is chaotic and it only rounds the seventh digit."""
-    if _has_fused(model.config.to_dict()):
+    if _has_fused(model.config.to_dict()) and model._can_set_attn_implementation():
         model.set_attn_implementation("sdpa")
