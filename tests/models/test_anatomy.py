@@ -106,9 +106,7 @@ def test_an_unknown_family_is_refused(family: str) -> None:
         sizes |= {"intermediate_size": 16, "num_local_experts": 2, "num_key_value_heads": 2}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
     said = refused(model)
-    assert (
-        said.startswith(f"the model family '{family}' has no layout; known: bloom, falcon, ") and "qwen3" in said
-    )
+    assert said.startswith(f"the model family '{family}' has no layout; known: bloom, falcon, ") and "qwen3" in said
 
 
 def test_experts_under_a_known_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
