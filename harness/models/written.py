@@ -139,6 +139,16 @@ def _lines(decoder: Decoder, shell: Decoder) -> Iterator[tuple[str, Lines]]:
             yield from ((shell.site(position, found.name), found) for found in lines(shell, position, kept))
 
 
+def check_numbers(decoder: Decoder) -> None:
+    """Refuse to write a model that computes something else where its blocks are numbered anew.
+
+    Raises:
+        Refusal: attention is scaled by the number of its block, which a file does not hold.
+    """
+    if decoder.cut.blocks and getattr(decoder.config, "scale_attn_by_inverse_layer_idx", False):
+        raise Refusal("the blocks scale attention by their numbers, so that no file holds the model without some.")
+
+
 def _check_stream(decoder: Decoder) -> None:
     """Refuse sub-layers that are gone where a plain model would norm the residual stream, or what is added to it."""
     layout, config = decoder.anatomy, decoder.config

@@ -140,3 +140,9 @@ def test_a_norm_behind_a_part_that_is_gone_has_no_plain_form(name: str, tensors:
     with pytest.raises(Refusal, match=r"leaves out the attention of block 0, .*take save_form=sliced\."):
         check_form(decoder, "padded")
     check_form(decoder, "sliced")
+
+
+def test_attention_that_is_scaled_by_the_number_of_its_block_is_not_numbered_anew() -> None:
+    decoder = operate(dense("gpt2", scale_attn_by_inverse_layer_idx=True), Plan(Cut.of_blocks([0])))
+    with pytest.raises(Refusal, match="scale attention by their numbers"):
+        check_form(decoder, "sliced")
