@@ -21,6 +21,7 @@ from harness import catalogue
 from harness.core.interfaces import BlockMethod, FeedForward, Trace
 from harness.core.pattern import Pattern, parse_pattern
 from harness.core.statistic import Gram, Statistic, gram
+from harness.models.anatomy import FAMILIES
 
 PLUGIN = Path(__file__).parent / "conformance" / "plugin_method.py"
 
@@ -237,6 +238,13 @@ TINY: dict[str, dict[str, Any]] = {
     "phi": _SIZES | {"intermediate_size": 56},
     "gpt_neox": _SIZES | {"intermediate_size": 56},
     "phi3": _GATED,
+    "gpt2": _SIZES | {"n_inner": 56},
+    "bloom": _SIZES,
+    "falcon": _SIZES | {"ffn_hidden_size": 56},
+    "falcon-40b": _SIZES | {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-rw": _SIZES
+    | {"model_type": "falcon", "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+    "olmo2": _GATED,
 }
 """Tiny models, two blocks each: one per supported family, with blocks that differ in their masks where families do."""
 
@@ -246,7 +254,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
     settings = {"model_type": name} | copy.deepcopy(TINY[name]) | changes  # surgery shortens lists of a configuration
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
-    attention = "eager" if config.model_type == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
+    attention = "sdpa" if FAMILIES[config.model_type].sdpa else "eager"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
     model.config.use_cache = False
     with torch.no_grad():

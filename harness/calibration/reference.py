@@ -85,7 +85,7 @@ class ReferencedBlock(StreamedBlock):
         added: list[Tensor] = []
 
         def again(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            added.append(output)
+            added.append(output.clone())
             return 2 * output
 
         handle = self._linears[self._last].register_forward_hook(again)
@@ -107,7 +107,7 @@ class ReferencedBlock(StreamedBlock):
                 raise Stop
 
         def behind(_: nn.Module, __: Any, output: Tensor) -> None:
-            caught["y"] = output.flatten(0, -2)
+            caught["y"] = output.flatten(0, -2).clone()  # what is behind may add to it in place
 
         output = hidden
         linear = self._linears[site]

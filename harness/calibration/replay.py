@@ -5,7 +5,8 @@ Shapes: B windows, L tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -73,9 +74,19 @@ def logits_behind(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, *, tu
         return logits
 
 
-def beside_hidden(named: Mapping[str, Any]) -> dict[str, Any]:
-    """What a block is called with by name, but for the hidden states."""
-    return {key: value for key, value in named.items() if key != "hidden_states"}
+def beside_hidden(block: nn.Module, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a block is called with by name, but for the hidden states, which come first; by place is by name too."""
+    by_place = list(inspect.signature(type(block).forward).parameters)[1:] if len(positional) > 1 else []
+    placed = dict(zip(by_place[1:], positional[1:], strict=False))
+    assert len(placed) == max(0, len(positional) - 1), "blocks take what they name"
+    return {key: value for key, value in (placed | dict(named)).items() if key != "hidden_states"}
+
+
+def for_windows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
+    """The arguments of one window for several: the slopes of all heads, (H, 1, L) or (1, H, 1, L), are there for each
+    window, one after the other; all else is broadcast."""
+    alibi = arguments.get("alibi")
+    return arguments if alibi is None else {**arguments, "alibi": alibi.repeat(count, *[1] * (alibi.dim() - 1))}
 
 
 def same_arguments(one: Any, other: Any) -> bool:
@@ -115,9 +126,8 @@ def catch_arguments(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> t
     caught: list[dict[str, Any]] = []
     given: list[Any] = []
 
-    def catch(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        assert len(positional) <= 1, "blocks take the hidden states first and everything else by name"
-        caught.append(beside_hidden(named))
+    def catch(block: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        caught.append(beside_hidden(block, positional, named))
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         given.append(isinstance(output, tuple | list))

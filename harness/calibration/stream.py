@@ -22,6 +22,7 @@ from harness.calibration.replay import (
     catch_arguments,
     first,
     follow_tokens,
+    for_windows,
     logits_behind,
     same_arguments,
 )
@@ -116,8 +117,10 @@ class Stream:
         shape = tuple(hidden.shape[:2])
         if self.follows_tokens:
             arguments = self._arguments_of(tokens)
+        elif shape in self._arguments:
+            arguments = self._arguments[shape]
         else:
-            arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
+            arguments = [for_windows(one, shape[0]) for one in self._arguments[1, shape[1]]]
         position = self.decoder.position(index)
         return first(self.blocks[position](hidden, **arguments[position]))
 
@@ -135,9 +138,9 @@ class Stream:
     def embed(self, batch: Tensor) -> Tensor:
         caught: list[Tensor] = []
 
-        def stop(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def stop(block: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             caught.append(positional[0] if positional else named["hidden_states"])
-            self._compare(tuple(batch.shape), beside_hidden(named))
+            self._compare(tuple(batch.shape), beside_hidden(block, positional, named))
             raise Stop
 
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)

@@ -42,7 +42,7 @@ def check_blocks(checkpoint: Checkpoint) -> None:
     if beyond := sorted(index for index in found if index >= counted):
         raise UserError(
             f"the weights of {checkpoint.folder} hold block {beyond[0]} ({found[beyond[0]]}), {where} counts {counted} "
-            f"blocks: set num_hidden_layers={beyond[-1] + 1} there, or delete the tensors of the blocks left out."
+            f"blocks: set {checkpoint.blocks_key}={beyond[-1] + 1} there, or delete the tensors of the blocks left out."
         )
     if found and len(found) < counted:
         lacking = next(index for index in range(counted) if index not in found)

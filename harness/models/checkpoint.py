@@ -74,15 +74,25 @@ class Checkpoint:
     """What stands for the files of a model that a caller has in memory."""
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """The configuration with sizes by the names that most families have."""
+        layout = FAMILIES.get(str(self.config.get("model_type")))
+        return dict(self.config) if layout is None else layout.standard(self.config)
+
+    @property
     def context(self) -> int:
         """The longest window the model takes."""
-        return int(self.config.get("max_position_embeddings") or 2048)
+        return int(self.sizes.get("max_position_embeddings") or 2048)
 
     @property
     def blocks(self) -> int | None:
         """How many blocks the model has; None where its configuration calls that by a name unknown here."""
-        counts = [self.config[name] for name in BLOCKS if isinstance(self.config.get(name), int)]
-        return counts[0] if counts else None
+        return None if self.blocks_key is None else int(self.config[self.blocks_key])
+
+    @property
+    def blocks_key(self) -> str | None:
+        """The name under which the configuration has that number."""
+        return next((name for name in BLOCKS if isinstance(self.config.get(name), int)), None)
 
     @property
     def stored_dtype(self) -> str:

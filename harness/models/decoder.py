@@ -103,7 +103,8 @@ class Decoder:
         """The feed-forward part of one block; one without matrices where it is gone."""
         if self.cut.gone("mlp", index):
             return FeedForward((), "", self.anatomy.gated, nn.Identity(), {})
-        activation = self.block(index).get_submodule(self.anatomy.activation)
+        plain = self.anatomy.plain_activation
+        activation = plain() if plain else self.block(index).get_submodule(self.anatomy.activation)
         readers, (down,) = (tuple(self.site(index, name) for name in group) for group in self.anatomy.mlp)
         linears = self.linears(index)
         biases = {site: linears[site].bias for site in (*readers, down) if linears[site].bias is not None}

@@ -20,7 +20,7 @@ from harness.models.decoder import Decoder
 from harness.models.loading import as_published
 from harness.models.placement import placement_of
 from harness.models.sliced import slice_config
-from harness.models.written import check_plain, count, plain
+from harness.models.written import check_numbers, check_plain, count, plain
 from harness.save.card import CARD, card
 
 MARK = "pruning.json"
@@ -34,6 +34,7 @@ def check_form(decoder: Decoder, form: Form) -> None:
     Raises:
         Refusal: it cannot.
     """
+    check_numbers(decoder)
     if form == "padded" and decoder.cut:
         check_plain(decoder)
 
@@ -102,6 +103,7 @@ def _facts(decoder: Decoder, sites: Mapping[str, Mapping[str, Any]], form: Form)
 def _write(decoder: Decoder, stage: Path, form: Form) -> int:
     """Write the model's configuration and weights; gives the number of parameters that lie there."""
     model = decoder.model
+    check_numbers(decoder)
     if form == "sliced" and decoder.cut:
         with as_published(model):
             model.save_pretrained(stage)

@@ -77,6 +77,7 @@ def test_each_block_sees_the_model_as_pruned_so_far(name: str) -> None:
     """Brute force: block k's inputs are those of the whole model whose blocks before k are pruned, the rest dense."""
     model, partly = tiny(name), tiny(name)
     decoder, witness = decoder_of(model), Witness()
+    decoder_of(partly)
     sites = list(linears(model, decoder.modules))
     prune(decoder, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
     order = [site for index in range(2) for site in decoder.linears(index)]

@@ -69,15 +69,15 @@ def test_later_epochs_bring_the_outputs_closer(name: str, inner: Any, asked: str
     assert not any(result.note for result in done.values())
 
 
-@pytest.mark.parametrize("name", [*SHAPES, "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize("name", TINY)
 def test_the_part_is_what_the_model_computes(name: str) -> None:
-    """Its description gives the outputs of the block's own module; that all families have one is checked by name."""
+    """Its description gives the outputs of the block's own module."""
     model = tiny(name)
     decoder = decoder_of(model)
     part = decoder.feed_forward(1)
     caught: dict[str, Tensor] = {}
     for site in part.sites:
-        keep = lambda module, given, output, site=site: caught.update({site: (given[0], output)})  # noqa: E731
+        keep = lambda module, given, output, site=site: caught.update({site: (given[0], output.clone())})  # noqa: E731
         model.get_submodule(site).register_forward_hook(keep)
     model(windows(1))
     x, y = caught[part.readers[0]][0].reshape(-1, 32), caught[part.down][1].reshape(-1, 32)
@@ -85,7 +85,6 @@ def test_the_part_is_what_the_model_computes(name: str) -> None:
     problem = Problem(part, dense, {}, SparseGPT(), (1, 1, 1), Parked(x.device), None, None)
     hidden = problem.hidden(*problem.before_activation(x, dense))
     torch.testing.assert_close(problem.target(hidden), y - part.biases.get(part.down, 0), rtol=1e-4, atol=1e-4)
-    assert set(TINY) == {*SHAPES, "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox"}
 
 
 def test_the_loss_is_that_of_the_block_as_it_is_left() -> None:
