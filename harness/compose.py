@@ -200,8 +200,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         raise unknown("option", extra.pop(), groups.options())
     integer(composed, "seed")
     one_of(composed, "scale", SCALES)
-    if made is None:
-        made = partial(_made, composed)
+    made = made or partial(_made, composed)
     pattern = made(parse_pattern, "sparsity")
     allocator = made(_allocator, "allocator")
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be

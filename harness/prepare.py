@@ -304,7 +304,7 @@ def _identity(
         "device": device.type,
         "scope": cfg.scope.text,
         "planner": catalogue.describe(cfg.planner),
-        "recovery": catalogue.describe(cfg.recovery),
+        "recovery": _recovery_identity(cfg, inputs, facts),
         "evaluation": {
             name: [str(evaluator.protocol(context)), catalogue.describe(evaluator), facts["data"][name]["sha256"]]
             for name, evaluator in cfg.evaluators.items()
@@ -313,11 +313,7 @@ def _identity(
     if layout := revised_layout(str(inputs.checkpoint.config.get("model_type"))):
         identity["layout"] = layout
     if cfg.conversion is not None:
-        identity["conversion"] = catalogue.describe(cfg.conversion)
-    if inputs.training:
-        corpus, split, length = inputs.training
-        identity["recovery"] |= {"text": corpus, "split": split, "length": length, "loop": LOOP}
-        identity["recovery_data"] = facts["data"]["recovery"]["sha256"]
+        identity |= {"conversion": catalogue.describe(cfg.conversion), "seed": cfg.seed}
     if cfg.numerics == "exact":
         identity["numerics"] = "exact"
     if cfg.method is not None:
@@ -333,8 +329,6 @@ def _identity(
             identity["layer_error"] = True
         if getattr(cfg.allocator, "asks_for_traces", False) and facts["dtype"] != "float32":
             identity["traces"] = TRACES  # in float32 all revisions are one
-    if cfg.conversion is not None:
-        identity["seed"] = cfg.seed
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
         identity |= {
@@ -343,3 +337,14 @@ def _identity(
             "seed": cfg.seed,
         }
     return identity
+
+
+def _recovery_identity(cfg: RunConfig, inputs: Inputs, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the numbers of a recovery: its settings, its text where it has one, the revision of the loop."""
+    described = catalogue.describe(cfg.recovery)
+    if inputs.training is None:
+        return described
+    text = inputs.training._asdict() | {"sha256": facts["data"]["recovery"]["sha256"]}
+    return {key: value for key, value in described.items() if key not in ("text", "length")} | {
+        "training": text | {"loop": LOOP}
+    }

@@ -95,7 +95,6 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         decoder, tokenizer = session.load(cfg, ready)
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
-
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
     with fused(decoder, wanted=fast), in_pieces(decoder.model):
         reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
