@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.core.interfaces import FeedForward
-from harness.core.statistic import Seen, Statistic
+from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 
@@ -78,21 +78,21 @@ class Shared:
         """Put a new weight (O, I) in place on the first device; the others have it when they advance."""
         self._first.write(site, weight)
 
-    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         """The statistic over the windows of all devices, merged on the first."""
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self.weights, statistic)
         if not all(one.merge for one in wanted.values()):
             return self._observe_alone(statistic)
-        seen = each(lambda part: part.observe(statistic), self._parts)
-        merged: dict[int, Seen] = {}  # sites with a common input share one state
-        for site, state in seen[0].items():
+        stats = each(lambda part: part.observe(statistic), self._parts)
+        merged: dict[int, ActivationStats] = {}  # sites with a common input share one state
+        for site, state in stats[0].items():
             if id(state) not in merged:
                 merge = wanted[site].merge
                 assert merge is not None
-                merged[id(state)] = merge([one[site] for one in seen])
-        return {site: merged[id(state)] for site, state in seen[0].items()}
+                merged[id(state)] = merge([one[site] for one in stats])
+        return {site: merged[id(state)] for site, state in stats[0].items()}
 
-    def _observe_alone(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def _observe_alone(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         """All windows through the first device, where there is no way to merge what several saw."""
         streams = [part.stream for part in self._parts]
         whole = copy.copy(streams[0])

@@ -26,7 +26,7 @@ from harness.catalogue import describe
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Pruned, Site
 from harness.core.pattern import Pattern
-from harness.core.statistic import Seen, Statistic
+from harness.core.statistic import ActivationStats, Statistic
 from harness.methods.each import as_block_method
 from harness.models.decoder import Decoder
 
@@ -206,7 +206,7 @@ class SharedBlock(_Unseen):
         self._walk = walk
         self._inputs = decoder.inputs(index)
         self._asked: dict[int, str] = {}
-        self._seen: dict[Hashable, Seen] = {}
+        self._seen: dict[Hashable, ActivationStats] = {}
         self._left = False
 
     def write(self, site: Site, weight: Tensor) -> None:
@@ -223,14 +223,14 @@ class SharedBlock(_Unseen):
             super().write(site, weight)
         walk.touched = True
 
-    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> dict[Site, Seen]:
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> dict[Site, ActivationStats]:
         """As a streamed block does; what is kept is not observed again."""
         walk = self._walk
         if not walk.sees_dense:
             return walk.reach(self.index).observe(statistic)
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
         groups = {number: [site for site in group if site in wanted] for number, group in enumerate(self._inputs)}
-        found: dict[Site, Seen] = {}
+        found: dict[Site, ActivationStats] = {}
         missing: dict[Site, Statistic] = {}
         for number, group in groups.items():
             if group:
@@ -247,7 +247,7 @@ class SharedBlock(_Unseen):
                 self._seen[walk.key(self.index, number, self._asked[number])] = found[group[0]]
         return {site: found[site] for group in groups.values() for site in group}
 
-    def _kept(self, number: int) -> Seen | None:
+    def _kept(self, number: int) -> ActivationStats | None:
         """What was asked of the inputs of this group, if it is kept."""
         sharing, name = self._walk.sharing, self._asked[number]
         return sharing.taken("statistics", sharing.store, self._walk.key(self.index, number, name)) if name else None

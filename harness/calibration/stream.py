@@ -32,7 +32,7 @@ from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
 from harness.core.memory import Parked
 from harness.core.plain import plain
-from harness.core.statistic import Seen, Statistic
+from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 
@@ -209,7 +209,7 @@ class StreamedBlock:
         self.told |= plain(facts)
 
     @torch.no_grad()
-    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         """The statistic of the linears' inputs, window by window; linears with a common input share one value.
 
         One statistic is that of every linear; a mapping says it by site, and what it leaves out is not observed. Sites
@@ -222,8 +222,10 @@ class StreamedBlock:
         states = self._stream.stepping_down(partial(self._accumulated, wanted, [group for group in groups if group]))
         return {site: states[group[0]] for group in groups for site in group}
 
-    def _accumulated(self, wanted: Mapping[str, Statistic], groups: Sequence[Sequence[str]]) -> dict[str, Seen]:
-        states: dict[str, Seen] = {}
+    def _accumulated(
+        self, wanted: Mapping[str, Statistic], groups: Sequence[Sequence[str]]
+    ) -> dict[str, ActivationStats]:
+        states: dict[str, ActivationStats] = {}
         handles, awaited = [], set[str]()
         for first_site, *_ in groups:
             linear = self._linears[first_site]
@@ -247,7 +249,9 @@ class StreamedBlock:
             self._outputs = outputs
         return states
 
-    def _accumulate(self, states: dict[str, Seen], name: str, statistic: Statistic, awaited: set[str]) -> Any:
+    def _accumulate(
+        self, states: dict[str, ActivationStats], name: str, statistic: Statistic, awaited: set[str]
+    ) -> Any:
         window, exact = self._stream.window, self._stream.exact
 
         def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
@@ -344,7 +348,7 @@ class _Unseen(StreamedBlock):
         self._placement = placement_of(decoder)
         self._outputs = None
 
-    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         raise Failure(
             "a method or an allocator observes inputs and does not say so: a method has to name its statistic, an "
             "allocator needs_calibration = True."

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.core.allocation import Allocation, Budget
 from harness.core.geometry import Geometry
 from harness.core.pattern import Pattern
-from harness.core.statistic import Gram, Seen, Statistic
+from harness.core.statistic import ActivationStats, Gram, Statistic
 from harness.core.structure import Cut, Part, Plan, Unit
 
 Site = str
@@ -71,7 +71,7 @@ class BlockView(Protocol):
     @property
     def feed_forward(self) -> FeedForward: ...
 
-    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]: ...
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, ActivationStats]: ...
 
     def tell(self, **facts: Any) -> None: ...
 
@@ -279,7 +279,7 @@ class LinearMethod(Protocol):
     @property
     def statistic(self) -> Statistic | None: ...
 
-    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned: ...
+    def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned: ...
 
 
 @runtime_checkable
@@ -289,10 +289,10 @@ class SharingMethod(LinearMethod, Protocol):
     `prepare` is told of what was seen before anything is pruned, so that work can start beside other work.
     """
 
-    def prepare(self, seen: Seen) -> None: ...
+    def prepare(self, stats: ActivationStats) -> None: ...
 
     def prune_together(
-        self, weights: Sequence[Tensor], seen: Seen, patterns: Sequence[Pattern]
+        self, weights: Sequence[Tensor], stats: ActivationStats, patterns: Sequence[Pattern]
     ) -> Sequence[Pruned]: ...
 
 

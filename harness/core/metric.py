@@ -11,8 +11,8 @@ from harness.core.statistic import norms
 
 def wanda_scores(block: BlockView) -> dict[Site, Tensor]:
     """|W| times the norm of its input, for every matrix (O, I) of a block."""
-    seen = block.observe(norms)
-    return {site: weight.abs() * seen[site].mean.sqrt() for site, weight in block.weights.items()}
+    stats = block.observe(norms)
+    return {site: weight.abs() * stats[site].mean.sqrt() for site, weight in block.weights.items()}
 
 
 def wanda_metric(block: BlockView) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.core.linalg import Factor, Inverse, beside, damped_inverse, hoped_factor, is_short_on_gpu, mirrored
 
 T = TypeVar("T")
-Seen = Any
+ActivationStats = Any
 """What a statistic has accumulated; only the method that asked for it knows its form."""
 
 
@@ -30,12 +30,12 @@ class Statistic(NamedTuple):
     it one device sees all windows.
     """
 
-    init: Callable[[int, torch.device], Seen]
-    update: Callable[[Seen, Tensor], Seen]
-    add: Callable[[Seen, Tensor], Seen] | None = None
-    merge: Callable[[Sequence[Seen]], Seen] | None = None
+    init: Callable[[int, torch.device], ActivationStats]
+    update: Callable[[ActivationStats, Tensor], ActivationStats]
+    add: Callable[[ActivationStats, Tensor], ActivationStats] | None = None
+    merge: Callable[[Sequence[ActivationStats]], ActivationStats] | None = None
 
-    def see(self, state: Seen, inputs: Tensor, *, exact: bool) -> Seen:
+    def see(self, state: ActivationStats, inputs: Tensor, *, exact: bool) -> ActivationStats:
         """Add windows (W, L, I): one after the other where that is asked for or the only way.
 
         In float32 and on a CPU the released order is kept in both modes: there it costs next to nothing.
@@ -188,7 +188,7 @@ def _merge_grams(states: Sequence[Gram]) -> Gram:
     return Gram(_mean([state.sums for state in states], counts), sum(counts), fast, lower)
 
 
-def never_seen(state: Seen) -> Tensor | None:
+def never_seen(state: ActivationStats) -> Tensor | None:
     """True (I,) for inputs that were never anything but zero, as far as a state of this file's statistics tells."""
     if isinstance(state, Norms):
         return state.mean == 0
@@ -201,16 +201,16 @@ def never_seen(state: Seen) -> Tensor | None:
 def together(parts: Mapping[str, Statistic]) -> Statistic:
     """Several statistics of the same inputs as one, whose state holds theirs by name."""
 
-    def init(width: int, device: torch.device) -> Seen:
+    def init(width: int, device: torch.device) -> ActivationStats:
         return {name: part.init(width, device) for name, part in parts.items()}
 
-    def update(state: Seen, inputs: Tensor) -> Seen:
+    def update(state: ActivationStats, inputs: Tensor) -> ActivationStats:
         return {name: part.update(state[name], inputs) for name, part in parts.items()}
 
-    def add(state: Seen, inputs: Tensor) -> Seen:
+    def add(state: ActivationStats, inputs: Tensor) -> ActivationStats:
         return {name: part.see(state[name], inputs, exact=False) for name, part in parts.items()}
 
-    def merge(states: Sequence[Seen]) -> Seen:
+    def merge(states: Sequence[ActivationStats]) -> ActivationStats:
         return {name: part.merge([state[name] for state in states]) for name, part in parts.items() if part.merge}
 
     return Statistic(init, update, add, merge if all(part.merge for part in parts.values()) else None)

@@ -62,16 +62,16 @@ class ALPS:
         return solver_bytes(inputs, widest, weights, NODES + OCTAVES if fast else 1, fast=fast)
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
-        return self.prune_together([weight], seen, [pattern])[0]
+    def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:
+        return self.prune_together([weight], stats, [pattern])[0]
 
-    def prepare(self, seen: Gram) -> None:
+    def prepare(self, stats: Gram) -> None:
         """Nothing has to begin early."""
 
     @torch.no_grad()
-    def prune_together(self, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
+    def prune_together(self, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
         """Matrices that read the same inputs, in step: they share inverses, and a GPU is waited for once a look."""
-        problem = Scaled.once(seen, self.ridge, "ridge first")
+        problem = Scaled.once(stats, self.ridge, "ridge first")
         runs = [_Run(problem, *item, self.rho) for item in zip(weights, patterns, strict=True)]
         going = [run for run in runs if 0 < run.pattern.sparsity < 1]
         inverses: dict[float, Multiplier] = {}

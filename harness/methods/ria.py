@@ -58,15 +58,15 @@ class RIA:
         if self.lsa and not self.reallocation:
             raise UserError("method.lsa=true starts from permuted inputs; set method.reallocation=true with it.")
 
-    def score(self, weight: Tensor, seen: Norms) -> Tensor:
+    def score(self, weight: Tensor, stats: Norms) -> Tensor:
         """What weights (O, I) are compared by; a row or column of zeros has scores of zero."""
         size = weight.float().abs()
         relative = _over(size, size.sum(dim=0, keepdim=True)) + _over(size, size.sum(dim=1, keepdim=True))
-        return relative * seen.mean.sqrt() ** self.a
+        return relative * stats.mean.sqrt() ** self.a
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Norms, pattern: Pattern) -> Pruned:
-        score = self.score(weight, seen)
+    def prune(self, weight: Tensor, stats: Norms, pattern: Pattern) -> Pruned:
+        score = self.score(weight, stats)
         if self.reallocation and isinstance(pattern, NofM) and 0 < pattern.keep < pattern.of:
             order = dealt(self._worth(score, pattern), pattern.of)
             if self.lsa:

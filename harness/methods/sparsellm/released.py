@@ -55,10 +55,10 @@ def _replay(problem: Problem, first: Mapping[Site, Pruned], epochs: int) -> tupl
     for _ in range(1, epochs):
         weights = {site: result.weight for site, result in pruned.items()}
         tokens.move(weights)
-        fitted, seen = tokens.fit(weights)
+        fitted, stats = tokens.fit(weights)
         matrix = _damped_again(matrix, inner.damping)
         for site in part.sites:
-            pruned[site] = problem.prune(site, fitted[site], seen if site == part.down else matrix)
+            pruned[site] = problem.prune(site, fitted[site], stats if site == part.down else matrix)
         trace.add([tokens.loss({site: result.weight for site, result in pruned.items()})])
     return pruned, trace
 
