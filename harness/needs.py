@@ -20,7 +20,7 @@ from harness.core.errors import UserError
 from harness.core.geometry import Geometry
 from harness.core.memory import AHEAD, GIB
 from harness.core.search import Ladder
-from harness.core.statistic import gram, norms
+from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
 from harness.evaluation import perplexity
 from harness.models.machine import available, free_memory, lent_on
@@ -170,7 +170,9 @@ def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int, *, plain
 
 def _grams(cfg: RunConfig, geometry: Geometry) -> float:
     """Gram matrices of all distinct inputs of a block, unless a method says that its statistic has none."""
-    without = getattr(cfg.method, "statistic", gram) in (None, norms) or not getattr(cfg.method, "sees_gram", True)
+    without = getattr(cfg.method, "statistic", gram) in (None, squared_norms) or not getattr(
+        cfg.method, "sees_gram", True
+    )
     return 0.0 if without else 4.0 * geometry.gram_elements
 
 

@@ -14,7 +14,7 @@ from harness.calibration.curvature import REVISION as TRACES
 from harness.config import RunConfig
 from harness.core.errors import UserError
 from harness.core.memory import GIB
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 from harness.core.training import Training
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
@@ -246,7 +246,7 @@ def uses_calibration(cfg: RunConfig) -> bool:
     if cfg.method is None:
         return False
     asks = cfg.layer_error or getattr(cfg.allocator, "needs_calibration", True)
-    return asks or getattr(cfg.method, "statistic", norms) is not None
+    return asks or getattr(cfg.method, "statistic", squared_norms) is not None
 
 
 def _is(kind: str, name: str, instance: object) -> bool:

@@ -26,7 +26,7 @@ from harness.borrowed import tensors_hash
 from harness.core.allocation import Budget
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured, keep
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 from harness.core.structure import Cut, Plan
 from harness.data.corpora import EMBEDDED, read_text
 from harness.data.windows import Calibration, calibration_windows, evaluation_windows
@@ -183,10 +183,10 @@ class Powered:
     """Wanda, with another power of the weight."""
 
     power: float = 1.0
-    statistic = norms
+    statistic = squared_norms
 
     def prune(self, weight: Tensor, seen: Any, pattern: Any) -> Pruned:
-        kept = keep(weight.abs() ** self.power * seen.mean.sqrt(), pattern, "row")
+        kept = keep(weight.abs() ** self.power * seen.mean_sq.sqrt(), pattern, "row")
         return Pruned(weight * kept, kept)
 
 

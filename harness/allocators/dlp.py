@@ -11,7 +11,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import Probe
 from harness.core.metric import wanda_metric
 from harness.core.proposals import fit_blocks, min_max_shift
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 
 
 @component("allocator", "dlp")
@@ -43,5 +43,5 @@ class Dlp:
 
     def _typical(self, probe: Probe) -> list[float]:
         """The typical score of every block."""
-        metrics = (wanda_metric(block) for block in probe.observe(norms))
+        metrics = (wanda_metric(block) for block in probe.observe(squared_norms))
         return [float(metric.median() if self.statistic == "median" else metric.mean()) for metric in metrics]

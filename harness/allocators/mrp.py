@@ -15,7 +15,7 @@ from harness.core.interfaces import BlockView, Probe
 from harness.core.metric import wanda_scores
 from harness.core.pattern import Unstructured
 from harness.core.proposals import Granularity, sizes, to_sites, units_of
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 
 Units = Sequence[Sequence[str]]
 """The sites that lose the same."""
@@ -118,7 +118,7 @@ class Mrp:
 
 def _means(probe: Probe, units: Units) -> list[float]:
     """The mean score of every unit of the dense model."""
-    return [float(score.mean()) for block in probe.observe(norms) for _, score in _unit_scores(block, units)]
+    return [float(score.mean()) for block in probe.observe(squared_norms) for _, score in _unit_scores(block, units)]
 
 
 def _unit_scores(block: BlockView, units: Units) -> list[tuple[int, Tensor]]:

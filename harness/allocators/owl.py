@@ -12,7 +12,7 @@ from harness.core.errors import UserError
 from harness.core.interfaces import Probe
 from harness.core.metric import wanda_metric
 from harness.core.proposals import fit_blocks, min_max_shift
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 
 
 @component("allocator", "owl")
@@ -43,7 +43,7 @@ class Owl:
         return fit_blocks(probe, min_max_shift(shares, budget.sparsity, self.spread), budget.narrowed(self.levels))
 
     def _shares(self, probe: Probe) -> list[float]:
-        return [self._outliers(wanda_metric(block)) for block in probe.observe(norms)]
+        return [self._outliers(wanda_metric(block)) for block in probe.observe(squared_norms)]
 
     def _outliers(self, scores: Tensor) -> float:
         """The fraction of a block's scores that are outliers."""

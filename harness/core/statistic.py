@@ -47,10 +47,10 @@ class Statistic(NamedTuple):
         return state
 
 
-class Norms(NamedTuple):
+class SquaredNorms(NamedTuple):
     """The mean over windows of Σ x² (I,), and the number of windows."""
 
-    mean: Tensor
+    mean_sq: Tensor
     windows: int
 
 
@@ -110,20 +110,20 @@ class Gram:
         return self.matrix + torch.diag(self.dead.float())
 
 
-def _no_norms(width: int, device: torch.device) -> Norms:
-    return Norms(torch.zeros(width, device=device), 0)
+def _no_norms(width: int, device: torch.device) -> SquaredNorms:
+    return SquaredNorms(torch.zeros(width, device=device), 0)
 
 
-def _add_norms(state: Norms, inputs: Tensor) -> Norms:
+def _add_norms(state: SquaredNorms, inputs: Tensor) -> SquaredNorms:
     """The running mean of Wanda's released code, operation by operation: near ties are decided by its rounding."""
     windows = state.windows + 1
-    mean = state.mean * (state.windows / windows)
-    return Norms(mean + torch.norm(inputs.float().T, p=2, dim=1) ** 2 / windows, windows)
+    mean = state.mean_sq * (state.windows / windows)
+    return SquaredNorms(mean + torch.norm(inputs.float().T, p=2, dim=1) ** 2 / windows, windows)
 
 
-def _merge_norms(states: Sequence[Norms]) -> Norms:
+def _merge_norms(states: Sequence[SquaredNorms]) -> SquaredNorms:
     windows = sum(state.windows for state in states)
-    return Norms(_mean([state.mean for state in states], [state.windows for state in states]), windows)
+    return SquaredNorms(_mean([state.mean_sq for state in states], [state.windows for state in states]), windows)
 
 
 def _mean(means: Sequence[Tensor], windows: Sequence[int]) -> Tensor:
@@ -161,10 +161,10 @@ def _add_gram(state: Gram, inputs: Tensor) -> Gram:
     return Gram(matrix, windows, lower=True)
 
 
-def _add_norms_at_once(state: Norms, inputs: Tensor) -> Norms:
+def _add_norms_at_once(state: SquaredNorms, inputs: Tensor) -> SquaredNorms:
     windows = state.windows + len(inputs)
     squares = torch.linalg.vector_norm(inputs.flatten(0, 1), dim=0, dtype=torch.float32).square()
-    return Norms(state.mean * (state.windows / windows) + squares / windows, windows)
+    return SquaredNorms(state.mean_sq * (state.windows / windows) + squares / windows, windows)
 
 
 TOKENS_PER_PRODUCT = 4096
@@ -190,8 +190,8 @@ def _merge_grams(states: Sequence[Gram]) -> Gram:
 
 def never_seen(state: ActivationStats) -> Tensor | None:
     """True (I,) for inputs that were never anything but zero, as far as a state of this file's statistics tells."""
-    if isinstance(state, Norms):
-        return state.mean == 0
+    if isinstance(state, SquaredNorms):
+        return state.mean_sq == 0
     if isinstance(state, Gram):
         return state.dead
     parts = state.values() if isinstance(state, Mapping) else ()
@@ -216,7 +216,7 @@ def together(parts: Mapping[str, Statistic]) -> Statistic:
     return Statistic(init, update, add, merge if all(part.merge for part in parts.values()) else None)
 
 
-norms = Statistic(_no_norms, _add_norms, _add_norms_at_once, _merge_norms)
+squared_norms = Statistic(_no_norms, _add_norms, _add_norms_at_once, _merge_norms)
 """The mean squared norm of each input."""
 
 gram = Statistic(_no_gram, _add_gram, _add_gram_at_once, _merge_grams)

@@ -19,7 +19,7 @@ from harness.core.exchange import Candidates, Groups, exchange, in_rows
 from harness.core.interfaces import LinearMethod, Pruned
 from harness.core.moments import moments
 from harness.core.pattern import NofM, Pattern, keep
-from harness.core.statistic import ActivationStats, Statistic, norms, together
+from harness.core.statistic import ActivationStats, Statistic, squared_norms, together
 from harness.methods.wanda import Wanda
 
 
@@ -74,7 +74,7 @@ class DSnoT:
     @property
     def sees_gram(self) -> bool:
         """Whether there are Gram matrices: none of its own."""
-        return self.inner.statistic not in (None, norms) and getattr(self.inner, "sees_gram", True)
+        return self.inner.statistic not in (None, squared_norms) and getattr(self.inner, "sees_gram", True)
 
     def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
         """Four orders of the matrix in 64 bits, and about six matrices as large in float32."""
@@ -128,7 +128,7 @@ class DSnoT:
     ) -> Candidates:
         """Candidates to go: for N:M by the score of the inner method, where it has one, otherwise by Wanda's."""
         inner = getattr(self.inner, "score", None) if isinstance(pattern, NofM) else None
-        score = inner(weight, stats.get("inner")) if inner else weight.abs() * stats["norms"].mean.sqrt()
+        score = inner(weight, stats.get("inner")) if inner else weight.abs() * stats["squared_norms"].mean_sq.sqrt()
         score = score[:, order]
         if isinstance(pattern, NofM):
             return Groups(score.masked_fill(~kept, torch.inf), pattern.of)
@@ -138,5 +138,5 @@ class DSnoT:
 @lru_cache
 def _seeing(inner: Statistic | None) -> Statistic:
     """One object for each inner statistic: what is asked for twice is one statistic."""
-    parts = {"moments": moments, "norms": norms}
+    parts = {"moments": moments, "squared_norms": squared_norms}
     return together(parts if inner is None else parts | {"inner": inner})

@@ -15,7 +15,7 @@ from harness.core.errors import Failure
 from harness.core.interfaces import BlockMethod, BlockView, FeedForward, LinearMethod, Pruned, SharingMethod, Site
 from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
-from harness.core.statistic import ActivationStats, Gram, Norms, Statistic, never_seen
+from harness.core.statistic import ActivationStats, Gram, SquaredNorms, Statistic, never_seen
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _refuse_overflow(stats: Mapping[str, ActivationStats]) -> None:
 
 def _squares(state: Any) -> torch.Tensor | None:
     """The sums of squares (I,) in what was seen, where it is one of the harness's statistics."""
-    if isinstance(state, Norms):
-        return state.mean
+    if isinstance(state, SquaredNorms):
+        return state.mean_sq
     return state.sums.diagonal() if isinstance(state, Gram) else None
 
 

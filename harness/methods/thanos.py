@@ -18,7 +18,7 @@ from harness.core.interfaces import Pruned
 from harness.core.joint import compensated, working_bytes
 from harness.core.moments import last_norms
 from harness.core.pattern import NofM, Pattern, keep, lowest
-from harness.core.statistic import ActivationStats, Gram, Statistic, gram, norms, together
+from harness.core.statistic import ActivationStats, Gram, Statistic, gram, squared_norms, together
 
 
 @component("method", "thanos")
@@ -70,7 +70,7 @@ class Thanos:
         if pattern.sparsity == 1:
             return Pruned(torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool))
         matrix: Gram = stats["gram"]
-        inverse, norm = matrix.damped_inverse(self.damping), stats["norms"].mean.sqrt()
+        inverse, norm = matrix.damped_inverse(self.damping), stats["squared_norms"].mean_sq.sqrt()
         work, kept = weight.float().masked_fill(matrix.dead, 0), torch.ones_like(weight, dtype=torch.bool)
         inside = self._inside(work, stats["last"].sqrt() if "last" in stats else norm, pattern)
         work[inside], kept[inside] = self._walk(work[inside], norm, inverse.factor, pattern)
@@ -106,5 +106,5 @@ class Thanos:
         return work, kept
 
 
-_stats = together({"gram": gram, "norms": norms})
-_stats_and_last = together({"gram": gram, "norms": norms, "last": last_norms})
+_stats = together({"gram": gram, "squared_norms": squared_norms})
+_stats_and_last = together({"gram": gram, "squared_norms": squared_norms, "last": last_norms})

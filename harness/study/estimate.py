@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from harness.core.geometry import Geometry
 from harness.core.memory import GIB
 from harness.core.refit import STEPS as REFIT_STEPS
-from harness.core.statistic import gram, norms
+from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
 from harness.evaluation import perplexity
 from harness.models.geometry import of_facts
@@ -167,7 +167,7 @@ def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, spee
     batches = tokens / max(window, at_once)
     products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
     seconds = speed.forward(products, 2 * batches)
-    if statistic is not norms:
+    if statistic is not squared_norms:
         seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
     seconds += 2 * _products(cfg.method) * geometry.solver_elements / speed.fit
     if cfg.composed["method"]["name"] == "sparsellm":

@@ -16,7 +16,7 @@ from harness.calibration.stream import Stream, batched, stream
 from harness.core.allocation import Allocation
 from harness.core.linalg import damped_inverse
 from harness.core.pattern import Unstructured
-from harness.core.statistic import Gram, Norms, Statistic, gram, norms, together
+from harness.core.statistic import Gram, SquaredNorms, Statistic, gram, squared_norms, together
 from harness.models.decoder import decoder_of
 from harness.run import prune
 
@@ -185,10 +185,10 @@ def test_a_gram_matrix_counts_and_moves_with_its_factors() -> None:
     moved = shared._moved(seen, CPU)
     assert isinstance(moved, Gram) and same(moved, seen)
     assert moved.damped_inverse(0.01).factor is moved._inverses[0.01].factor
-    assert bytes_of(Norms(torch.zeros(4), 1)) == 16
+    assert bytes_of(SquaredNorms(torch.zeros(4), 1)) == 16
 
 
 def test_only_statistics_that_a_module_holds_are_known_by_name() -> None:
-    assert name_of(norms) and name_of(gram) and name_of(norms) != name_of(gram)
+    assert name_of(squared_norms) and name_of(gram) and name_of(squared_norms) != name_of(gram)
     assert name_of(together({"gram": gram})) == ""
-    assert name_of(Statistic(norms.init, lambda state, inputs: state)) == ""
+    assert name_of(Statistic(squared_norms.init, lambda state, inputs: state)) == ""

@@ -18,7 +18,7 @@ from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
 from harness.core.errors import Failure
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
-from harness.core.statistic import gram, norms
+from harness.core.statistic import gram, squared_norms
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
@@ -147,11 +147,11 @@ def test_how_windows_are_batched_does_not_matter(name: str, split: list[int]) ->
     probe = ModelProbe(decoder_of(model), tokens.split(split), range(2))
     for block in probe.observe(gram):
         expected = whole_model_inputs(model, list(block.weights))
-        squares, grams = block.observe(norms), block.observe(gram)
+        squares, grams = block.observe(squared_norms), block.observe(gram)
         for site, dense in expected.items():
             assert grams[site].windows == squares[site].windows == 8
             torch.testing.assert_close(grams[site].matrix, dense.T @ dense / 4, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(squares[site].mean, dense.square().sum(0) / 8, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(squares[site].mean_sq, dense.square().sum(0) / 8, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_are_of_about_4096_tokens() -> None:
@@ -168,8 +168,8 @@ def test_a_dense_probe_runs_each_block_once_a_batch() -> None:
     model = tiny("llama")
     probe = ModelProbe(decoder_of(model), BATCHES, range(2))
     with counted(model.model.layers) as calls:
-        for block in probe.observe(norms):
-            block.observe(norms)
+        for block in probe.observe(squared_norms):
+            block.observe(squared_norms)
     assert calls == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES}
 
 

@@ -14,7 +14,7 @@ from harness.calibration.trail import Trail
 from harness.core.allocation import Budget
 from harness.core.memory import Parked
 from harness.core.pattern import Pattern, Unstructured
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 from harness.methods.sparsegpt import SparseGPT
 from harness.models.decoder import decoder_of
 
@@ -49,7 +49,10 @@ def levels(probe: ModelProbe, *values: float) -> dict[str, Pattern]:
 def seen(probe: ModelProbe, *values: float, again: bool) -> dict[int, list[Tensor]]:
     """By block: its pruned weights and what its inputs were behind them."""
     return {
-        block.index: [*(w.clone() for w in block.weights.values()), *(s.mean for s in block.observe(norms).values())]
+        block.index: [
+            *(w.clone() for w in block.weights.values()),
+            *(s.mean_sq for s in block.observe(squared_norms).values()),
+        ]
         for block in probe.pruned(probe.method, levels(probe, *values), again=again)
     }
 

@@ -20,7 +20,7 @@ from harness.calibration.probe import ModelProbe
 from harness.calibration.stream import batched
 from harness.core.allocation import Budget, fit
 from harness.core.spectrum import power_law_exponent
-from harness.core.statistic import Norms, Statistic, norms
+from harness.core.statistic import SquaredNorms, Statistic, squared_norms
 from harness.data.windows import Calibration, calibration_windows
 from harness.models.decoder import decoder_of
 
@@ -34,10 +34,10 @@ class Observed:
 
     index: int
     weights: Mapping[str, Tensor]
-    seen: Mapping[str, Norms]
+    seen: Mapping[str, SquaredNorms]
 
-    def observe(self, statistic: Statistic) -> Mapping[str, Norms]:
-        assert statistic is norms
+    def observe(self, statistic: Statistic) -> Mapping[str, SquaredNorms]:
+        assert statistic is squared_norms
         return self.seen
 
 
@@ -49,7 +49,9 @@ def observed(name: str) -> FakeProbe:
     windows = calibration_windows(calibration, AutoTokenizer.from_pretrained(folder), SETTINGS["length"])
     decoder = decoder_of(model)
     probe = ModelProbe(decoder, batched(windows), range(len(decoder.modules)))
-    return FakeProbe([Observed(block.index, block.weights, block.observe(norms)) for block in probe.observe(norms)])
+    return FakeProbe(
+        [Observed(block.index, block.weights, block.observe(squared_norms)) for block in probe.observe(squared_norms)]
+    )
 
 
 @pytest.mark.assets
