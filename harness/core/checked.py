@@ -47,7 +47,7 @@ def pruned(method: str, site: str, result: Any, weight: Tensor) -> Pruned:
 
 def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
     """Look at what a method need not say."""
-    for name, tensor, shape in (("sound", result.sound, []), ("unseen", result.unseen, [width])):
+    for name, tensor, shape in (("ok", result.ok, []), ("unseen", result.unseen, [width])):
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool or list(tensor.shape) != shape:

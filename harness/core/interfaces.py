@@ -24,7 +24,7 @@ Site = str
 class Pruned(NamedTuple):
     """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback).
 
-    `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
+    `ok` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
     `order` (I,) are the inputs in the order in which an N:M pattern holds; None where it is their own.
     `unseen` (I,) is True for inputs that calibration never saw, None where nobody knows; methods need not say it.
     """
@@ -32,7 +32,7 @@ class Pruned(NamedTuple):
     weight: Tensor
     kept: Tensor
     note: str = ""
-    sound: Tensor | None = None
+    ok: Tensor | None = None
     order: Tensor | None = None
     unseen: Tensor | None = None
 
@@ -284,7 +284,7 @@ class LinearMethod(Protocol):
 
 @runtime_checkable
 class SharingMethod(LinearMethod, Protocol):
-    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `sound`.
+    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `ok`.
 
     `prepare` is told of what was seen before anything is pruned, so that work can start beside other work.
     """

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from harness.core.linalg import Factor, Inverse, beside, damped_inverse, hoped_factor, is_short_on_gpu, mirrored
+from harness.core.linalg import Factor, Inverse, beside, damped_inverse, is_short_on_gpu, mirrored, unchecked_factor
 
 T = TypeVar("T")
 ActivationStats = Any
@@ -67,7 +67,7 @@ class Gram:
     fast: bool = False
     lower: bool = False
     _inverses: dict[float, Inverse] = field(default_factory=dict, repr=False)
-    _hoped: dict[float, Factor] = field(default_factory=dict, repr=False)
+    _unchecked: dict[float, Factor] = field(default_factory=dict, repr=False)
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -89,15 +89,15 @@ class Gram:
             self._inverses[damping] = damped_inverse(self._alive, damping)
         return self._inverses[damping]
 
-    def hoped_factor(self, damping: float) -> Factor:
-        """The factor alone, by a shorter way and without waiting for the GPU; its `sound` tells later if it is one."""
-        if damping not in self._hoped:
+    def unchecked_factor(self, damping: float) -> Factor:
+        """The factor alone, by a shorter way and without waiting for the GPU; its `ok` tells later if it is one."""
+        if damping not in self._unchecked:
             self.prepare(damping)
-        return self._hoped[damping].here()
+        return self._unchecked[damping].here()
 
     def prepare(self, damping: float) -> None:
         """Start making the factor while the GPU goes on with other things."""
-        self._hoped[damping] = beside(lambda: hoped_factor(self._alive, damping), self.sums)
+        self._unchecked[damping] = beside(lambda: unchecked_factor(self._alive, damping), self.sums)
 
     def once(self, what: Hashable, make: Callable[[], T]) -> T:
         """What is made of this matrix once for all linears with this input, at whatever sparsity: `make()` by name."""

@@ -92,8 +92,8 @@ class Asymmetric:
         """What the inner method makes of matrices that read the same inputs, in one go where it can."""
         if isinstance(self.inner, SharingMethod):
             results = self.inner.prune_together(targets, stats, patterns)
-            if all(result.sound is None or bool(result.sound) for result in results):
-                return [result._replace(sound=None) for result in results]
+            if all(result.ok is None or bool(result.ok) for result in results):
+                return [result._replace(ok=None) for result in results]
         return [self.inner.prune(target, stats, pattern) for target, pattern in zip(targets, patterns, strict=True)]
 
     def _stats(self, block: ReferencedView, group: tuple[Site, ...], difference: Difference) -> Any:

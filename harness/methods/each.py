@@ -46,10 +46,10 @@ class EachLinear:
                 pruned |= {site: prune_one(method, site, weights[site], state, patterns[site]) for site in sites}
         if waits:
             _refuse_overflow(stats)
-        for site in _unsound(pruned):
+        for site in _not_ok(pruned):
             pruned[site] = prune_one(method_of(site), site, weights[site], stats.get(site), patterns[site])
         unseen = {site: never_seen(stats.get(site)) for site in patterns}
-        return {site: pruned[site]._replace(sound=None, unseen=unseen[site]) for site in patterns}
+        return {site: pruned[site]._replace(ok=None, unseen=unseen[site]) for site in patterns}
 
     def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
         """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
@@ -172,12 +172,12 @@ def _with_the_same(
     return list(groups.values())
 
 
-def _unsound(pruned: Mapping[str, Pruned]) -> list[str]:
-    flags = {site: result.sound for site, result in pruned.items() if result.sound is not None}
+def _not_ok(pruned: Mapping[str, Pruned]) -> list[str]:
+    flags = {site: result.ok for site, result in pruned.items() if result.ok is not None}
     if not flags:
         return []
-    sound = torch.stack(list(flags.values())).tolist()
-    return [site for site, fine in zip(flags, sound, strict=True) if not fine]
+    ok = torch.stack(list(flags.values())).tolist()
+    return [site for site, fine in zip(flags, ok, strict=True) if not fine]
 
 
 def as_block_method(method: Any) -> BlockMethod:

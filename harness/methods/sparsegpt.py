@@ -92,11 +92,11 @@ class SparseGPT:
         """
         if not stats.fast or min(pattern.sparsity for pattern in patterns) == 0 or len(set(map(str, patterns))) > 1:
             return [self.prune_by(divisor, *item) for item in zip(weights, repeat(stats), patterns)]
-        hoped = stats.hoped_factor(self.damping)
-        work, kept = self._walk(divisor(hoped), weights, stats, patterns, hoped.factor)
+        unchecked = stats.unchecked_factor(self.damping)
+        work, kept = self._walk(divisor(unchecked), weights, stats, patterns, unchecked.factor)
         sizes = [len(weight) for weight in weights]
         parts = zip(work.to(weights[0].dtype).split(sizes), kept.split(sizes), strict=True)
-        return [Pruned(weight, stays, sound=hoped.sound) for weight, stays in parts]
+        return [Pruned(weight, stays, ok=unchecked.ok) for weight, stays in parts]
 
     def _walk(
         self, divisors: Tensor, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern], factor: Tensor
