@@ -12,10 +12,10 @@ from torch import Tensor
 
 from harness import catalogue
 from harness.calibration.cache import Cache
+from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
-from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, batched, stream
 from harness.calibration.structure_view import DecoderView
@@ -315,7 +315,7 @@ def prune(
     method: Any,
     allocation: Allocation,
     told: dict[str, dict[str, Any]] | None = None,
-    walk: Callable[..., Iterator[StreamedBlock | Shared]] | None = None,
+    walk: Callable[..., Iterator[StreamedBlock | ReplicatedBlock]] | None = None,
     finished: FinishedBlocks | None = None,
     counts: dict[str, causes.Counts] | None = None,
     *,
@@ -363,7 +363,7 @@ def prune(
     return done
 
 
-def _pruned_block(block: StreamedBlock | Shared, method: Any, allocation: Allocation) -> Block:
+def _pruned_block(block: StreamedBlock | ReplicatedBlock, method: Any, allocation: Allocation) -> Block:
     """What a method makes of a block, and the zeros that are counted in it."""
     patterns = {site: allocation[site] for site in block.weights}
     pruned = method.prune_block(block, patterns)

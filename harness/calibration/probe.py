@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
 from harness.calibration.cache import Cache, CachedValue
 from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
+from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.shares import Shared
 from harness.calibration.sharing import Sharing
 from harness.calibration.stream import StreamedBlock, stream
 from harness.calibration.trail import Trail
@@ -96,12 +96,14 @@ class ModelProbe:
             found |= self._decoder.linears(index)
         return found
 
-    def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | Shared]:
+    def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | ReplicatedBlock]:
         """The blocks in scope over the calibration windows, nothing being changed."""
         return self._walk(self._decoder, self._batches, self._scope, edited=False, label="probe")
 
     @torch.no_grad()
-    def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[StreamedBlock | Shared]:
+    def pruned(
+        self, method: Any, allocation: Allocation, *, again: bool = False
+    ) -> Iterator[StreamedBlock | ReplicatedBlock]:
         """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end.
 
         Args:
@@ -112,7 +114,7 @@ class ModelProbe:
         at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
         with dense_again(self._decoder, self._scope):
             beside_dense = is_beside_dense(method)
-            walk: Callable[..., Iterator[StreamedBlock | Shared]] = self._walk
+            walk: Callable[..., Iterator[StreamedBlock | ReplicatedBlock]] = self._walk
             self._trail = None if at_once or beside_dense else self._trail_for(again)
             if beside_dense:
                 walk = partial(walk_for(method), exact=self._exact)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness.calibration.devices import ReplicatedBlock, in_turn, over_devices
 from harness.calibration.progress import progress
 from harness.calibration.replay import (
     Stop,
@@ -26,7 +27,6 @@ from harness.calibration.replay import (
     logits_behind,
     same_arguments,
 )
-from harness.calibration.shares import Shared, in_turn, shares
 from harness.core.errors import Failure
 from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
@@ -282,7 +282,7 @@ def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
 def stream(
     decoder: Decoder, batches: Sequence[Tensor], scope: Sequence[int], *, edited: bool, label: str,
     exact: bool = False, front: tuple[int, Sequence[Tensor]] | None = None,
-) -> Iterator[StreamedBlock | Shared]:  # fmt: skip
+) -> Iterator[StreamedBlock | ReplicatedBlock]:  # fmt: skip
     """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
 
     Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
@@ -310,7 +310,7 @@ class Walk:
     """The streams of all devices that a model may use, and its blocks in front of them."""
 
     def __init__(self, decoder: Decoder, batches: Sequence[Tensor], *, exact: bool = False) -> None:
-        self.streams = [Stream(one, share, exact=exact) for one, share in shares(decoder, batches)]
+        self.streams = [Stream(one, share, exact=exact) for one, share in over_devices(decoder, batches)]
 
     def begin_at(self, index: int, hidden: Sequence[Tensor]) -> int:
         """Go on with a later block, for which these are the hidden states (B, L, D) of the batches."""
@@ -319,11 +319,11 @@ class Walk:
         return index
 
     @contextmanager
-    def block(self, index: int, *, needs_outputs: bool) -> Iterator[StreamedBlock | Shared]:
+    def block(self, index: int, *, needs_outputs: bool) -> Iterator[StreamedBlock | ReplicatedBlock]:
         """One block, on its devices for as long as this lasts."""
         with in_turn(self.streams, index):
             parts = [StreamedBlock(stream, index, needs_outputs) for stream in self.streams]
-            yield parts[0] if len(parts) == 1 else Shared(parts)
+            yield parts[0] if len(parts) == 1 else ReplicatedBlock(parts)
 
     def settle(self) -> None:
         """The weights are where the model keeps them, for anybody to read and write."""

@@ -9,14 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.calibration.devices import each
 from harness.calibration.progress import progress
 from harness.calibration.replay import first, last_output, logits_behind
-from harness.calibration.shares import each
 from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
 from harness.catalogue import component
 from harness.core.errors import UserError
@@ -26,9 +26,6 @@ from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
-
-if TYPE_CHECKING:
-    pass
 
 LOGIT_BYTES = 1 << 29
 """Logits that are there at once, in float32, take at most so much memory, but for those of a single window."""

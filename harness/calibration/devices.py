@@ -28,7 +28,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def shares(decoder: Decoder, batches: Sequence[Tensor]) -> list[tuple[Decoder, Sequence[Tensor]]]:
+def over_devices(decoder: Decoder, batches: Sequence[Tensor]) -> list[tuple[Decoder, Sequence[Tensor]]]:
     """The model with its batches, and a replica on each further device with its own, all in order."""
     models = [decoder, *placement_of(decoder).replicas(decoder, len(batches) - 1)]
     ends = [len(batches) * (number + 1) // len(models) for number in range(len(models))]
@@ -58,7 +58,7 @@ def in_turn(streams: Sequence[Stream], index: int) -> Iterator[None]:
         yield
 
 
-class Shared:
+class ReplicatedBlock:
     """One block on several devices: a `BlockView` over the parts of each."""
 
     def __init__(self, parts: Sequence[StreamedBlock]) -> None:
