@@ -16,7 +16,7 @@ from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
-from harness.calibration.sharing import Sharing
+from harness.calibration.reuse import ReuseCache
 from harness.calibration.stream import StreamedBlock, batched, stream
 from harness.calibration.structure_view import DecoderView
 from harness.catalogue import name_of
@@ -177,7 +177,7 @@ def _reduce(
     if cfg.conversion is not None:
         with stages.time("convert"):
             decoder = converted(cfg, decoder, tokenizer, batches, scope)
-    sharing = session.sharing(cfg, batches, edited=bool(told_of_plan) or cfg.conversion is not None)
+    reuse = session.reuse(cfg, batches, edited=bool(told_of_plan) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -185,11 +185,11 @@ def _reduce(
     told_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _view(cfg, ready, decoder, tokenizer, batches, scope, sharing)
+            probe = _view(cfg, ready, decoder, tokenizer, batches, scope, reuse)
             allocation, told_of_allocation = _allocated(cfg, probe), probe.told
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
-            method, walk = _method_and_walk(cfg, sharing, allocation)
+            method, walk = _method_and_walk(cfg, reuse, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
             finished = FinishedBlocks(_keeping(cfg, ready, decoder, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
@@ -242,7 +242,7 @@ def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
 
 
 def _method_and_walk(
-    cfg: RunConfig, sharing: Sharing | None, allocation: Allocation
+    cfg: RunConfig, reuse: ReuseCache | None, allocation: Allocation
 ) -> tuple[Any, Callable[..., Iterator[Any]]]:
     """The method, and the walk over the blocks that it wants, both with what other points left where they take it."""
     exact = cfg.numerics == "exact"
@@ -250,13 +250,13 @@ def _method_and_walk(
         if cfg.inputs == "dense":
             raise Refusal(f"method={name_of(cfg.method)} compares pruned with dense inputs; it needs inputs=pruned.")
         return cfg.method, partial(walk_for(cfg.method), exact=exact)
-    method = sharing.method(cfg.method, allocation) if sharing else cfg.method
-    return method, partial(sharing.walk if sharing else stream, exact=exact)
+    method = reuse.method(cfg.method, allocation) if reuse else cfg.method
+    return method, partial(reuse.walk if reuse else stream, exact=exact)
 
 
 def _view(
     cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
-    sharing: Sharing | None = None,
+    reuse: ReuseCache | None = None,
 ) -> DecoderView:  # fmt: skip
     """What planner and allocator may ask. Further windows of the calibration text have a seed of their own."""
 
@@ -269,7 +269,7 @@ def _view(
         decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, _belongs(cfg, ready, decoder), cfg.cache_gib),
         weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
+        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", reuse=reuse,
     )  # fmt: skip
 
 

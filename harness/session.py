@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.checks import self_check
-from harness.calibration.sharing import Sharing, Store, digest
+from harness.calibration.reuse import ReuseCache, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
 from harness.core.errors import Refusal
@@ -130,16 +130,16 @@ class Session:
         self._make_room(held, ready)
         return held.decoder, tokenizer
 
-    def sharing(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> Sharing | None:
+    def reuse(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> ReuseCache | None:
         """What this point shares; nothing once its structure was edited, None where there is nothing to it."""
         dense = cfg.inputs == "dense"
         held = None if edited or not self.keeps else self._held
         if held is None:
-            return Sharing(*_nothing(batches), dense_inputs=dense) if dense else None
+            return ReuseCache(*_nothing(batches), dense_inputs=dense) if dense else None
         held.statistics.point = held.paths.point = self._points
         windows = torch.cat(list(batches)) if batches else None
         belongs = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
-        return Sharing(held.statistics, held.paths, belongs, dense, self.tally)
+        return ReuseCache(held.statistics, held.paths, belongs, dense, self.tally)
 
     def dense_measures(
         self, cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, context: Context

@@ -16,7 +16,7 @@ from harness.calibration.cache import Cache, CachedValue
 from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
 from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.sharing import Sharing
+from harness.calibration.reuse import ReuseCache
 from harness.calibration.stream import StreamedBlock, stream
 from harness.calibration.trail import Trail
 from harness.catalogue import name_of
@@ -59,14 +59,14 @@ class ModelProbe:
         weights_sha256: str | None = None,
         devices: Sequence[torch.device] = (),
         exact: bool = False,
-        sharing: Sharing | None = None,
+        reuse: ReuseCache | None = None,
     ) -> None:
         self._decoder, self._batches, self._scope = decoder, batches, scope
         self._draw, self._cache, self._devices = draw, cache or Cache(), devices
-        self._walk, self._exact = partial(sharing.walk if sharing else stream, exact=exact), exact
+        self._walk, self._exact = partial(reuse.walk if reuse else stream, exact=exact), exact
         self._trail: Trail | None = None
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
-        self._sharing = sharing
+        self._sharing = reuse
         self.told: dict[str, Any] = {}
 
     @property

@@ -101,7 +101,7 @@ class Store:
 
 
 @dataclass
-class Sharing:
+class ReuseCache:
     """What one point takes from a store, and leaves there.
 
     Args:
@@ -125,7 +125,7 @@ class Sharing:
         start: Any = partial(stream, decoder, batches, scope, edited=edited, label=label, exact=exact)
         walk = _Walk(self, start, scope)
         for index in scope:
-            block = SharedBlock(walk, decoder, index)
+            block = CachedBlock(walk, decoder, index)
             yield block
             block.settle()
 
@@ -153,8 +153,8 @@ class Sharing:
 class _Walk:
     """The stream behind shared blocks, which starts when it is needed and stays as far back as it can."""
 
-    def __init__(self, sharing: Sharing, start: Callable[[], Iterator[StreamedBlock]], scope: Sequence[int]) -> None:
-        self.sharing, self.scope = sharing, scope
+    def __init__(self, reuse: ReuseCache, start: Callable[[], Iterator[StreamedBlock]], scope: Sequence[int]) -> None:
+        self.reuse, self.scope = reuse, scope
         self.touched = False
         self._start = start
         self._blocks: Iterator[StreamedBlock] = iter(())
@@ -164,7 +164,7 @@ class _Walk:
     @property
     def sees_dense(self) -> bool:
         """Whether what is observed next is the dense model's."""
-        return self.sharing.dense_inputs or not self.touched
+        return self.reuse.dense_inputs or not self.touched
 
     def at(self, index: int) -> StreamedBlock | None:
         """The stream's own block, if it stands there."""
@@ -188,17 +188,17 @@ class _Walk:
         """
         later = [after for after in self.scope if after > index]
         needed = [(where, number, name) for where in later for number, name in asked.items()]
-        if all(name and self.key(where, number, name) in self.sharing.store for where, number, name in needed):
+        if all(name and self.key(where, number, name) in self.reuse.store for where, number, name in needed):
             self._closed = self._closed or self._at is None or self._at.index <= index
         elif later:
             self.reach(later[0])
 
     def key(self, index: int, number: int, name: str) -> Hashable:
         """Of the statistic of the inputs of one group of linears of a dense block."""
-        return ("statistic", self.sharing.belongs, index, number, name)
+        return ("statistic", self.reuse.belongs, index, number, name)
 
 
-class SharedBlock(_Unseen):
+class CachedBlock(_Unseen):
     """A block whose weights are at hand and whose stream runs only where a statistic is not kept."""
 
     def __init__(self, walk: _Walk, decoder: Decoder, index: int) -> None:
@@ -212,7 +212,7 @@ class SharedBlock(_Unseen):
     def write(self, site: Site, weight: Tensor) -> None:
         """Put a new weight (O, I) in place."""
         walk = self._walk
-        if walk.sharing.dense_inputs:
+        if walk.reuse.dense_inputs:
             if not self._left:
                 walk.leave(self.index, self._asked)
                 self._left = True
@@ -249,13 +249,13 @@ class SharedBlock(_Unseen):
 
     def _kept(self, number: int) -> ActivationStats | None:
         """What was asked of the inputs of this group, if it is kept."""
-        sharing, name = self._walk.sharing, self._asked[number]
-        return sharing.taken("statistics", sharing.store, self._walk.key(self.index, number, name)) if name else None
+        reuse, name = self._walk.reuse, self._asked[number]
+        return reuse.taken("statistics", reuse.store, self._walk.key(self.index, number, name)) if name else None
 
     def known(self, site: Site, make: Callable[[], Any]) -> Any:
         """What a method knows of a dense weight alone (the order of its magnitudes), made once."""
         key = ("weight", site, make)
-        if (value := self._walk.sharing.taken("orders", self._walk.sharing.store, key)) is None:
+        if (value := self._walk.reuse.taken("orders", self._walk.reuse.store, key)) is None:
             value = make()
             self._seen[key] = value
         return value
@@ -263,10 +263,10 @@ class SharedBlock(_Unseen):
     def settle(self) -> None:
         """Leave what was seen to other points, with what was made of it (the factor of a Gram matrix)."""
         walk = self._walk
-        everywhere = walk.sharing.dense_inputs or self.index == walk.scope[0]
+        everywhere = walk.reuse.dense_inputs or self.index == walk.scope[0]
         for key, value in self._seen.items():
             if everywhere or bytes_of(value) <= SMALL:
-                walk.sharing.store.put(key, value)
+                walk.reuse.store.put(key, value)
         self._seen = {}
 
 
@@ -276,7 +276,7 @@ class _Remembering:
 
     inner: Any
     allocation: Allocation
-    sharing: Sharing
+    reuse: ReuseCache
 
     @property
     def behind(self) -> Any:
@@ -284,14 +284,14 @@ class _Remembering:
         return self.inner
 
     def prune_block(self, block: Any, patterns: Mapping[Site, Pattern]) -> Mapping[Site, Pruned]:
-        taken = self.sharing.taken("blocks", self.sharing.paths, key := self._key(patterns))
+        taken = self.reuse.taken("blocks", self.reuse.paths, key := self._key(patterns))
         if taken is None:
             weights = block.weights
             pruned = {
                 site: result._replace(weight=_own(result.weight, weights[site]))
                 for site, result in as_block_method(self.inner).prune_block(block, patterns).items()
             }
-            self.sharing.paths.put(key, (pruned, dict(block.told)))
+            self.reuse.paths.put(key, (pruned, dict(block.told)))
             return pruned
         pruned, told = taken
         block.tell(**told)
@@ -301,10 +301,10 @@ class _Remembering:
         """The decisions so far; those of earlier blocks count unless every block sees dense inputs anyway."""
         here = list(patterns)
         sites = list(self.allocation)
-        path = here if self.sharing.dense_inputs else sites[: max(map(sites.index, here)) + 1]
+        path = here if self.reuse.dense_inputs else sites[: max(map(sites.index, here)) + 1]
         decisions = [(site, repr(self.allocation[site])) for site in path]
-        text = json.dumps([describe(self.inner), self.sharing.dense_inputs, decisions], sort_keys=True, default=str)
-        return ("path", self.sharing.belongs, hashlib.sha256(text.encode()).hexdigest())
+        text = json.dumps([describe(self.inner), self.reuse.dense_inputs, decisions], sort_keys=True, default=str)
+        return ("path", self.reuse.belongs, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _own(pruned: Tensor, weight: Tensor) -> Tensor:
