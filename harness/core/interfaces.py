@@ -283,7 +283,7 @@ class LinearMethod(Protocol):
 
 
 @runtime_checkable
-class SharingMethod(LinearMethod, Protocol):
+class GroupedMethod(LinearMethod, Protocol):
     """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `ok`.
 
     `prepare` is told of what was seen before anything is pruned, so that work can start beside other work.

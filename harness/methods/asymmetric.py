@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.errors import UserError
-from harness.core.interfaces import Difference, LinearMethod, Pruned, ReferencedView, SharingMethod, Site
+from harness.core.interfaces import Difference, GroupedMethod, LinearMethod, Pruned, ReferencedView, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram
 from harness.methods.alps import ALPS
@@ -90,7 +90,7 @@ class Asymmetric:
 
     def _pruned(self, targets: Sequence[Tensor], stats: Any, patterns: Sequence[Pattern]) -> Sequence[Pruned]:
         """What the inner method makes of matrices that read the same inputs, in one go where it can."""
-        if isinstance(self.inner, SharingMethod):
+        if isinstance(self.inner, GroupedMethod):
             results = self.inner.prune_together(targets, stats, patterns)
             if all(result.ok is None or bool(result.ok) for result in results):
                 return [result._replace(ok=None) for result in results]

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.catalogue import name_of
 from harness.core import checked
 from harness.core.errors import Failure
-from harness.core.interfaces import BlockMethod, BlockView, FeedForward, LinearMethod, Pruned, SharingMethod, Site
+from harness.core.interfaces import BlockMethod, BlockView, FeedForward, GroupedMethod, LinearMethod, Pruned, Site
 from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Gram, SquaredNorms, Statistic, never_seen
@@ -35,11 +35,11 @@ class EachLinear:
         pruned: dict[str, Pruned] = {}
         groups = _with_the_same(stats, patterns, method_of)
         for sites in groups:
-            if isinstance(method := method_of(sites[0]), SharingMethod):
+            if isinstance(method := method_of(sites[0]), GroupedMethod):
                 method.prepare(stats[sites[0]])
         for sites in groups:
             state, method = stats.get(sites[0]), method_of(sites[0])
-            if isinstance(method, SharingMethod):
+            if isinstance(method, GroupedMethod):
                 asked = [patterns[site] for site in sites]
                 pruned |= _together(method, sites, weights, state, asked)
             else:
@@ -89,7 +89,7 @@ def _squares(state: Any) -> torch.Tensor | None:
 
 
 def _together(
-    method: SharingMethod,
+    method: GroupedMethod,
     sites: Sequence[str],
     weights: Mapping[str, Tensor],
     state: ActivationStats,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.errors import UserError
-from harness.core.interfaces import LinearMethod, Pruned, SharingMethod
+from harness.core.interfaces import GroupedMethod, LinearMethod, Pruned
 from harness.core.pattern import NofM, Pattern
 from harness.core.statistic import ActivationStats, Gram, Statistic, gram, together
 from harness.core.swaps import swapped, working_bytes
@@ -67,7 +67,7 @@ class Swaps:
 
     @torch.no_grad()
     def prepare(self, stats: Gram | Mapping[str, ActivationStats]) -> None:
-        if isinstance(self.inner, SharingMethod):
+        if isinstance(self.inner, GroupedMethod):
             self.inner.prepare(self._parts(stats)[0])
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class Swaps:
         self, weights: Sequence[Tensor], stats: Gram | Mapping[str, ActivationStats], patterns: Sequence[Pattern]
     ) -> list[Pruned]:
         inner, matrix = self._parts(stats)
-        if isinstance(self.inner, SharingMethod):
+        if isinstance(self.inner, GroupedMethod):
             first = self.inner.prune_together(weights, inner, patterns)
         else:
             first = [self.inner.prune(weight, inner, each) for weight, each in zip(weights, patterns, strict=True)]
