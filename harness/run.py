@@ -66,7 +66,7 @@ class Reduced:
     parameters: Mapping[str, int | None]
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
-    told: Mapping[str, Any]
+    diagnostics: Mapping[str, Any]
     orders: Mapping[str, Tensor]
     counts: Mapping[str, causes.Counts]
     recovery: Mapping[str, Any]
@@ -133,7 +133,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
         notes=reduced.notes,
         blocks=reduced.blocks,
-        allocation=reduced.told,
+        allocation=reduced.diagnostics,
         plan=reduced.plan,
         parameters={**reduced.parameters, "saved": None if reason or not cfg.save else reduced.parameters["model"]},
         recovery=reduced.recovery,
@@ -180,13 +180,13 @@ def _reduce(
     reuse = session.reuse(cfg, batches, edited=bool(told_of_plan) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
-    told: dict[str, dict[str, Any]] = {}
+    logged: dict[str, dict[str, Any]] = {}
     counts: dict[str, causes.Counts] = {}
-    told_of_allocation: dict[str, Any] = {}
+    logged_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
             probe = _view(cfg, ready, decoder, tokenizer, batches, scope, reuse)
-            allocation, told_of_allocation = _allocated(cfg, probe), probe.told
+            allocation, logged_of_allocation = _allocated(cfg, probe), probe.diagnostics
             del probe  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, reuse, allocation)
@@ -194,7 +194,7 @@ def _reduce(
             finished = FinishedBlocks(_keeping(cfg, ready, decoder, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
-                decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
+                decoder, batches, scope, errors or method, allocation, logged, walk, finished, counts, masks=masks
             )
         if errors:
             stages.move(errors.seconds, "prune", "layer_error")
@@ -202,8 +202,8 @@ def _reduce(
         kept = {site: result.kept for site, result in pruned.items()}
         recovery = recovered(cfg, ready, decoder, tokenizer, batches, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
-    if back := sum(bool(facts.get("fallback")) for facts in told.values()):
-        notes.append(f"{back} of {len(told)} blocks fell back")
+    if back := sum(bool(facts.get("fallback")) for facts in logged.values()):
+        notes.append(f"{back} of {len(logged)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
     return Reduced(
         decoder,
@@ -212,8 +212,8 @@ def _reduce(
         told_of_plan,
         sizes,
         tuple(notes),
-        told,
-        told_of_allocation,
+        logged,
+        logged_of_allocation,
         orders,
         counts,
         recovery,
@@ -223,13 +223,13 @@ def _reduce(
 def _planned(cfg: RunConfig, view: DecoderView, decoder: Decoder) -> tuple[Decoder, dict[str, Any], dict[str, int]]:
     """The decoder behind its planner's plan, what there is to say of the plan, and the parameters before and after."""
     plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
-    told = {"edit": plan.edit.json(), **view.told} if plan.edit or plan.tensors or view.told else {}
+    logged = {"edit": plan.edit.json(), **view.diagnostics} if plan.edit or plan.tensors or view.diagnostics else {}
     dense = count_parameters(decoder)
     if plan.edit or plan.tensors:
         decoder = operate(decoder, plan)
         if cfg.save is not None:
             check_form(decoder, cfg.save_form)
-    return decoder, told, {"dense": dense, **sizes_of(decoder, view.geometry)}
+    return decoder, logged, {"dense": dense, **sizes_of(decoder, view.geometry)}
 
 
 def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
@@ -314,7 +314,7 @@ def prune(
     scope: Sequence[int],
     method: Any,
     allocation: Allocation,
-    told: dict[str, dict[str, Any]] | None = None,
+    logged: dict[str, dict[str, Any]] | None = None,
     walk: Callable[..., Iterator[StreamedBlock | ReplicatedBlock]] | None = None,
     finished: FinishedBlocks | None = None,
     counts: dict[str, causes.Counts] | None = None,
@@ -328,7 +328,7 @@ def prune(
         masks: whether to give the masks, which take half as much memory as the weights in 16 bits.
 
     Returns:
-        Site → what the method gave; what it told about blocks is added to `told`, by index, and the zeros counted in
+        Site → what the method gave; what it told about blocks is added to `logged`, by index, and the zeros counted in
         every matrix to `counts`.
 
     Raises:
@@ -347,8 +347,8 @@ def prune(
                 block.write(site, one.weight)
                 kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
                 done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
-            if told is not None and facts:
-                told[str(block.index)] = dict(facts)
+            if logged is not None and facts:
+                logged[str(block.index)] = dict(facts)
             if finished and earlier is None:
                 finished.add(block.index, Block({site: done[site] for site in pruned}, facts, counted))
     except Exception:
@@ -372,7 +372,7 @@ def _pruned_block(block: StreamedBlock | ReplicatedBlock, method: Any, allocatio
         site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
         for site, one in pruned.items()
     }
-    return Block(pruned, block.told, counted)
+    return Block(pruned, block.diagnostics, counted)
 
 
 def without_numbers(cfg: RunConfig, ready: Prepared, status: Any, reason: str) -> Record:

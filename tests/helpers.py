@@ -119,7 +119,7 @@ class FakeBlock:
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self.weights, statistic)
         return {site: seen_by(one, self.inputs[site]) for site, one in wanted.items()}
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         raise AssertionError("nothing is told about a made-up block")
 
     @property
@@ -135,7 +135,7 @@ class FakeProbe:
     method: Any = None
     seed: int = 0
     weights_sha256: str | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
 
     window = 16
@@ -144,8 +144,8 @@ class FakeProbe:
     def weights(self) -> dict[str, Tensor]:
         return {site: weight for block in self.content for site, weight in block.weights.items()}
 
-    def tell(self, **facts: Any) -> None:
-        self.told |= facts
+    def log(self, **facts: Any) -> None:
+        self.diagnostics |= facts
 
     def pruned(self, method: Any, allocation: Mapping[str, Pattern], *, again: bool = False) -> Iterator[FakeBlock]:
         """Nothing is removed, so nothing becomes more or less redundant."""

@@ -43,7 +43,7 @@ class AlphaPruning:
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         exponents = probe.remembered("alphapruning", {}, lambda: _exponents(probe.weights), calibrated=False)
         means = [fmean(exponents[site] for site in sites) for sites in probe.blocks]
-        probe.tell(score=means)
+        probe.log(score=means)
         scores = to_sites(probe.blocks, means) if self.granularity == "block" else exponents
         proposal = scaled_to_budget(scores, sizes(probe), budget.sparsity, self.epsilon)
         return fit(proposal, sizes(probe), budget.narrowed(self.levels))

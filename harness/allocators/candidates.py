@@ -36,7 +36,7 @@ def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -
             raise Refusal(f"the {kind} trace of {site} is not finite; try dtype=float32.")
     stderr = {site: None if math.isnan(trace.stderr) else trace.stderr for site, trace in found.items()}
     value = {site: trace.value for site, trace in found.items()}
-    probe.tell(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
+    probe.log(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
     return found
 
 
@@ -134,7 +134,7 @@ class Search:
         held_out = {
             name: ledger.held_out(one, self.held_out) for name, one in (("best", genome), ("uniform", space.uniform))
         }
-        probe.tell(
+        probe.log(
             search={
                 "objective": self.objective,
                 "generations": [{key: value for key, value in one.items() if key != "genome"} for one in done],

@@ -37,7 +37,7 @@ class Dlp:
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         typical = probe.remembered("dlp", {"statistic": self.statistic}, lambda: self._typical(probe))
-        probe.tell(score=typical)
+        probe.log(score=typical)
         falling = [-score for score in typical]  # 1 − m / Σ m up to a linear map, which the spreading undoes
         return fit_blocks(probe, min_max_shift(falling, budget.sparsity, self.spread), budget.narrowed(self.levels))
 

@@ -86,7 +86,7 @@ class Mrp:
                 missing -= more * weight
                 if missing <= 1e-9 * weight:
                     break
-        probe.tell(turns=turn)
+        probe.log(turns=turn)
         return fit(to_sites(units, zeros), weights, budget.narrowed(self.levels))
 
     def _missing(self, zeros: Sequence[float], units: Units, weights: Mapping[str, int], asked: float) -> float:

@@ -39,7 +39,7 @@ class Owl:
 
     def allocate(self, probe: Probe, budget: Budget) -> Allocation:
         shares = probe.remembered("owl", {"threshold": self.threshold}, lambda: self._shares(probe))
-        probe.tell(score=shares)
+        probe.log(score=shares)
         return fit_blocks(probe, min_max_shift(shares, budget.sparsity, self.spread), budget.narrowed(self.levels))
 
     def _shares(self, probe: Probe) -> list[float]:

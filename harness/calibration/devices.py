@@ -63,8 +63,8 @@ class ReplicatedBlock:
 
     def __init__(self, parts: Sequence[StreamedBlock]) -> None:
         self._first, self._parts = parts[0], parts
-        self.index, self.told = self._first.index, self._first.told
-        self.tell = self._first.tell
+        self.index, self.diagnostics = self._first.index, self._first.diagnostics
+        self.log = self._first.log
 
     @property
     def weights(self) -> Mapping[str, Tensor]:

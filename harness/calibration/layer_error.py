@@ -38,7 +38,7 @@ class WithLayerErrors:
         pruned = self._method.prune_block(block, patterns)
         end = _now(block)
         errors = {site: layer_error(dense[site], one.weight, stats[site]) for site, one in pruned.items()}
-        block.tell(layer_error={site: float(f"{error:.4g}") for site, error in _read(errors).items()})
+        block.log(layer_error={site: float(f"{error:.4g}") for site, error in _read(errors).items()})
         self.seconds += begin - start + _now(block) - end
         return pruned
 

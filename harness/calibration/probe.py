@@ -67,7 +67,7 @@ class ModelProbe:
         self._trail: Trail | None = None
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
         self._sharing = reuse
-        self.told: dict[str, Any] = {}
+        self.diagnostics: dict[str, Any] = {}
 
     @property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
@@ -210,6 +210,6 @@ class ModelProbe:
         known_by = {**settings, "scope": [self._scope[0], self._scope[-1] + 1], "calibrated": calibrated}
         return self._sharing.remembered(purpose, known_by, compute, calibrated=calibrated)
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         """Facts for the record."""
-        self.told |= plain(facts)
+        self.diagnostics |= plain(facts)

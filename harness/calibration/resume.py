@@ -41,7 +41,7 @@ class Block(NamedTuple):
     """What became of a block: site → weight (O, I), mask, remark; what the method told about it; what was counted."""
 
     pruned: Mapping[str, Pruned]
-    told: Mapping[str, Any]
+    diagnostics: Mapping[str, Any]
     counted: Mapping[str, Tensor] = {}
 
 
@@ -162,7 +162,10 @@ class FinishedBlocks:
         tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
         orders = {site: one.order for site, one in block.pruned.items() if one.order is not None}
         tensors |= {f"order/{site}": order for site, order in orders.items()}
-        facts: dict[str, Any] = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
+        facts: dict[str, Any] = {
+            "notes": {site: one.note for site, one in block.pruned.items()},
+            "told": block.diagnostics,
+        }
         facts["counted"] = {site: numbers.tolist() for site, numbers in block.counted.items()}
         about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}
         return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, about)

@@ -291,10 +291,10 @@ class _Remembering:
                 site: result._replace(weight=_own(result.weight, weights[site]))
                 for site, result in as_block_method(self.inner).prune_block(block, patterns).items()
             }
-            self.reuse.paths.put(key, (pruned, dict(block.told)))
+            self.reuse.paths.put(key, (pruned, dict(block.diagnostics)))
             return pruned
-        pruned, told = taken
-        block.tell(**told)
+        pruned, logged = taken
+        block.log(**logged)
         return pruned
 
     def _key(self, patterns: Mapping[Site, Pattern]) -> Hashable:

@@ -176,7 +176,7 @@ class StreamedBlock:
 
     def _of(self, decoder: Decoder, index: int) -> None:
         self.index, self.written = index, False
-        self.told: dict[str, Any] = {}
+        self.diagnostics: dict[str, Any] = {}
         self._decoder, self._linears, self._module = decoder, decoder.linears(index), decoder.block(index)
 
     @property
@@ -204,9 +204,9 @@ class StreamedBlock:
         self._placement.wrote(self._module)
         self._outputs = None
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         """Facts about the pruning of this block, for the record."""
-        self.told |= plain(facts)
+        self.diagnostics |= plain(facts)
 
     @torch.no_grad()
     def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:

@@ -60,7 +60,7 @@ class BlockView(Protocol):
     """One block under calibration: its weights, and what its linears see with all earlier blocks as they are now.
 
     `observe` takes one statistic for all linears, or one for each of some; linears that read the same input share it.
-    `tell` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
+    `log` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
     """
 
     index: int
@@ -73,7 +73,7 @@ class BlockView(Protocol):
 
     def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, ActivationStats]: ...
 
-    def tell(self, **facts: Any) -> None: ...
+    def log(self, **facts: Any) -> None: ...
 
 
 class Difference(NamedTuple):
@@ -157,7 +157,7 @@ class Probe(Protocol):
     `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to every level of its ladder, the
     blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
     text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long as the
-    process: scores before they are fitted to a budget. `tell` puts facts (a trajectory) into the record.
+    process: scores before they are fitted to a budget. `log` puts facts (a trajectory) into the record.
     """
 
     method: Any
@@ -201,7 +201,7 @@ class Probe(Protocol):
         self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
     ) -> Any: ...
 
-    def tell(self, **facts: Any) -> None: ...
+    def log(self, **facts: Any) -> None: ...
 
 
 class Passage(NamedTuple):

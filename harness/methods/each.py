@@ -154,9 +154,9 @@ class _Watched:
         self.unseen |= {site: never_seen(state) for site, state in stats.items()}
         return stats
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         """Tell it of the block."""
-        self._block.tell(**facts)
+        self._block.log(**facts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)

@@ -66,7 +66,7 @@ class BlockInfluence:
     def plan(self, view: StructureView) -> Plan:
         scores = self._scores(view)
         order = sorted(self._amount.free(list(scores), view.geometry), key=lambda unit: (scores[unit], unit.block))
-        view.tell(
+        view.log(
             scores=[{"part": unit.part, "block": unit.block, "score": score} for unit, score in scores.items()],
             order=[[unit.part, unit.block] for unit in order],
         )

@@ -20,7 +20,7 @@ from harness.core.errors import UserError
 from harness.core.files import atomically, write_atomically
 from harness.core.remarks import remark
 from harness.record.dense import BESIDE, changes, is_pruned, names_of
-from harness.record.told import check_number, check_told
+from harness.record.diagnostics import check_diagnostics, check_number
 
 SCHEMA = 1
 PACKED = "records.jsonl.gz"
@@ -186,7 +186,7 @@ def _check(record: Record) -> None:
         raise TypeError("a note is no text")
     for measure in record.measures:
         _check_measure(measure)
-    check_told(record.blocks, record.allocation)
+    check_diagnostics(record.blocks, record.allocation)
     for stage in record.stages.values():
         check_number("seconds", stage["seconds"])
     if record.stages:

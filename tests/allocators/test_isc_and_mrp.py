@@ -63,7 +63,10 @@ def test_isc_by_hand() -> None:
     assert missing == pytest.approx(1 / 90)
     assert zeros(found) == pytest.approx([1 - density - missing for density in kept], abs=1e-12)
     assert probe.asked == [(16, 4, "gaussian")]
-    assert probe.told["sensitivity"]["kind"] == "hessian" and probe.told["sensitivity"]["stderr"]["0.a"] == 0.5
+    assert (
+        probe.diagnostics["sensitivity"]["kind"] == "hessian"
+        and probe.diagnostics["sensitivity"]["stderr"]["0.a"] == 0.5
+    )
 
 
 def test_isc_divides_a_trace_by_the_size_of_its_diagonal() -> None:
@@ -181,7 +184,7 @@ def test_mrp_by_hand() -> None:
     probe = Redundant([marked(0, 0), marked(1, 2), marked(2, 8)], method="the run's own")
     found = Mrp().allocate(probe, Budget(0.5))
     assert zeros(found) == pytest.approx([0.65, 0.5, 0.35], abs=1e-9)
-    assert probe.told == {"turns": 9} and len(probe.seen) == 9
+    assert probe.diagnostics == {"turns": 9} and len(probe.seen) == 9
     assert probe.seen[0] == ("the run's own", [0.35, 0.35, 0.35])
     assert probe.seen[2][1] == pytest.approx([0.45, 0.35, 0.35])
     assert probe.seen[-1][1] == pytest.approx([0.65, 0.45, 0.35])
@@ -234,7 +237,7 @@ def test_mrp_per_matrix_takes_as_many_a_turn_as_a_block_has() -> None:
     probe = Redundant([marked(0, 0, 9), marked(1, 8, 0)])
     found = Mrp(granularity="matrix").allocate(probe, Budget(0.5))
     assert zeros(found) == pytest.approx([0.65, 0.35, 0.35, 0.65], abs=1e-9)
-    assert probe.told == {"turns": 6} and probe.seen[1][1] == pytest.approx([0.4, 0.35, 0.35, 0.4])
+    assert probe.diagnostics == {"turns": 6} and probe.seen[1][1] == pytest.approx([0.4, 0.35, 0.35, 0.4])
     by_block = Redundant([marked(0, 0, 9), marked(1, 8, 0)])
     Mrp().allocate(by_block, Budget(0.5))
     assert by_block.seen[1][1] == pytest.approx([0.35, 0.35, 0.4, 0.4])

@@ -55,4 +55,4 @@ def test_the_scores_of_blocks_are_told(name: str) -> None:
     model = tiny("llama")
     probe = ModelProbe(decoder_of(model), [windows(3)], range(2))
     ALLOCATORS[name].allocate(probe, Budget(0.7))
-    assert [type(score) for score in probe.told["score"]] == [float, float]
+    assert [type(score) for score in probe.diagnostics["score"]] == [float, float]

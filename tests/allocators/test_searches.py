@@ -54,7 +54,7 @@ class Searched(FakeProbe):
 
     @property
     def trajectory(self) -> list[dict[str, Any]]:
-        generations = self.told["search"]["generations"]
+        generations = self.diagnostics["search"]["generations"]
         return [{key: value for key, value in one.items() if key != "seconds"} for one in generations]
 
 
@@ -119,8 +119,8 @@ def test_a_killed_search_goes_on_from_its_last_generation(name: str, after: int)
     assert searcher(name).allocate(resumed, FREE) == expected
     assert finished <= after and resumed.asked == whole.asked[finished:]
     assert resumed.trajectory == whole.trajectory
-    assert {key: resumed.told["search"][key] for key in ("evaluations", "tokens")} == {
-        key: whole.told["search"][key] for key in ("evaluations", "tokens")
+    assert {key: resumed.diagnostics["search"][key] for key in ("evaluations", "tokens")} == {
+        key: whole.diagnostics["search"][key] for key in ("evaluations", "tokens")
     }
 
 
@@ -149,7 +149,7 @@ def test_more_generations_continue_a_search_and_fewer_take_its_earlier_state(nam
     assert few.asked + more.asked == fresh[6].asked
     assert searcher(name, generations=2).allocate(again, FREE) == expected[2]
     assert again.made == [] and again.trajectory == fresh[2].trajectory
-    assert again.told["search"]["evaluations"] == fresh[2].told["search"]["evaluations"]
+    assert again.diagnostics["search"]["evaluations"] == fresh[2].diagnostics["search"]["evaluations"]
 
 
 @both
@@ -177,8 +177,8 @@ def test_nothing_is_evaluated_twice(name: str, budget: Budget) -> None:
     searcher(name, generations=12, held_out=2).allocate(probe, budget)
     assert len(probe.asked) == len(set(probe.asked)) and len(probe.made) == 1
     own = [one for one in probe.asked if one[0] == 0]
-    assert probe.told["search"]["evaluations"] == len(own)
-    assert probe.told["search"]["tokens"] == sum(stop for _, stop, _ in own) * probe.window
+    assert probe.diagnostics["search"]["evaluations"] == len(own)
+    assert probe.diagnostics["search"]["tokens"] == sum(stop for _, stop, _ in own) * probe.window
     assert {(start, stop) for start, stop, _ in probe.asked if start} == {(4, 6)}
 
 
@@ -275,10 +275,10 @@ def test_msp_starts_with_more_kept_where_the_trace_is_larger(granularity: Any) -
 def test_msp_tells_its_sensitivity_and_what_one_unit_alone_costs() -> None:
     probe = Searched(judge=lambda candidate: sum(p.sparsity * SIZES[s] for s, p in candidate.items()))
     searcher("msp", verify=True, per="matrix").allocate(probe, FREE)
-    assert probe.told["sensitivity"]["value"] == {
+    assert probe.diagnostics["sensitivity"]["value"] == {
         site: place * size for place, (site, size) in enumerate(SIZES.items())
     }
-    checked = probe.told["verification"]
+    checked = probe.diagnostics["verification"]
     assert [unit["unit"] for unit in checked["units"]] == list(SIZES) and checked["dense"] == 0
     assert [unit["loss"] for unit in checked["units"]] == pytest.approx([0.6 * size for size in SIZES.values()])
     assert -1 <= checked["spearman"] <= 1

@@ -274,4 +274,4 @@ def test_masks_that_are_not_the_nonzeros_come_back(tmp_path: Path) -> None:
     first.add(0, Block(result, {"loss": [1.0, 0.1]}))
     found = FinishedBlocks(Keeping(tmp_path / "b", "this", 0), lambda index: {"q": weight}).load(0)
     assert found and torch.equal(found.pruned["q"].kept, kept) and found.pruned["q"].note == "a remark"
-    assert found.told == {"loss": [1.0, 0.1]}
+    assert found.diagnostics == {"loss": [1.0, 0.1]}

@@ -113,7 +113,7 @@ class SparseLLM:
         else:
             later, trace = alternate(problem, mine, self.epochs, self.damping)
             back = self.fallback and self.epochs > 1 and trace.got_worse
-        block.tell(**penalties._asdict(), **trace.facts, fallback=back)
+        block.log(**penalties._asdict(), **trace.facts, fallback=back)
         if back:
             note = f"kept the first epoch's weights: its loss was {trace.loss[0]:.4g}, the last {trace.loss[-1]:.4g}"
             notes = filter(None, (first[part.down].note, note))
