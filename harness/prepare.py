@@ -85,7 +85,7 @@ class Prepared:
     """Further GPUs that take a share of the windows."""
     facts: dict[str, Any]
     fingerprint: str
-    belongs: Mapping[str, Any]
+    cache_identity: Mapping[str, Any]
     """What cached values of this run's model and calibration depend on, see `calibration/cache.py`."""
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
@@ -187,9 +187,9 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "placement": {"offload": waits.blocks, "devices": 1 + len(others)},
     }
     identity = _identity(cfg, inputs, facts, device, context)
-    belongs = {key: identity[key] for key in CACHED_BY if key in identity}
+    cache_identity = {key: identity[key] for key in CACHED_BY if key in identity}
     resolved = _resolved(cfg, inputs, device, dtype)
-    return Prepared(inputs, device, dtype, need, waits, others, facts, fingerprint(identity), belongs, resolved)
+    return Prepared(inputs, device, dtype, need, waits, others, facts, fingerprint(identity), cache_identity, resolved)
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:

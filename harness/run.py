@@ -15,7 +15,7 @@ from harness.calibration.cache import Cache
 from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
+from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
 from harness.calibration.reuse import ReuseCache
 from harness.calibration.stream import StreamedBlock, batched, stream
 from harness.calibration.structure_view import DecoderView
@@ -191,7 +191,7 @@ def _reduce(
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, reuse, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, decoder, allocation), partial(_weights, decoder))
+            finished = FinishedBlocks(_checkpoint_policy(cfg, ready, decoder, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
                 decoder, batches, scope, errors or method, allocation, logged, walk, finished, counts, masks=masks
@@ -276,19 +276,19 @@ def _view(
 def _belongs(cfg: RunConfig, ready: Prepared, decoder: Decoder) -> Mapping[str, Any]:
     """What cached values depend on; behind a plan, on what is cut, and on who gave it tensors."""
     if not decoder.cut:
-        return ready.belongs
-    return {**ready.belongs, "cut": decoder.cut.json(), "planner": catalogue.describe(cfg.planner)}
+        return ready.cache_identity
+    return {**ready.cache_identity, "cut": decoder.cut.json(), "planner": catalogue.describe(cfg.planner)}
 
 
-def _keeping(cfg: RunConfig, ready: Prepared, decoder: Decoder, allocation: Allocation) -> Keeping:
+def _checkpoint_policy(cfg: RunConfig, ready: Prepared, decoder: Decoder, allocation: Allocation) -> CheckpointPolicy:
     """Where finished blocks of this run go, and what they depend on."""
-    belongs = belonging(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
+    cache_key = cache_key_of(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
     every = cfg.checkpoint_every
     if ready.waits.blocks and every is not None:
         every = 0.0  # while a block is on the device
     if cfg.inputs == "dense":
         every = None  # each block alone, which is soon done again
-    return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
+    return CheckpointPolicy(folder_of(cfg.cache, ready.fingerprint), cache_key, every, cfg.cache_gib)
 
 
 def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:

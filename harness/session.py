@@ -138,8 +138,8 @@ class Session:
             return ReuseCache(*_nothing(batches), dense_inputs=dense) if dense else None
         held.statistics.point = held.paths.point = self._points
         windows = torch.cat(list(batches)) if batches else None
-        belongs = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
-        return ReuseCache(held.statistics, held.paths, belongs, dense, self.tally)
+        cache_key = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
+        return ReuseCache(held.statistics, held.paths, cache_key, dense, self.tally)
 
     def dense_measures(
         self, cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, context: Context

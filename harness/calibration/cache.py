@@ -39,8 +39,8 @@ class Cache:
 
     def entry(self, purpose: str, settings: Mapping[str, Any]) -> CachedValue:
         """The value of a purpose under these settings."""
-        belongs = {"purpose": purpose, "identity": dict(self.identity), "settings": dict(settings)}
-        return CachedValue(self, purpose, json.loads(json.dumps(belongs, sort_keys=True)))
+        depends_on = {"purpose": purpose, "identity": dict(self.identity), "settings": dict(settings)}
+        return CachedValue(self, purpose, json.loads(json.dumps(depends_on, sort_keys=True)))
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class CachedValue:
 
     cache: Cache
     purpose: str
-    belongs: Mapping[str, Any]
+    depends_on: Mapping[str, Any]
 
     @property
     def key(self) -> str:
         """A file name that no other value has."""
-        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.belongs)[:16]}"
+        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.depends_on)[:16]}"
 
     def read(self) -> Any | None:
         """What was written last, or None; so it is, with a remark, where the file is damaged or belongs elsewhere."""
@@ -73,7 +73,7 @@ class CachedValue:
         if not isinstance(content, dict) or content.get("sha256") != _checksum(content):
             remark(f"{path} does not match its checksum; it is computed again")
             return None
-        if content.get("belongs") != self.belongs or "value" not in content:
+        if content.get("belongs") != self.depends_on or "value" not in content:
             remark(f"{path} belongs to another model or other settings; it is computed again")
             return None
         with suppress(OSError):
@@ -95,7 +95,7 @@ class CachedValue:
         if folder is None:
             self.cache._kept[self.key] = value
             return
-        content = {"belongs": self.belongs, "value": value}
+        content = {"belongs": self.depends_on, "value": value}
         text = json.dumps(content | {"sha256": _checksum(content)}, allow_nan=True) + "\n"
         try:
             if not make_room(folder, self.cache.gib, len(text), folder / f"{self.key}.json"):

@@ -105,13 +105,13 @@ class ReuseCache:
     """What one point takes from a store, and leaves there.
 
     Args:
-        belongs: what its statistics depend on beside the weights: the calibration windows, and how they are computed.
+        cache_key: what its statistics depend on beside the weights: the calibration windows, and how they are computed.
         dense_inputs: whether every block is calibrated on what the dense model gives it, which is another experiment.
     """
 
     store: Store
     paths: Store
-    belongs: str = ""
+    cache_key: str = ""
     dense_inputs: bool = False
     tally: Counter[str] = field(default_factory=Counter)
     """How often something kept was taken, by its kind."""
@@ -133,7 +133,7 @@ class ReuseCache:
         self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
     ) -> Any:
         """A small value of the dense model and, if `calibrated`, its calibration, computed once."""
-        key = (purpose, self.belongs if calibrated else "", json.dumps(dict(settings), sort_keys=True))
+        key = (purpose, self.cache_key if calibrated else "", json.dumps(dict(settings), sort_keys=True))
         if (value := self.taken("scores", self.store, key)) is None:
             value = compute()
             self.store.put(key, deepcopy(value))
@@ -195,7 +195,7 @@ class _Walk:
 
     def key(self, index: int, number: int, name: str) -> Hashable:
         """Of the statistic of the inputs of one group of linears of a dense block."""
-        return ("statistic", self.reuse.belongs, index, number, name)
+        return ("statistic", self.reuse.cache_key, index, number, name)
 
 
 class CachedBlock(_Unseen):
@@ -304,7 +304,7 @@ class _Remembering:
         path = here if self.reuse.dense_inputs else sites[: max(map(sites.index, here)) + 1]
         decisions = [(site, repr(self.allocation[site])) for site in path]
         text = json.dumps([describe(self.inner), self.reuse.dense_inputs, decisions], sort_keys=True, default=str)
-        return ("path", self.reuse.belongs, hashlib.sha256(text.encode()).hexdigest())
+        return ("path", self.reuse.cache_key, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _own(pruned: Tensor, weight: Tensor) -> Tensor:

@@ -54,10 +54,10 @@ def test_a_file_says_what_it_belongs_to_and_carries_its_checksum(tmp_path: Path)
     Cache(tmp_path, MODEL).entry("msp", {"seed": 0}).write({"generations": []})
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("msp_") and path.suffix == ".json"
-    belongs = {"purpose": "msp", "identity": MODEL, "settings": {"seed": 0}}
-    canonical = json.dumps([belongs, {"generations": []}], sort_keys=True, separators=(",", ":"))
+    depends_on = {"purpose": "msp", "identity": MODEL, "settings": {"seed": 0}}
+    canonical = json.dumps([depends_on, {"generations": []}], sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    assert json.loads(path.read_text()) == {"belongs": belongs, "value": {"generations": []}, "sha256": digest}
+    assert json.loads(path.read_text()) == {"belongs": depends_on, "value": {"generations": []}, "sha256": digest}
 
 
 def test_without_a_folder_values_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from helpers import METHODS, pattern, tiny, windows
 from safetensors import safe_open
 
 from harness import execute
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging
+from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
 from harness.core.remarks import remarks
@@ -143,8 +143,8 @@ def same_result(one: Any, other: Any) -> bool:
 
 
 def keeping(cache: Path, **changes: Any) -> Callable[..., FinishedBlocks]:
-    settings = {"folder": cache / "blocks_f", "belongs": "this", "every": 0, "gib": None} | changes
-    return lambda weights: FinishedBlocks(Keeping(**settings), weights)
+    settings = {"folder": cache / "blocks_f", "cache_key": "this", "every": 0, "gib": None} | changes
+    return lambda weights: FinishedBlocks(CheckpointPolicy(**settings), weights)
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"plugged"}))
@@ -179,7 +179,7 @@ def test_a_damaged_block_and_those_behind_it_are_pruned_again(damage: str, tmp_p
 def test_blocks_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
     pruned_model("wanda", keeping(tmp_path), stop=2)
     whole = pruned_model("sparsegpt", None)
-    assert same_result(pruned_model("sparsegpt", keeping(tmp_path, belongs="that")), whole)
+    assert same_result(pruned_model("sparsegpt", keeping(tmp_path, cache_key="that")), whole)
 
 
 def test_what_a_block_belongs_to() -> None:
@@ -195,7 +195,7 @@ def test_what_a_block_belongs_to() -> None:
         "seed": 1,
         "allocation": {"q": Unstructured(0.50000001)},
     }
-    hashes = {belonging(**given), *(belonging(**{**given, key: value}) for key, value in changed.items())}
+    hashes = {cache_key_of(**given), *(cache_key_of(**{**given, key: value}) for key, value in changed.items())}
     assert len(hashes) == 5
 
 
@@ -252,7 +252,9 @@ def test_writing_takes_a_share_of_the_time_only(tmp_path: Path, monkeypatch: pyt
     """Ten seconds a block, four to write one: the next is written once 40 seconds of pruning are behind it."""
     now = [0.0]
     monkeypatch.setattr("harness.calibration.resume.time.perf_counter", lambda: now[0])
-    blocks = FinishedBlocks(Keeping(tmp_path / "blocks_f", "this", 10.0), lambda index: {"q": torch.ones(1, 1)})
+    blocks = FinishedBlocks(
+        CheckpointPolicy(tmp_path / "blocks_f", "this", 10.0), lambda index: {"q": torch.ones(1, 1)}
+    )
     write, written = blocks._write, []
 
     def slow() -> None:
@@ -270,8 +272,8 @@ def test_writing_takes_a_share_of_the_time_only(tmp_path: Path, monkeypatch: pyt
 def test_masks_that_are_not_the_nonzeros_come_back(tmp_path: Path) -> None:
     weight, kept = torch.tensor([[0.0, 1.0]]), torch.tensor([[True, True]])
     result = {"q": Pruned(weight, kept, "a remark")}
-    first = FinishedBlocks(Keeping(tmp_path / "b", "this", 0), lambda index: {"q": weight})
+    first = FinishedBlocks(CheckpointPolicy(tmp_path / "b", "this", 0), lambda index: {"q": weight})
     first.add(0, Block(result, {"loss": [1.0, 0.1]}))
-    found = FinishedBlocks(Keeping(tmp_path / "b", "this", 0), lambda index: {"q": weight}).load(0)
+    found = FinishedBlocks(CheckpointPolicy(tmp_path / "b", "this", 0), lambda index: {"q": weight}).load(0)
     assert found and torch.equal(found.pruned["q"].kept, kept) and found.pruned["q"].note == "a remark"
     assert found.diagnostics == {"loss": [1.0, 0.1]}

@@ -147,10 +147,10 @@ def assert_same(one: tuple[dict[str, Tensor], Any], other: tuple[dict[str, Tenso
 
 def test_another_method_setting_or_text_is_no_equal_prefix() -> None:
     model, store = tiny("llama"), Store(CPU, EVERYTHING)
-    for number, (name, belongs, dense) in enumerate(
+    for number, (name, cache_key, dense) in enumerate(
         [("wanda", "a", False), ("sparsegpt", "a", False), ("wanda", "b", False), ("wanda", "a", True)]
     ):
-        reuse = ReuseCache(Store(CPU), store, belongs, dense)
+        reuse = ReuseCache(Store(CPU), store, cache_key, dense)
         pruned(name, levels(model, 0.5, 0.5), reuse, range(2))
         assert reuse.tally["blocks"] == 0, number
 

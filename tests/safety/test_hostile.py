@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from harness.calibration.resume import FinishedBlocks, Keeping
+from harness.calibration.resume import CheckpointPolicy, FinishedBlocks
 from harness.core import files
 from harness.core.errors import UserError
 from harness.core.files import atomically, remove_abandoned, staged, write_atomically
@@ -238,7 +238,7 @@ def test_a_block_with_a_fitting_checksum_is_not_believed_either(
 ) -> None:
     content = safetensors.torch.save(tensors, about)
     (tmp_path / f"0_{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
-    blocks = FinishedBlocks(Keeping(tmp_path, "this", 0), lambda index: {"q": torch.zeros(1, 2)})
+    blocks = FinishedBlocks(CheckpointPolicy(tmp_path, "this", 0), lambda index: {"q": torch.zeros(1, 2)})
     assert blocks.load(0) is None
     assert not list(tmp_path.glob("*.safetensors"))
 

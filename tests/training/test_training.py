@@ -12,7 +12,7 @@ import torch
 from helpers import linears, pattern, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.resume import Keeping
+from harness.calibration.resume import CheckpointPolicy
 from harness.core.errors import Failure, UserError
 from harness.core.pattern import keep
 from harness.core.remarks import remarks
@@ -41,8 +41,8 @@ def pruned(dtype: torch.dtype = torch.float32) -> View:
     return View(decoder, None, nonzeros(decoder, scope), [], scope, rng(0, "test"))
 
 
-def recovered(recovery: Any, view: View, keeping: Keeping | None = None, seed: int = 0) -> dict[str, Any]:
-    return trained("it", recovery, view, TEXT, seed, lambda begins: Checkpoints(keeping or Keeping(), begins))
+def recovered(recovery: Any, view: View, keeping: CheckpointPolicy | None = None, seed: int = 0) -> dict[str, Any]:
+    return trained("it", recovery, view, TEXT, seed, lambda begins: Checkpoints(keeping or CheckpointPolicy(), begins))
 
 
 def weights(view: View) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def test_training_goes_on_to_the_bit(stop: int, kept: int, tmp_path: Path, monke
     recovery = Importance(**QUICK | {"lr": (1e-2, 3e-3)})
     whole, cut = pruned(), pruned()
     facts = recovered(recovery, whole)
-    keeping = Keeping(tmp_path / "blocks_0", "mine", every=0)
+    keeping = CheckpointPolicy(tmp_path / "blocks_0", "mine", every=0)
     own, count = loop._Loop._step, [0]
 
     def counted(self: Any, step: int, rate: float) -> str:
@@ -205,7 +205,7 @@ def test_training_goes_on_to_the_bit(stop: int, kept: int, tmp_path: Path, monke
 
 
 def test_a_checkpoint_of_another_model_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeping = Keeping(tmp_path / "blocks_0", "mine", every=0)
+    keeping = CheckpointPolicy(tmp_path / "blocks_0", "mine", every=0)
     recovered(KeptWeights(**QUICK), pruned(), keeping)
     (left,) = keeping.folder.glob("training_*.safetensors")
     other = pruned()
