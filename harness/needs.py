@@ -19,7 +19,7 @@ from harness.core.allocation import Budget
 from harness.core.errors import UserError
 from harness.core.geometry import Geometry
 from harness.core.memory import AHEAD, GIB
-from harness.core.search import Ladder
+from harness.core.search import LevelGrid
 from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
 from harness.evaluation import perplexity
@@ -238,8 +238,8 @@ def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
 def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
     """The levels of a searching allocator, which has some."""
     search = cfg.allocator
-    ladder = Ladder(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
-    count = sum(rung.sparsity > 0 for rung in ladder.rungs(Budget.of_pattern(cfg.pattern)).values())
+    grid = LevelGrid(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
+    count = sum(pattern.sparsity > 0 for pattern in grid.pattern_of(Budget.of_pattern(cfg.pattern)).values())
     return float(count * len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize)
 
 

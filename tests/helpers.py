@@ -158,8 +158,8 @@ class FakeProbe:
     def hessian_trace(self, windows: int, probes: int, draws: str) -> dict[str, Trace]:
         return self.fisher_trace(windows)
 
-    def assembler(self, method: Any, ladders: Any, **settings: Any) -> FakeAssembler:
-        return FakeAssembler(ladders)
+    def assembler(self, method: Any, levels: Any, **settings: Any) -> FakeAssembler:
+        return FakeAssembler(levels)
 
     def cached(self, purpose: str, settings: Mapping[str, Any]) -> FakeEntry:
         return FakeEntry(self.kept, f"{purpose} {settings}")
@@ -200,14 +200,14 @@ class FakeEntry:
 class FakeAssembler:
     """Every candidate is as good as any other, unless `judge` says how good it is; what was asked is counted."""
 
-    ladders: Mapping[str, Any]
+    levels: Mapping[str, Any]
     judge: Any = None
     asked: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def losses(self, candidates: Any, windows: slice = slice(None)) -> list[float]:
         for candidate in candidates:
-            assert all(pattern in self.ladders[site] for site, pattern in candidate.items())
+            assert all(pattern in self.levels[site] for site, pattern in candidate.items())
         self.asked += [(windows, candidate) for candidate in candidates]
         return [self.judge(candidate) if self.judge else 1.0 for candidate in candidates]
 

@@ -26,7 +26,7 @@ from harness.core.allocation import Budget
 from harness.core.interfaces import Database
 from harness.core.pattern import NofM
 from harness.core.proposals import sizes
-from harness.core.search import Ladder, Space
+from harness.core.search import LevelGrid, Space
 from harness.methods.magnitude import Magnitude
 from harness.models.decoder import decoder_of
 
@@ -45,10 +45,10 @@ def main() -> None:
     model = random_model(shape, shape.blocks, where)
     windows = random_tokens(shape, options.windows, options.length, where)
     probe = ModelProbe(decoder_of(model), [windows[:1]], range(shape.blocks), draw=lambda _: windows)
-    space = Space(probe.blocks, sizes(probe), Budget.of_pattern(NofM(1, 4)), Ladder(), "matrix")
+    space = Space(probe.blocks, sizes(probe), Budget.of_pattern(NofM(1, 4)), LevelGrid(), "matrix")
     started = time.perf_counter()
     assembler = probe.assembler(
-        Magnitude(), {site: list(space.rungs.values()) for site in probe.shapes},
+        Magnitude(), {site: list(space.pattern_of.values()) for site in probe.shapes},
         inputs=None, windows=options.windows, objective="nll", database=Database(),
     )  # fmt: skip
     synchronise()

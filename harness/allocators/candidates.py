@@ -16,7 +16,7 @@ from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, sizes
-from harness.core.search import Ladder, Ledger, Space, stopped
+from harness.core.search import Ledger, LevelGrid, Space, stopped
 
 Sensitivity = Literal["fisher", "hessian"]
 
@@ -76,7 +76,7 @@ class Search:
             raise UserError("allocator.windows has to be at least 1 and allocator.held_out at least 0.")
         if self.database_gib is not None and self.database_gib <= 0:
             raise UserError("allocator.database_gib has to be above 0.")
-        self._ladder  # noqa: B018 (its own checks)
+        self._grid  # noqa: B018 (its own checks)
 
     @property
     def fitness_windows(self) -> int:
@@ -84,12 +84,12 @@ class Search:
         raise NotImplementedError
 
     @property
-    def _ladder(self) -> Ladder:
-        return Ladder(self.step, self.reach, self.minimum, self.maximum, self.levels)
+    def _grid(self) -> LevelGrid:
+        return LevelGrid(self.step, self.reach, self.minimum, self.maximum, self.levels)
 
     def space(self, probe: Probe, budget: Budget) -> Space:
         """All candidates of the model."""
-        return Space(probe.blocks, sizes(probe), budget, self._ladder, self.granularity)
+        return Space(probe.blocks, sizes(probe), budget, self._grid, self.granularity)
 
     @contextmanager
     def ledger(self, probe: Probe, space: Space, settings: Sequence[str]) -> Iterator[Ledger]:
@@ -107,11 +107,13 @@ class Search:
 
     def assembler(self, probe: Probe, space: Space) -> Assembler:
         """The database of every level, and of the dense matrices, with the windows to judge by."""
-        rungs = list(space.rungs.values())
-        ladder = rungs if any(rung.sparsity == 0 for rung in rungs) else [*rungs, dense_level(space.budget)]
+        patterns = list(space.pattern_of.values())
+        levels = (
+            patterns if any(pattern.sparsity == 0 for pattern in patterns) else [*patterns, dense_level(space.budget)]
+        )
         return probe.assembler(
             self._method(probe),
-            dict.fromkeys(space.sizes, ladder),
+            dict.fromkeys(space.sizes, levels),
             inputs=None if self.inputs == "dense" else space.candidate(space.uniform),
             windows=self.fitness_windows + self.held_out,
             objective=self.objective,

@@ -91,7 +91,7 @@ class Msp(Search):
         with self.ledger(probe, space, SETTINGS) as ledger:
             if self.verify:
                 named = dict(zip(unit_names(space), values[0], strict=True))
-                probe.log(verification=verification(space, ledger.workshop, named))
+                probe.log(verification=verification(space, ledger.assembler, named))
             while len(ledger.generations) <= self.generations and not stopped(ledger.generations, self.patience):
                 self._generation(space, ledger, values, rng(probe.seed, f"msp/{len(ledger.generations)}"))
             return self.conclude(probe, space, ledger, self.generations, self.patience)

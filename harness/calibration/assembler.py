@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.calibration.bank import Bank, check_size, find_room
+from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
 from harness.calibration.replay import standing_in
 from harness.calibration.stream import Stream, stream
@@ -41,10 +41,15 @@ class LevelAssembler:
     """Puts candidates together and gives their losses: an `Assembler`."""
 
     def __init__(
-        self, decoder: Decoder, scope: Sequence[int], windows: Tensor, bank: Bank, objective: Objective
+        self,
+        decoder: Decoder,
+        scope: Sequence[int],
+        windows: Tensor,
+        level_database: LevelDatabase,
+        objective: Objective,
     ) -> None:
         self.facts: dict[str, Any] = {}
-        self._scope, self._bank, self._objective = scope, bank, objective
+        self._scope, self._level_database, self._objective = scope, level_database, objective
         self._decoder, self._windows = decoder, windows
         self._stream = Stream(decoder, [windows[:1]])
         self._linears = [decoder.linears(index) for index in scope]
@@ -99,7 +104,7 @@ class LevelAssembler:
         rows, length = states[0][0].shape[:2]
         size = max(1, BATCH_TOKENS[self._windows.device.type] // (rows * length))
         outputs: list[Tensor] = []
-        levels = _Levels(self._bank, linears)
+        levels = _Levels(self._level_database, linears)
         for start in range(0, len(states), size):
             batch = states[start : start + size]
             multiplied: dict[nn.Module, Any] = {
@@ -169,15 +174,15 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 class _Levels:
     """The levels of one block that are in use, each fetched once."""
 
-    def __init__(self, bank: Bank, linears: Mapping[str, nn.Linear]) -> None:
-        self._bank, self._linears = bank, linears
+    def __init__(self, level_database: LevelDatabase, linears: Mapping[str, nn.Linear]) -> None:
+        self._level_database, self._linears = level_database, linears
         self._fetched: dict[tuple[str, Pattern], Tensor] = {}
 
     def __getitem__(self, key: tuple[str, Pattern]) -> Tensor:
         if key[1].sparsity == 0:
             return self._linears[key[0]].weight
         if key not in self._fetched:
-            self._fetched[key] = self._bank.get(*key)
+            self._fetched[key] = self._level_database.get(*key)
         return self._fetched[key]
 
 
@@ -202,7 +207,7 @@ def build_assembler(
     batches: Sequence[Tensor],
     scope: Sequence[int],
     method: Any,
-    ladders: Mapping[str, Sequence[Pattern]],
+    levels: Mapping[str, Sequence[Pattern]],
     *,
     inputs: Allocation | None,
     windows: Tensor,
@@ -226,21 +231,21 @@ def build_assembler(
     linears = {site: linear for index in scope for site, linear in decoder.linears(index).items()}
     sizes = {site: linear.weight.numel() for site, linear in linears.items()}
     item = next(decoder.model.parameters()).element_size()
-    needed = check_size(sizes, ladders, item, limit)
+    needed = check_size(sizes, levels, item, limit)
     if folder is not None:
         find_room(folder, gib, needed)
-    bank = Bank(windows.device, folder)
+    level_database = LevelDatabase(windows.device, folder)
     with dense_again(decoder, scope, touched=inputs is not None):
         for block in stream(decoder, batches, scope, edited=inputs is not None, label="levels"):
-            made = _levels_of(block, method, ladders)
-            for site, levels in made.items():
-                bank.put(site, levels)
+            made = _levels_of(block, method, levels)
+            for site, weights in made.items():
+                level_database.put(site, weights)
             for site, pattern in (inputs or {}).items():
                 if site in made and pattern.sparsity > 0:
                     block.write(site, made[site][pattern])
-    assembler = LevelAssembler(decoder, scope, windows, bank, objective)
+    assembler = LevelAssembler(decoder, scope, windows, level_database, objective)
     assembler.facts |= {
-        "levels": max(len(ladder) for ladder in ladders.values()),
+        "levels": max(len(patterns) for patterns in levels.values()),
         "bytes": needed,
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -248,15 +253,15 @@ def build_assembler(
 
 
 @torch.no_grad()
-def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]) -> dict[str, dict[Pattern, Tensor]]:
+def _levels_of(block: Any, method: Any, levels: Mapping[str, Sequence[Pattern]]) -> dict[str, dict[Pattern, Tensor]]:
     """Every level of every matrix of a block that removes anything."""
     weights = block.weights
     made: dict[str, dict[Pattern, Tensor]] = {site: {} for site in weights}
     lifted = as_block_method(method)
     method_of = lifted.method_for(block) if isinstance(lifted, EachLinear) else None
     seen = block.observe(lifted.method.statistic) if isinstance(lifted, EachLinear) and lifted.method.statistic else {}
-    for rung in range(max(len(ladders[site]) for site in weights)):
-        patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
+    for place in range(max(len(levels[site]) for site in weights)):
+        patterns = {site: levels[site][min(place, len(levels[site]) - 1)] for site in weights}
         removing = {site: pattern for site, pattern in patterns.items() if pattern.sparsity > 0}
         if method_of is not None:
             pruned = {

@@ -171,14 +171,14 @@ class ModelProbe:
     def assembler(
         self,
         method: Any,
-        ladders: Mapping[str, Sequence[Pattern]],
+        levels: Mapping[str, Sequence[Pattern]],
         *,
         inputs: Allocation | None,
         windows: int,
         objective: Objective,
         database: Database,
     ) -> LevelAssembler:
-        """Candidates over these ladders, judged on `windows` further windows of the calibration text.
+        """Candidates over these levels, judged on `windows` further windows of the calibration text.
 
         Raises:
             Refusal: the method cannot prune a matrix to several levels beside one another.
@@ -192,7 +192,7 @@ class ModelProbe:
         cache = self._cache
         folder = cache.folder or Path(tempfile.gettempdir())
         return build_assembler(
-            self._decoder, self._batches, self._scope, method, ladders,
+            self._decoder, self._batches, self._scope, method, levels,
             inputs=inputs, windows=drawn, objective=objective, limit=database.limit,
             folder=folder if database.place == "disk" else None, gib=cache.gib if cache.folder else None,
         )  # fmt: skip

@@ -154,7 +154,7 @@ class Probe(Protocol):
     `method` and `seed` are the run's own, `window` is the length of a calibration window. `pruned` walks the blocks as
     pruning would leave them, each once it is pruned; `again` says that a walk with this method went before, and leaves
     out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration windows;
-    `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to every level of its ladder, the
+    `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to each of its levels, the
     blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
     text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long as the
     process: scores before they are fitted to a budget. `log` puts facts (a trajectory) into the record.
@@ -187,7 +187,7 @@ class Probe(Protocol):
     def assembler(
         self,
         method: Any,
-        ladders: Mapping[Site, Sequence[Pattern]],
+        levels: Mapping[Site, Sequence[Pattern]],
         *,
         inputs: Mapping[Site, Pattern] | None,
         windows: int,

@@ -17,7 +17,7 @@ from harness.core.errors import UserError
 
 STRIP = 1024
 """Rows that are mirrored at a time."""
-LADDER = 4
+TRIES = 4
 """Tries of the factorisation, each with ten times the damping of the one before."""
 
 
@@ -102,7 +102,7 @@ def damped_inverse(gram: Tensor, damping: float) -> Inverse:
         UserError: the matrix is not finite, or cannot be factorised even so.
     """
     mean = gram.diagonal().mean()
-    for attempt in range(LADDER):
+    for attempt in range(TRIES):
         used = damping * 10**attempt
         damped = gram.clone()
         damped.diagonal().add_(used * mean)

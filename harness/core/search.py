@@ -24,7 +24,7 @@ Genome = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Ladder:
+class LevelGrid:
     """Which levels there are: every `step` of sparsity within ± `reach` of the budget, or n of M; within bounds."""
 
     step: float = 0.05
@@ -39,17 +39,17 @@ class Ladder:
         if not 0 <= self.minimum <= self.maximum <= 1:
             raise UserError("allocator.minimum and allocator.maximum have to be 0 <= minimum <= maximum <= 1.")
 
-    def rungs(self, budget: Budget) -> dict[int, Pattern]:
+    def pattern_of(self, budget: Budget) -> dict[int, Pattern]:
         """Level → pattern, sparsest first."""
         narrowed = budget.narrowed(self.levels)
         if budget.of is None:
             count = int(self.reach / self.step + 1e-9)
             zeros = {level: _clean(budget.sparsity - level * self.step) for level in range(-count, count + 1)}
-            rungs: dict[int, Pattern] = {level: Unstructured(s) for level, s in zeros.items() if 0 <= s <= 1}
+            pattern_of: dict[int, Pattern] = {level: Unstructured(s) for level, s in zeros.items() if 0 <= s <= 1}
         else:
-            rungs = {level: NofM(level, budget.of) for level in sorted(narrowed.levels)}
+            pattern_of = {level: NofM(level, budget.of) for level in sorted(narrowed.levels)}
         within = (self.minimum - 1e-9, self.maximum + 1e-9)
-        return {level: rung for level, rung in rungs.items() if within[0] <= rung.sparsity <= within[1]}
+        return {level: pattern for level, pattern in pattern_of.items() if within[0] <= pattern.sparsity <= within[1]}
 
 
 def _clean(value: float) -> float:
@@ -57,7 +57,7 @@ def _clean(value: float) -> float:
 
 
 class Space:
-    """All candidates of a model: its units, the ladder they share, and the sum that meets the budget.
+    """All candidates of a model: its units, the grid they share, and the sum that meets the budget.
 
     With N:M the sum is met exactly, or comes as near as levels allow. Any fraction can be had unstructured, so there a
     candidate may miss by less than one step of its largest unit, and `allocation` makes the rest up by a common shift.
@@ -67,22 +67,27 @@ class Space:
     """
 
     def __init__(
-        self, blocks: Sequence[Sequence[str]], sizes: Mapping[str, int], budget: Budget, ladder: Ladder, by: Granularity
+        self,
+        blocks: Sequence[Sequence[str]],
+        sizes: Mapping[str, int],
+        budget: Budget,
+        grid: LevelGrid,
+        by: Granularity,
     ) -> None:
         self.budget, self.sizes, self.blocks = budget, sizes, blocks
         self.units = units_of(blocks, by)
-        self.rungs = ladder.rungs(budget)
-        self._bounds = (ladder.minimum, ladder.maximum)
-        self.levels = sorted(self.rungs)
+        self.pattern_of = grid.pattern_of(budget)
+        self._bounds = (grid.minimum, grid.maximum)
+        self.levels = sorted(self.pattern_of)
         parameters = [sum(sizes[site] for site in unit) for unit in self.units]
         unit = math.gcd(*parameters)
         self.widths = [size // unit for size in parameters]
         exact = 0 if budget.of is None else round(sum(self.widths) * budget.of * (1 - budget.sparsity))
         self.slack = max(self.widths) // 2 if budget.of is None else 0
         self.wanted = exact
-        self.wanted = self._reachable(exact, ladder)
+        self.wanted = self._reachable(exact, grid)
 
-    def _reachable(self, exact: int, ladder: Ladder) -> int:
+    def _reachable(self, exact: int, grid: LevelGrid) -> int:
         """The sum nearest to the exact one that some assembly has."""
         total, missed = 0, math.inf
         if self.levels:
@@ -91,14 +96,14 @@ class Space:
         if missed > max(self.slack, sum(self.widths) / 2):
             raise Refusal(
                 f"no assembly of the levels {self._levels_there_are} meets {self.budget.sparsity:.4f} zeros (bounds: "
-                f"allocator.minimum={ladder.minimum:g}, allocator.maximum={ladder.maximum:g})."
+                f"allocator.minimum={grid.minimum:g}, allocator.maximum={grid.maximum:g})."
             )
         return exact if self.slack else total
 
     @property
     def _levels_there_are(self) -> str:
         if self.budget.of is None:
-            return f"{[round(rung.sparsity, 4) for rung in self.rungs.values()]} (fractions of zeros)"
+            return f"{[round(pattern.sparsity, 4) for pattern in self.pattern_of.values()]} (fractions of zeros)"
         return f"{self.levels} of {self.budget.of}"
 
     def sum_of(self, genome: Sequence[int]) -> int:
@@ -116,7 +121,7 @@ class Space:
         Every unit is rounded; then single steps, those that distort least first, while they bring the sum closer; where
         that ends short of the budget, the exact search over all assemblies.
         """
-        places = [self._rung(value) for value in near]
+        places = [self._place(value) for value in near]
         missing = self.wanted - sum(w * self.levels[p] for w, p in zip(self.widths, places, strict=True))
         while abs(missing) > self.slack:
             direction = 1 if missing > 0 else -1
@@ -135,7 +140,7 @@ class Space:
             missing -= best[2]
         return tuple(self.levels[place] for place in places)
 
-    def _rung(self, value: float) -> int:
+    def _place(self, value: float) -> int:
         return min(range(len(self.levels)), key=lambda place: abs(self.levels[place] - value))
 
     def _exactly(self, near: Sequence[float]) -> Genome:
@@ -150,8 +155,8 @@ class Space:
         return tuple(levels[name] + lowest for name in widths)
 
     def candidate(self, genome: Genome) -> dict[str, Pattern]:
-        """The pattern of every site, straight from the ladder."""
-        return {site: self.rungs[level] for unit, level in zip(self.units, genome, strict=True) for site in unit}
+        """The pattern of every site, straight from the grid."""
+        return {site: self.pattern_of[level] for unit, level in zip(self.units, genome, strict=True) for site in unit}
 
     def allocation(self, genome: Genome) -> Allocation:
         """The candidate with the budget as its exact mean."""
@@ -198,7 +203,7 @@ class Space:
     def _level_of(self, sparsity: float) -> float:
         if self.budget.of is not None:
             return self.budget.of * (1 - sparsity)
-        step = self.rungs[self.levels[0]].sparsity - self.rungs[self.levels[-1]].sparsity
+        step = self.pattern_of[self.levels[0]].sparsity - self.pattern_of[self.levels[-1]].sparsity
         step /= max(1, self.levels[-1] - self.levels[0])
         return (self.budget.sparsity - sparsity) / step if step else 0.0
 
@@ -229,7 +234,7 @@ class Ledger:
         self._assembler: Assembler | None = None
 
     @property
-    def workshop(self) -> Assembler:
+    def assembler(self) -> Assembler:
         """The assembler, made when it is first needed."""
         if self._assembler is None:
             self._assembler = self._assemble()
@@ -241,7 +246,7 @@ class Ledger:
         count = self.windows if windows is None else windows
         new = [genome for genome in dict.fromkeys(genomes) if (genome, count) not in self._known]
         if new:
-            losses = self.workshop.losses([self._space.candidate(genome) for genome in new], slice(count))
+            losses = self.assembler.losses([self._space.candidate(genome) for genome in new], slice(count))
             self._known |= {(genome, count): _worst(loss) for genome, loss in zip(new, losses, strict=True)}
             self._tokens += len(new) * count * self._length
         return [self._known[genome, count] for genome in genomes]
@@ -269,7 +274,7 @@ class Ledger:
         key = ",".join(map(str, genome))
         if key not in self._held_out:
             chosen = slice(self.windows, self.windows + windows)
-            self._held_out[key] = _worst(self.workshop.losses([self._space.candidate(genome)], chosen)[0])
+            self._held_out[key] = _worst(self.assembler.losses([self._space.candidate(genome)], chosen)[0])
             self._save()
         return self._held_out[key]
 

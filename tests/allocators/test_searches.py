@@ -16,7 +16,7 @@ from harness.core.allocation import Allocation, Budget, mean_sparsity
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Trace
 from harness.core.pattern import NofM, Pattern
-from harness.core.search import Ladder, Space
+from harness.core.search import LevelGrid, Space
 
 SHAPES = {"q": (16, 16), "up": (16, 48), "down": (48, 16)}
 SIZES = {f"blocks.{i}.{name}": rows * columns for i in range(4) for name, (rows, columns) in SHAPES.items()}
@@ -42,8 +42,8 @@ class Searched(FakeProbe):
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
         return {site: Trace(float(place * size)) for place, (site, size) in enumerate(SIZES.items())}
 
-    def assembler(self, method: Any, ladders: Any, **settings: Any) -> FakeAssembler:
-        self.made.append(FakeAssembler(ladders, self.judge))
+    def assembler(self, method: Any, levels: Any, **settings: Any) -> FakeAssembler:
+        self.made.append(FakeAssembler(levels, self.judge))
         return self.made[-1]
 
     @property
@@ -206,7 +206,7 @@ def test_the_best_never_gets_worse(name: str, seed: int) -> None:
 @both
 def test_a_planted_optimum_is_approached(name: str, budget: Budget) -> None:
     """It is some moves away from the even allocation."""
-    space = Space([list(SIZES)], SIZES, budget, Ladder(), "matrix")
+    space = Space([list(SIZES)], SIZES, budget, LevelGrid(), "matrix")
     hidden = space.candidate(space.switched(space.uniform, 8, random.Random(5)))
     probe = Searched(judge=far_from(hidden))
     found = searcher(name, generations=40).allocate(probe, budget)

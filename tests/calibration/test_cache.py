@@ -15,8 +15,8 @@ import torch
 from helpers import tiny, windows
 
 from harness.calibration import probe as probing
-from harness.calibration.bank import Bank
 from harness.calibration.cache import Cache, make_room
+from harness.calibration.level_database import LevelDatabase
 from harness.calibration.probe import ModelProbe
 from harness.models.decoder import decoder_of
 
@@ -195,7 +195,7 @@ def test_only_what_the_cache_wrote_is_ever_removed(tmp_path: Path) -> None:
     (paths,) = written(tmp_path, 1)
     before = sorted(path for path in tmp_path.rglob("*") if path != paths)
     assert make_room(tmp_path, 0.0, 0)
-    Bank(torch.device("cpu"), tmp_path).close()
+    LevelDatabase(torch.device("cpu"), tmp_path).close()
     assert sorted(tmp_path.rglob("*")) == before
 
 

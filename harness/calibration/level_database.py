@@ -22,7 +22,7 @@ from harness.core.memory import GIB, Parked
 from harness.core.pattern import Pattern
 
 
-class Bank:
+class LevelDatabase:
     """Levels as tensors (O, I) of their model's dtype; with a `folder` they are files, read when they are needed.
 
     Files are mapped as long as the database lives, so that nobody who deletes them is in its way. They are removed with
@@ -111,15 +111,15 @@ def _name(pattern: Pattern) -> str:
 
 
 def check_size(
-    sizes: Mapping[str, int], ladders: Mapping[str, Sequence[Pattern]], item: int, limit: float | None
+    sizes: Mapping[str, int], levels: Mapping[str, Sequence[Pattern]], item: int, limit: float | None
 ) -> int:
     """The bytes that a database will take; the dense matrices are there anyway.
 
     Raises:
         UserError: more than the limit (GiB).
     """
-    levels = {site: sum(pattern.sparsity > 0 for pattern in ladder) for site, ladder in ladders.items()}
-    needed = sum(sizes[site] * item * count for site, count in levels.items())
+    counts = {site: sum(pattern.sparsity > 0 for pattern in patterns) for site, patterns in levels.items()}
+    needed = sum(sizes[site] * item * count for site, count in counts.items())
     if limit is not None and needed > limit * GIB:
         raise UserError(
             f"the level database needs {needed / GIB:.3g} GiB, allocator.database_gib={limit:g} allows less; take "
