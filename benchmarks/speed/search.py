@@ -57,10 +57,10 @@ def main() -> None:
     parent = space.mutated(space.uniform, 0.5, draw)
 
     def alone() -> None:
-        assembler.losses([space.candidate(space.mutated(parent, 0.5, draw))])
+        assembler.losses([space.patterns(space.mutated(parent, 0.5, draw))])
 
     def generation() -> None:
-        assembler.losses([space.candidate(space.mutated(parent, 0.02, draw)) for _ in range(CHILDREN)])
+        assembler.losses([space.patterns(space.mutated(parent, 0.02, draw)) for _ in range(CHILDREN)])
 
     seconds = interleaved([lambda: bare(model, windows), alone, generation], options.repeat)
     rows = zip(("bare forward", "one candidate", f"{CHILDREN} mutants, each"), seconds, (1, 1, CHILDREN), strict=True)

@@ -16,7 +16,7 @@ from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, sizes
-from harness.core.search import Ledger, LevelGrid, Space, stopped
+from harness.core.search import LevelGrid, SearchState, Space, stopped
 
 Sensitivity = Literal["fisher", "hessian"]
 
@@ -92,7 +92,7 @@ class Search:
         return Space(probe.blocks, sizes(probe), budget, self._grid, self.granularity)
 
     @contextmanager
-    def ledger(self, probe: Probe, space: Space, settings: Sequence[str]) -> Iterator[Ledger]:
+    def state(self, probe: Probe, space: Space, settings: Sequence[str]) -> Iterator[SearchState]:
         """What is known of a search with these settings beside the common ones; no other process works on it meanwhile.
 
         The database is made when a candidate has to be evaluated.
@@ -103,7 +103,7 @@ class Search:
         named |= {"seed": probe.seed, "budget": asdict(space.budget)}
         entry = probe.cached(catalogue.name_of(self), named)
         with entry.held():
-            yield Ledger(entry, space, lambda: self.assembler(probe, space), self.fitness_windows, probe.window)
+            yield SearchState(entry, space, lambda: self.assembler(probe, space), self.fitness_windows, probe.window)
 
     def assembler(self, probe: Probe, space: Space) -> Assembler:
         """The database of every level, and of the dense matrices, with the windows to judge by."""
@@ -114,7 +114,7 @@ class Search:
         return probe.assembler(
             self._method(probe),
             dict.fromkeys(space.sizes, levels),
-            inputs=None if self.inputs == "dense" else space.candidate(space.uniform),
+            inputs=None if self.inputs == "dense" else space.patterns(space.uniform),
             windows=self.fitness_windows + self.held_out,
             objective=self.objective,
             database=Database(self.database, self.database_gib),
@@ -124,17 +124,17 @@ class Search:
         return self.pruner if self.pruner is not None else probe.method
 
     def conclude(
-        self, probe: Probe, space: Space, ledger: Ledger, generations: int, patience: int | None = None
+        self, probe: Probe, space: Space, state: SearchState, generations: int, patience: int | None = None
     ) -> Allocation:
         """The best candidate of the generation at which this search ends, and its trajectory for the record."""
         last = generations
         if patience is not None:
-            ends = (end for end in range(generations) if stopped(ledger.generations[: end + 1], patience))
+            ends = (end for end in range(generations) if stopped(state.generations[: end + 1], patience))
             last = next(ends, generations)
-        done = ledger.generations[: last + 1]
-        genome = tuple(done[-1]["genome"])
+        done = state.generations[: last + 1]
+        candidate = tuple(done[-1]["genome"])
         held_out = {
-            name: ledger.held_out(one, self.held_out) for name, one in (("best", genome), ("uniform", space.uniform))
+            name: state.held_out(one, self.held_out) for name, one in (("best", candidate), ("uniform", space.uniform))
         }
         probe.log(
             search={
@@ -143,11 +143,11 @@ class Search:
                 "evaluations": done[-1]["evaluations"],
                 "tokens": done[-1]["tokens"],
                 "seconds": done[-1]["seconds"],
-                "database": ledger.database,
+                "database": state.database,
                 "held_out": held_out if self.held_out else {},
             }
         )
-        return space.allocation(genome)
+        return space.allocation(candidate)
 
 
 def dense_level(budget: Budget) -> Pattern:
@@ -165,7 +165,7 @@ def verification(space: Space, assembler: Assembler, sensitivity: Mapping[str, f
         Every unit's values, the loss of the dense model, and Spearman's rank correlation.
     """
     dense = dict.fromkeys(space.sizes, dense_level(space.budget))
-    even = space.candidate(space.uniform)
+    even = space.patterns(space.uniform)
     candidates = [dense, *({**dense, **{site: even[site] for site in unit}} for unit in space.units)]
     before, *losses = assembler.losses(candidates)
     names = unit_names(space)

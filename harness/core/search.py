@@ -1,7 +1,7 @@
 """Searching for an allocation: candidates as levels per unit, moves that keep the budget, what is known of them.
 
 A unit is a matrix or a block; its level counts steps of *kept* weights, so that more is denser: n of M, or one step of
-sparsity below or above the budget. A candidate (`Genome`) is one level per unit; Σ width · level is the budget.
+sparsity below or above the budget. A candidate (`Candidate`) is one level per unit; Σ width · level is the budget.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.core.interfaces import Assembler, Entry
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, to_sites, units_of
 
-Genome = tuple[int, ...]
+Candidate = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,16 @@ class Space:
             return f"{[round(pattern.sparsity, 4) for pattern in self.pattern_of.values()]} (fractions of zeros)"
         return f"{self.levels} of {self.budget.of}"
 
-    def sum_of(self, genome: Sequence[int]) -> int:
+    def sum_of(self, candidate: Sequence[int]) -> int:
         """What the budget fixes: Σ width · level."""
-        return sum(width * level for width, level in zip(self.widths, genome, strict=True))
+        return sum(width * level for width, level in zip(self.widths, candidate, strict=True))
 
     @cached_property
-    def uniform(self) -> Genome:
+    def uniform(self) -> Candidate:
         """The candidate nearest to an even allocation."""
         return self.nearest([self.wanted / sum(self.widths)] * len(self.units))
 
-    def nearest(self, near: Sequence[float]) -> Genome:
+    def nearest(self, near: Sequence[float]) -> Candidate:
         """The candidate nearest to levels that need be neither whole nor within the budget.
 
         Every unit is rounded; then single steps, those that distort least first, while they bring the sum closer; where
@@ -143,7 +143,7 @@ class Space:
     def _place(self, value: float) -> int:
         return min(range(len(self.levels)), key=lambda place: abs(self.levels[place] - value))
 
-    def _exactly(self, near: Sequence[float]) -> Genome:
+    def _exactly(self, near: Sequence[float]) -> Candidate:
         lowest = self.levels[0]
         widths = {str(unit): width for unit, width in enumerate(self.widths)}
         levels = exact_levels(
@@ -154,44 +154,46 @@ class Space:
         )
         return tuple(levels[name] + lowest for name in widths)
 
-    def candidate(self, genome: Genome) -> dict[str, Pattern]:
+    def patterns(self, candidate: Candidate) -> dict[str, Pattern]:
         """The pattern of every site, straight from the grid."""
-        return {site: self.pattern_of[level] for unit, level in zip(self.units, genome, strict=True) for site in unit}
+        return {
+            site: self.pattern_of[level] for unit, level in zip(self.units, candidate, strict=True) for site in unit
+        }
 
-    def allocation(self, genome: Genome) -> Allocation:
+    def allocation(self, candidate: Candidate) -> Allocation:
         """The candidate with the budget as its exact mean."""
-        patterns = self.candidate(genome)
+        patterns = self.patterns(candidate)
         if self.budget.of is not None:
             return patterns
         proposal = {site: pattern.sparsity for site, pattern in patterns.items()}
         return fit(proposal, self.sizes, self.budget, self._bounds)
 
-    def mutated(self, genome: Genome, rate: float, draw: Random) -> Genome:
+    def mutated(self, candidate: Candidate, rate: float, draw: Random) -> Candidate:
         """Every unit, one at least, goes a level up or down with probability `rate`; then the nearest candidate."""
-        moved = [unit for unit in range(len(genome)) if draw.random() < rate] or [draw.randrange(len(genome))]
-        near = self._jittered(genome, draw)
+        moved = [unit for unit in range(len(candidate)) if draw.random() < rate] or [draw.randrange(len(candidate))]
+        near = self._jittered(candidate, draw)
         for unit in moved:
             near[unit] += draw.choice((-1, 1))
         return self.nearest(near)
 
-    def crossed(self, one: Genome, other: Genome, draw: Random) -> Genome:
+    def crossed(self, one: Candidate, other: Candidate, draw: Random) -> Candidate:
         """Every unit from one of two parents; then the nearest candidate."""
         return self.nearest(self._jittered([draw.choice(pair) for pair in zip(one, other, strict=True)], draw))
 
-    def switched(self, genome: Genome, count: int, draw: Random) -> Genome:
+    def switched(self, candidate: Candidate, count: int, draw: Random) -> Candidate:
         """EvoPress' mutation: one unit a level up, another a level down, `count` times."""
-        near = self._jittered(genome, draw)
+        near = self._jittered(candidate, draw)
         for _ in range(count):
-            up, down = draw.sample(range(len(genome)), 2) if len(genome) > 1 else (0, 0)
+            up, down = draw.sample(range(len(candidate)), 2) if len(candidate) > 1 else (0, 0)
             near[up] += 1
             near[down] -= 1
         return self.nearest(near)
 
-    def _jittered(self, genome: Sequence[int], draw: Random) -> list[float]:
+    def _jittered(self, candidate: Sequence[int], draw: Random) -> list[float]:
         """So that chance, and not the order of the units, decides which of equal steps keeps the budget."""
-        return [level + draw.uniform(-0.3, 0.3) for level in genome]
+        return [level + draw.uniform(-0.3, 0.3) for level in candidate]
 
-    def proposed(self, sparsities: Sequence[float]) -> Genome:
+    def proposed(self, sparsities: Sequence[float]) -> Candidate:
         """The candidate nearest to a fraction of zeros per unit."""
         return self.nearest([self._level_of(sparsity) for sparsity in sparsities])
 
@@ -208,7 +210,7 @@ class Space:
         return (self.budget.sparsity - sparsity) / step if step else 0.0
 
 
-class Ledger:
+class SearchState:
     """What a search has found out, written after every generation; a killed search goes on from the last one.
 
     Args:
@@ -227,7 +229,7 @@ class Ledger:
         self.population: list[list[int]] = kept.get("population", [])
         self.database: dict[str, Any] = kept.get("database", {})
         self._held_out: dict[str, float] = kept.get("held_out", {})
-        self._known = {(tuple(genome), count): loss for genome, count, loss in kept.get("known", ())}
+        self._known = {(tuple(candidate), count): loss for candidate, count, loss in kept.get("known", ())}
         self._tokens = int(kept.get("tokens", 0))
         self._spent = self.generations[-1]["seconds"] if self.generations else 0.0
         self._since = time.perf_counter()
@@ -241,19 +243,19 @@ class Ledger:
             self.database = dict(self._assembler.facts)
         return self._assembler
 
-    def judge(self, genomes: Sequence[Genome], windows: int | None = None) -> list[float]:
+    def judge(self, candidates: Sequence[Candidate], windows: int | None = None) -> list[float]:
         """The losses of candidates on the first `windows` windows (default: all), each evaluated at most once."""
         count = self.windows if windows is None else windows
-        new = [genome for genome in dict.fromkeys(genomes) if (genome, count) not in self._known]
+        new = [candidate for candidate in dict.fromkeys(candidates) if (candidate, count) not in self._known]
         if new:
-            losses = self.assembler.losses([self._space.candidate(genome) for genome in new], slice(count))
-            self._known |= {(genome, count): _worst(loss) for genome, loss in zip(new, losses, strict=True)}
+            losses = self.assembler.losses([self._space.patterns(candidate) for candidate in new], slice(count))
+            self._known |= {(candidate, count): _worst(loss) for candidate, loss in zip(new, losses, strict=True)}
             self._tokens += len(new) * count * self._length
-        return [self._known[genome, count] for genome in genomes]
+        return [self._known[candidate, count] for candidate in candidates]
 
-    def end_generation(self, population: Sequence[Genome], losses: Sequence[float]) -> None:
+    def end_generation(self, population: Sequence[Candidate], losses: Sequence[float]) -> None:
         """Note where the search is: its population, best first, with their losses on all windows."""
-        self.population = [list(genome) for genome in population]
+        self.population = [list(candidate) for candidate in population]
         self.generations.append(
             {
                 "generation": len(self.generations),
@@ -267,19 +269,19 @@ class Ledger:
         )
         self._save()
 
-    def held_out(self, genome: Genome, windows: int) -> float | None:
+    def held_out(self, candidate: Candidate, windows: int) -> float | None:
         """The loss of a candidate on the windows after those it was chosen by; None without any."""
         if not windows:
             return None
-        key = ",".join(map(str, genome))
+        key = ",".join(map(str, candidate))
         if key not in self._held_out:
             chosen = slice(self.windows, self.windows + windows)
-            self._held_out[key] = _worst(self.assembler.losses([self._space.candidate(genome)], chosen)[0])
+            self._held_out[key] = _worst(self.assembler.losses([self._space.patterns(candidate)], chosen)[0])
             self._save()
         return self._held_out[key]
 
     def _save(self) -> None:
-        known = [[list(genome), count, loss] for (genome, count), loss in self._known.items()]
+        known = [[list(candidate), count, loss] for (candidate, count), loss in self._known.items()]
         self._entry.write(
             {
                 "generations": self.generations,
@@ -303,6 +305,6 @@ def stopped(generations: Sequence[Mapping[str, Any]], patience: int) -> bool:
     return len(best) > patience and min(best[:-patience]) <= min(best[-patience:])
 
 
-def best_first(genomes: Iterable[Genome], losses: Iterable[float]) -> list[tuple[Genome, float]]:
+def best_first(candidates: Iterable[Candidate], losses: Iterable[float]) -> list[tuple[Candidate, float]]:
     """Distinct candidates with their losses, best first."""
-    return sorted(dict(zip(genomes, losses, strict=True)).items(), key=lambda item: item[1])
+    return sorted(dict(zip(candidates, losses, strict=True)).items(), key=lambda item: item[1])

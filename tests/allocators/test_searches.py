@@ -207,12 +207,12 @@ def test_the_best_never_gets_worse(name: str, seed: int) -> None:
 def test_a_planted_optimum_is_approached(name: str, budget: Budget) -> None:
     """It is some moves away from the even allocation."""
     space = Space([list(SIZES)], SIZES, budget, LevelGrid(), "matrix")
-    hidden = space.candidate(space.switched(space.uniform, 8, random.Random(5)))
+    hidden = space.patterns(space.switched(space.uniform, 8, random.Random(5)))
     probe = Searched(judge=far_from(hidden))
     found = searcher(name, generations=40).allocate(probe, budget)
     best = [generation["best"] for generation in probe.trajectory]
     assert best[-1] < best[0] / 2
-    assert far_from(hidden)(found) < far_from(hidden)(space.candidate(space.uniform)) / 2
+    assert far_from(hidden)(found) < far_from(hidden)(space.patterns(space.uniform)) / 2
 
 
 def test_msp_stops_where_nothing_falls_any_more() -> None:

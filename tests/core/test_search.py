@@ -1,4 +1,4 @@
-"""Candidates and their moves: always on the grid, always within the budget; and what a ledger remembers."""
+"""Candidates and their moves: always on the grid, always within the budget; and what a search state remembers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers import FakeAssembler, FakeEntry
 from harness.core.allocation import Budget, mean_sparsity
 from harness.core.errors import Refusal, UserError
 from harness.core.pattern import NofM, Unstructured
-from harness.core.search import Genome, Ledger, LevelGrid, Space, best_first, stopped
+from harness.core.search import Candidate, LevelGrid, SearchState, Space, best_first, stopped
 
 
 def random_space(seed: int, of: int | None, units: int = 12) -> tuple[Space, int]:
@@ -46,7 +46,7 @@ def off_budget(space: Space, draw: random.Random) -> list[float]:
     return [draw.uniform(space.levels[0] - 1, space.levels[-1] + 1) for _ in space.units]
 
 
-def made(space: Space, draw: random.Random) -> list[Genome]:
+def made(space: Space, draw: random.Random) -> list[Candidate]:
     """One candidate of every kind of move, from two random parents."""
     one, other = (space.nearest(off_budget(space, draw)) for _ in range(2))
     return [
@@ -63,21 +63,21 @@ def test_every_move_keeps_to_the_ladder_and_to_the_budget(of: int | None) -> Non
     for seed in range(60):
         space, wanted = random_space(seed, of)
         assert space.wanted == wanted and (of is None or space.slack == 0)
-        for genome in made(space, random.Random(seed)):
-            assert len(genome) == len(space.units) and set(genome) <= set(space.pattern_of)
-            assert abs(space.sum_of(genome) - wanted) <= space.slack
+        for candidate in made(space, random.Random(seed)):
+            assert len(candidate) == len(space.units) and set(candidate) <= set(space.pattern_of)
+            assert abs(space.sum_of(candidate) - wanted) <= space.slack
 
 
 @pytest.mark.parametrize("of", [None, 4, 8, 16])
 def test_the_allocation_of_a_candidate_has_the_budget_as_its_mean(of: int | None) -> None:
     for seed in range(40):
         space, _ = random_space(seed, of)
-        for genome in made(space, random.Random(seed)):
-            allocation = space.allocation(genome)
+        for candidate in made(space, random.Random(seed)):
+            allocation = space.allocation(candidate)
             assert list(allocation) == list(space.sizes)
             assert mean_sparsity(allocation, space.sizes) == pytest.approx(space.budget.sparsity, abs=1e-9)
             if of is not None:
-                assert allocation == space.candidate(genome)
+                assert allocation == space.patterns(candidate)
 
 
 def test_the_exact_mean_is_a_small_common_shift_away() -> None:
@@ -86,8 +86,8 @@ def test_the_exact_mean_is_a_small_common_shift_away() -> None:
         space, _ = random_space(seed, None)
         if not 0.2 < space.budget.sparsity < 0.8:
             continue
-        for genome in made(space, random.Random(seed)):
-            pairs = zip(space.candidate(genome).values(), space.allocation(genome).values(), strict=True)
+        for candidate in made(space, random.Random(seed)):
+            pairs = zip(space.patterns(candidate).values(), space.allocation(candidate).values(), strict=True)
             away = [fitted.sparsity - pattern.sparsity for pattern, fitted in pairs if 0 < pattern.sparsity < 1]
             most = 0.1 * max(space.widths) / sum(space.widths) / 2
             assert max(away) - min(away) < 1e-6 and abs(away[0]) <= most + 1e-9
@@ -96,7 +96,7 @@ def test_the_exact_mean_is_a_small_common_shift_away() -> None:
 class Watched(Space):
     """Counts how often single steps did not end on the budget."""
 
-    def _exactly(self, near: Sequence[float]) -> Genome:
+    def _exactly(self, near: Sequence[float]) -> Candidate:
         self.__dict__["exact"] = self.__dict__.get("exact", 0) + 1
         return super()._exactly(near)
 
@@ -114,16 +114,16 @@ def test_where_single_steps_do_not_end_on_the_budget_the_nearest_candidate_is_fo
         space = Watched([[site] for site in sizes], sizes, budget, LevelGrid(levels=levels), "matrix")
         space.__dict__["exact"] = 0
         near = off_budget(space, draw)
-        genome = space.nearest(near)
+        candidate = space.nearest(near)
 
         def distance(levels: Sequence[int], space: Space = space, near: Sequence[float] = near) -> float:
             return sum(w * (level - n) ** 2 for w, level, n in zip(space.widths, levels, near, strict=True))
 
         meeting = [g for g in itertools.product(levels, repeat=len(sizes)) if space.sum_of(g) == space.wanted]
-        assert genome in meeting
+        assert candidate in meeting
         if space.__dict__["exact"]:
             exact += 1
-            assert distance(genome) == pytest.approx(min(map(distance, meeting)))
+            assert distance(candidate) == pytest.approx(min(map(distance, meeting)))
     assert exact > 10
 
 
@@ -187,7 +187,7 @@ EVEN, TILTED, STEEP = (0, 0, 0), (1, 0, -1), (2, 0, -2)
 
 
 class CountedAssembler:
-    """Makes the assembler that a ledger asks for, and counts."""
+    """Makes the assembler that a search state asks for, and counts."""
 
     def __init__(self, judge: Any = None) -> None:
         patterns = list(SPACE.pattern_of.values())
@@ -199,8 +199,8 @@ class CountedAssembler:
         return self.assembler
 
 
-def ledger(kept: dict[str, Any], counted: CountedAssembler, windows: int = 4) -> Ledger:
-    return Ledger(FakeEntry(kept, "x"), SPACE, counted, windows, length=10)
+def state(kept: dict[str, Any], counted: CountedAssembler, windows: int = 4) -> SearchState:
+    return SearchState(FakeEntry(kept, "x"), SPACE, counted, windows, length=10)
 
 
 def tilt(candidate: Any) -> float:
@@ -209,7 +209,7 @@ def tilt(candidate: Any) -> float:
 
 def test_a_candidate_is_judged_once_per_number_of_windows() -> None:
     counted = CountedAssembler(tilt)
-    found = ledger({}, counted)
+    found = state({}, counted)
     assert counted.made == 0
     assert found.judge([EVEN, TILTED, EVEN]) == [0.5, 0.4, 0.5]
     assert found.judge([TILTED, STEEP]) == [0.4, 0.3]
@@ -220,19 +220,19 @@ def test_a_candidate_is_judged_once_per_number_of_windows() -> None:
 
 def test_a_loss_that_is_not_finite_is_the_worst() -> None:
     worst = CountedAssembler(lambda candidate: math.nan if tilt(candidate) == 0.4 else math.inf)
-    losses = ledger({}, worst).judge([EVEN, TILTED])
+    losses = state({}, worst).judge([EVEN, TILTED])
     assert losses[0] == losses[1] > 1e6 and math.isfinite(losses[0])
 
 
 def test_a_generation_is_what_a_next_ledger_begins_with() -> None:
     kept: dict[str, Any] = {}
-    first = ledger(kept, CountedAssembler(tilt))
+    first = state(kept, CountedAssembler(tilt))
     pool = [EVEN, TILTED]
     ranked = best_first(pool, first.judge(pool))
-    first.end_generation([genome for genome, _ in ranked], [loss for _, loss in ranked])
+    first.end_generation([candidate for candidate, _ in ranked], [loss for _, loss in ranked])
     first.judge([STEEP])  # of a generation that does not end
     later = CountedAssembler(tilt)
-    second = ledger(kept, later)
+    second = state(kept, later)
     told = {key: value for key, value in second.generations[0].items() if key != "seconds"}
     assert told == {
         **{"generation": 0, "evaluations": 2, "tokens": 80, "best": 0.4, "mean": pytest.approx(0.45)},
@@ -249,12 +249,12 @@ def test_a_generation_is_what_a_next_ledger_begins_with() -> None:
 def test_held_out_windows_follow_those_of_the_choice() -> None:
     kept: dict[str, Any] = {}
     counted = CountedAssembler(tilt)
-    found = ledger(kept, counted)
+    found = state(kept, counted)
     assert found.held_out(EVEN, 0) is None and counted.made == 0
     assert [found.held_out(EVEN, 3), found.held_out(EVEN, 3)] == [0.5, 0.5]
     assert [windows for windows, _ in counted.assembler.asked] == [slice(4, 7)]
     later = CountedAssembler(tilt)
-    assert ledger(kept, later).held_out(EVEN, 3) == 0.5 and later.made == 0
+    assert state(kept, later).held_out(EVEN, 3) == 0.5 and later.made == 0
 
 
 def test_a_search_stops_once_its_best_has_not_fallen() -> None:

@@ -21,7 +21,7 @@ from harness.calibration.resume import CheckpointPolicy, FinishedBlocks
 from harness.core import files
 from harness.core.errors import UserError
 from harness.core.files import atomically, remove_abandoned, staged, write_atomically
-from harness.core.search import Ledger
+from harness.core.search import SearchState
 from harness.record import schema
 from tests.commands import save_tiny
 from tests.safety.test_disks import EVOPRESS
@@ -139,14 +139,14 @@ def test_folders_that_go_while_a_search_runs_cost_nothing(
     typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = typed(*options, *EVOPRESS, f"cache={tmp_path / 'quiet'}").record
-    end = Ledger.end_generation
+    end = SearchState.end_generation
 
-    def swept(ledger: Ledger, *arguments: Any) -> None:
-        end(ledger, *arguments)
+    def swept(state: SearchState, *arguments: Any) -> None:
+        end(state, *arguments)
         shutil.rmtree(tmp_path / "cache")
         shutil.rmtree(tmp_path / "records", ignore_errors=True)
 
-    monkeypatch.setattr(Ledger, "end_generation", swept)
+    monkeypatch.setattr(SearchState, "end_generation", swept)
     more = [f"cache={tmp_path / 'cache'}", "allocator.database=disk", "force=true", "checkpoint_every=0"]
     done = typed(*options, *EVOPRESS, *more)
     assert done.status == 0, done.err
