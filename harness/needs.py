@@ -23,7 +23,7 @@ from harness.core.search import LevelGrid
 from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
 from harness.evaluation import perplexity
-from harness.models.machine import available, free_memory, lent_on
+from harness.models.machine import available, free_memory, reclaimable_on
 from harness.training.costs import cost
 
 LIBRARIES = 1.0 * GIB
@@ -68,7 +68,7 @@ class Need:
         return self.blocks + self.outside + self.beside_weights
 
     @property
-    def parked(self) -> float:
+    def activations_offloaded(self) -> float:
         """Peak on a GPU that holds the weights, while what waits does so in host memory."""
         return self.blocks + self.outside + max(self.pruning, self.recovering, self.scoring) + self.under_way
 
@@ -76,7 +76,7 @@ class Need:
     def offloaded(self) -> float:
         """Peak on a GPU that two blocks at a time visit; a recovery has them all there."""
         if self.recovering:
-            return self.parked
+            return self.activations_offloaded
         return 2 * self.block + self.outside + max(self.pruning, self.scoring) + self.under_way
 
     def host(self, *, offload: bool) -> float:
@@ -85,7 +85,7 @@ class Need:
 
     def mode(self, free: float) -> Literal["resident", "offload", "too large"]:
         """How a GPU with so many free bytes can run it."""
-        if self.parked + LIBRARIES <= free:
+        if self.activations_offloaded + LIBRARIES <= free:
             return "resident"
         return "offload" if self.offloaded + LIBRARIES <= free else "too large"
 
@@ -257,36 +257,36 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     return float(max(logits, inside) + at_once * geometry.hidden * itemsize)
 
 
-class Waits(NamedTuple):
+class Offload(NamedTuple):
     """What is to wait in host memory; activations None: what finds no room."""
 
     blocks: bool
     activations: bool | None
 
 
-def check_memory(need: Need, offload: str, device: torch.device) -> Waits:
+def check_memory(need: Need, offload: str, device: torch.device) -> Offload:
     """Refuse before the work starts what cannot fit; decide what waits in host memory of what can.
 
     Raises:
         UserError: less memory is free than is needed, on the device or in the host.
     """
-    host = free_memory() + lent_on(torch.device("cpu"))
+    host = free_memory() + reclaimable_on(torch.device("cpu"))
     if device.type == "cpu":
         waits = offload == "on"
         _refuse_beyond(need.resident + (2 * need.block if waits else 0), host, device)
-        return Waits(waits, waits)
-    free = available(device) + lent_on(device)
+        return Offload(waits, waits)
+    free = available(device) + reclaimable_on(device)
     mode = need.mode(free)
     if offload == "off":
         advice = "" if mode == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"
         _refuse_beyond(need.resident + LIBRARIES, free, device, advice)
-        return Waits(False, False)
+        return Offload(False, False)
     blocks = offload == "on" or mode != "resident"
     activations = blocks or need.resident + LIBRARIES > free
-    _refuse_beyond((need.offloaded if blocks else need.parked) + LIBRARIES, free, device)
+    _refuse_beyond((need.offloaded if blocks else need.activations_offloaded) + LIBRARIES, free, device)
     if activations:
         _refuse_beyond(need.host(offload=blocks), host, torch.device("cpu"))
-    return Waits(blocks, activations or None)
+    return Offload(blocks, activations or None)
 
 
 def _refuse_beyond(needed: float, free: float, device: torch.device, advice: str = "") -> None:

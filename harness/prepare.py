@@ -24,7 +24,7 @@ from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint,
 from harness.models.geometry import of_config
 from harness.models.loading import resolve_dtype
 from harness.models.machine import other_gpus, resolve_device
-from harness.needs import Need, Waits, check_memory, database_bytes, need_of
+from harness.needs import Need, Offload, check_memory, database_bytes, need_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
 from harness.training.loop import REVISION as LOOP
@@ -80,7 +80,7 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     need: Need
-    waits: Waits
+    offload: Offload
     others: tuple[torch.device, ...]
     """Further GPUs that take a share of the windows."""
     facts: dict[str, Any]
@@ -159,10 +159,10 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     need = _need(cfg, inputs, dtype, device)
     _check_database(cfg, inputs, dtype)
-    waits = check_memory(need, cfg.offload, device)
-    if waits.blocks and cfg.inputs == "dense":
+    offload = check_memory(need, cfg.offload, device)
+    if offload.blocks and cfg.inputs == "dense":
         raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
-    if waits.blocks and (inputs.training or cfg.conversion is not None):
+    if offload.blocks and (inputs.training or cfg.conversion is not None):
         kind = "recovery" if inputs.training else "conversion"
         raise UserError(
             f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
@@ -184,12 +184,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "defaults": {"window": inputs.default_window, "dtype": _default_dtype(inputs, device)},
         "revisions": revisions(cfg),
         "data": data,
-        "placement": {"offload": waits.blocks, "devices": 1 + len(others)},
+        "placement": {"offload": offload.blocks, "devices": 1 + len(others)},
     }
     identity = _identity(cfg, inputs, facts, device, context)
     cache_identity = {key: identity[key] for key in CACHED_BY if key in identity}
     resolved = _resolved(cfg, inputs, device, dtype)
-    return Prepared(inputs, device, dtype, need, waits, others, facts, fingerprint(identity), cache_identity, resolved)
+    return Prepared(
+        inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
+    )
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:

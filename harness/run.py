@@ -269,7 +269,7 @@ def _view(
         decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, _belongs(cfg, ready, decoder), cfg.cache_gib),
         weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", reuse=reuse,
+        devices=() if ready.offload.blocks else ready.others, exact=cfg.numerics == "exact", reuse=reuse,
     )  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def _checkpoint_policy(cfg: RunConfig, ready: Prepared, decoder: Decoder, alloca
     """Where finished blocks of this run go, and what they depend on."""
     cache_key = cache_key_of(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
     every = cfg.checkpoint_every
-    if ready.waits.blocks and every is not None:
+    if ready.offload.blocks and every is not None:
         every = 0.0  # while a block is on the device
     if cfg.inputs == "dense":
         every = None  # each block alone, which is soon done again

@@ -29,7 +29,7 @@ from harness.evaluation.protocol import Context, measured
 from harness.models.checkpoint import architecture, tokenizer_hashes
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import load_config, load_model
-from harness.models.machine import available, lend
+from harness.models.machine import available, register_reclaimable
 from harness.models.placement import Where
 from harness.models.tokenizer import load_tokenizer
 from harness.prepare import Prepared
@@ -71,7 +71,7 @@ class Session:
         self._tokenizers: dict[str, Any] = {}
         self._measures: dict[str, list[dict[str, Any]]] = {}
         if keeps:
-            lend(self)
+            register_reclaimable(self)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Session:
         """Let go of the model and of everything that belongs to it."""
         self._held = None
 
-    def lent(self, device: torch.device) -> int:
+    def reclaimable(self, device: torch.device) -> int:
         """Bytes on the device that a point may count as free: it takes the model over, or another one its place."""
         held = self._held
         if held is None or held.decoder.model.device.type != device.type:
@@ -119,11 +119,11 @@ class Session:
             self.tally["model"] += 1
         else:
             self.drop()
-            where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
+            where = Where(ready.device, ready.offload.blocks, ready.offload.activations, ready.others)
             model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where, config)
             decoder = decoder_of(model)
             self_check(decoder)
-            if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
+            if not self.keeps or ready.offload.blocks or ready.others:  # what lies in several places is not kept
                 return decoder, tokenizer
             self._held = self._hold(key, decoder, ready)
         held = self._held

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.calibration.cache import is_working_folder, make_room
 from harness.core.errors import Failure, UserError
 from harness.core.files import LOCK, in_use, taken
-from harness.core.memory import GIB, Parked
+from harness.core.memory import GIB, OffloadableTensors
 from harness.core.pattern import Pattern
 
 
@@ -35,7 +35,7 @@ class LevelDatabase:
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self._folder: Path | None = None
         self._lock: IO[bytes] | None = None
-        self._parked = Parked(device)
+        self._offloaded = OffloadableTensors(device)
         self._places: dict[tuple[str, Pattern], int] = {}
         self._files: dict[str, Any] = {}
         self._checksums: dict[tuple[str, Pattern], str] = {}
@@ -52,8 +52,8 @@ class LevelDatabase:
         """Keep the levels of one site."""
         if self._folder is None:
             for pattern, weight in levels.items():
-                self._places[site, pattern] = len(self._parked)
-                self._parked.append(weight)
+                self._places[site, pattern] = len(self._offloaded)
+                self._offloaded.append(weight)
             return
         named = {_name(pattern): weight.detach().cpu().contiguous() for pattern, weight in levels.items()}
         path = self._folder / f"{site}.safetensors"
@@ -72,7 +72,7 @@ class LevelDatabase:
             Failure: it is not what was written.
         """
         if self._folder is None:
-            return self._parked[self._places[site, pattern]]
+            return self._offloaded[self._places[site, pattern]]
         level = self._files[site].get_tensor(_name(pattern))
         expected = self._checksums.pop((site, pattern), None)
         if expected is not None and _checksum(level) != expected:
@@ -80,7 +80,7 @@ class LevelDatabase:
                 f"the level database in {self._folder} is damaged: {site} at {pattern} does not match its checksum; "
                 "run it again, it goes on from its last generation."
             )
-        return level.to(self._parked.device)
+        return level.to(self._offloaded.device)
 
     def close(self) -> None:
         """Remove the files."""

@@ -20,7 +20,7 @@ from harness.calibration.replay import Stop
 from harness.calibration.stream import Stream, StreamedBlock, stream
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.statistic import Gram, gram
 from harness.models.decoder import Decoder
 
@@ -36,7 +36,7 @@ def is_beside_dense(method: Any) -> bool:
 class ReferencedBlock(StreamedBlock):
     """One block of the pruned stream that knows what the dense model does on the same tokens."""
 
-    def __init__(self, stream: Stream, index: int, reference: Parked) -> None:
+    def __init__(self, stream: Stream, index: int, reference: OffloadableTensors) -> None:
         super().__init__(stream, index, needs_outputs=False)
         self._reference = reference
         self.dense = {site: linear.weight.data.clone() for site, linear in self._linears.items()}
@@ -165,14 +165,14 @@ def stream_beside_dense(
     """
     assert edited, "the dense stream is of use where blocks are pruned"
     walk = Stream(decoder, batches, exact=exact)
-    reference: Parked | None = None
+    reference: OffloadableTensors | None = None
     try:
         for index in progress(decoder.until(scope), label):
             with walk.placement.on_device(decoder.block(index)):
                 if index not in scope:  # up to the first pruned block both streams are one
                     StreamedBlock(walk, index, needs_outputs=False).advance()
                     continue
-                reference = reference or walk.placement.parked(hidden.clone() for hidden in walk.hidden)
+                reference = reference or walk.placement.offloadable(hidden.clone() for hidden in walk.hidden)
                 block = ReferencedBlock(walk, index, reference)
                 yield block
                 if index != scope[-1]:

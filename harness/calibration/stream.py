@@ -30,7 +30,7 @@ from harness.calibration.replay import (
 from harness.core.errors import Failure
 from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.plain import plain
 from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
@@ -61,7 +61,7 @@ class Stream:
         self._gives_tuples = False
         self._together: int | None = None
         self.learn(batches)
-        self.hidden = self.placement.parked(self.embed(batch) for batch in batches)
+        self.hidden = self.placement.offloadable(self.embed(batch) for batch in batches)
         if self.follows_tokens:
             self.learn(batches)
 
@@ -171,7 +171,7 @@ class StreamedBlock:
     def __init__(self, stream: Stream, index: int, needs_outputs: bool) -> None:
         self._of(stream.decoder, index)
         self._stream, self._placement = stream, stream.placement
-        self._outputs: Parked | None = None
+        self._outputs: OffloadableTensors | None = None
         self._needs_outputs = needs_outputs
 
     def _of(self, decoder: Decoder, index: int) -> None:
@@ -232,7 +232,7 @@ class StreamedBlock:
             states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
             hook = self._accumulate(states, first_site, wanted[first_site], awaited)
             handles.append(linear.register_forward_pre_hook(hook))
-        outputs = self._placement.parked()
+        outputs = self._placement.offloadable()
         try:
             for hidden, tokens in zip(self._stream.hidden, self._stream.batches, strict=True):
                 given = []
@@ -315,7 +315,7 @@ class Walk:
     def begin_at(self, index: int, hidden: Sequence[Tensor]) -> int:
         """Go on with a later block, for which these are the hidden states (B, L, D) of the batches."""
         (only,) = self.streams
-        only.hidden = only.placement.parked(hidden)
+        only.hidden = only.placement.offloadable(hidden)
         return index
 
     @contextmanager

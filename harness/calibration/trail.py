@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.core.interfaces import Site
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Pattern
 
 
@@ -48,7 +48,7 @@ class Trail:
         self._steps = []
         return None
 
-    def add(self, index: int, patterns: Mapping[Site, Pattern], hidden: Parked) -> None:
+    def add(self, index: int, patterns: Mapping[Site, Pattern], hidden: OffloadableTensors) -> None:
         """Remember a block before the walk goes on behind it."""
         kept = None if hidden.waiting else list(hidden)
         size = sum(tensor.nbytes for tensor in kept or ())

@@ -121,7 +121,7 @@ class Estimate:
             )
         if need.resident + LIBRARIES <= size:
             return f"{need.resident / GIB:.1f} GiB"
-        return f"{need.parked / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
+        return f"{need.activations_offloaded / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
 
 
 def estimate(cfg: RunConfig, device: str) -> Estimate | None:

@@ -12,7 +12,7 @@ from harness.calibration.probe import ModelProbe
 from harness.calibration.stream import Stream, batched
 from harness.calibration.trail import Trail
 from harness.core.allocation import Budget
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Pattern, Unstructured
 from harness.core.statistic import squared_norms
 from harness.methods.sparsegpt import SparseGPT
@@ -76,7 +76,7 @@ def test_a_walk_begins_at_the_last_block_for_which_there_was_room(limit: int, be
     trail = Trail(limit)
     patterns: list[dict[str, Pattern]] = [{f"{index}": Unstructured(0.5)} for index in range(2, 6)]
     for index, mine in enumerate(patterns, 2):
-        trail.add(index, mine, Parked(CPU, [torch.full((1, 2, 3), float(index))]))
+        trail.add(index, mine, OffloadableTensors(CPU, [torch.full((1, 2, 3), float(index))]))
     front = trail.front([*patterns[:3], {"5": Unstructured(0.6)}])
     assert (front and front[0]) == begins
     if front:

@@ -15,7 +15,7 @@ from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.calibration.probe import ModelProbe
 from harness.calibration.stream import stream
 from harness.core.interfaces import Database
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll
@@ -94,13 +94,13 @@ def test_blocks_are_copied_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[int] = []
     visits = placement._visits
     assert visits is not None
-    original = visits._ferry.fetch
+    original = visits._copy_streams.fetch
 
     def counted(pairs: Any, after: Any) -> Any:
         fetched.append(len(pairs))
         return original(pairs, after)
 
-    monkeypatch.setattr(visits._ferry, "fetch", counted)
+    monkeypatch.setattr(visits._copy_streams, "fetch", counted)
     decoder = decoder_of(model)
     allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
     prune(decoder, BATCHES, range(4), Wanda(), allocation)
@@ -114,7 +114,7 @@ def test_blocks_are_copied_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_written_is_not_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model, placement = placed(offload=True)
     assert placement._visits is not None
-    monkeypatch.setattr(placement._visits._ferry, "send", lambda *_: pytest.fail("nothing was written"))
+    monkeypatch.setattr(placement._visits._copy_streams, "send", lambda *_: pytest.fail("nothing was written"))
     for block in ModelProbe(decoder_of(model), BATCHES, range(3)).observe(gram):
         block.observe(gram)
 
@@ -230,13 +230,13 @@ def test_a_statistic_that_cannot_be_merged_is_seen_by_one_device() -> None:
 
 def test_activations_wait_where_they_are_told_to() -> None:
     tensors = [torch.full((2, 3), float(number)) for number in range(5)]
-    parked = Parked(CPU, tensors, waits=True)
-    assert parked.waiting == 5 and all(here is not there for here, there in zip(parked, tensors, strict=True))
-    for index, tensor in enumerate(parked):
-        parked[index] = tensor + 1
-    parked[4] = torch.zeros(7)  # of another shape
-    assert [tensor.sum().item() for tensor in parked] == [6, 12, 18, 24, 0] and parked.elements == 31
-    assert Parked(CPU, tensors).waiting == 0 and list(Parked(CPU)) == []
+    offloadable = OffloadableTensors(CPU, tensors, on_host=True)
+    assert offloadable.waiting == 5 and all(here is not there for here, there in zip(offloadable, tensors, strict=True))
+    for index, tensor in enumerate(offloadable):
+        offloadable[index] = tensor + 1
+    offloadable[4] = torch.zeros(7)  # of another shape
+    assert [tensor.sum().item() for tensor in offloadable] == [6, 12, 18, 24, 0] and offloadable.elements == 31
+    assert OffloadableTensors(CPU, tensors).waiting == 0 and list(OffloadableTensors(CPU)) == []
 
 
 def test_a_model_that_nobody_placed_is_where_it_is() -> None:

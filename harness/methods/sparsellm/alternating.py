@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from harness.core.interfaces import Pruned, Site
 from harness.core.linalg import products_like
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.statistic import Gram, gram, together
 from harness.methods.sparsellm.problem import Problem, Trace, Weights, squared_sum
 from harness.methods.sparsellm.updates import Coupling, gated_z, inside, relu_z
@@ -106,7 +106,7 @@ class _Tokens:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         device = problem.x.device
-        self.y, self.z, self.s = Parked(device), Parked(device), Parked(device)
+        self.y, self.z, self.s = OffloadableTensors(device), OffloadableTensors(device), OffloadableTensors(device)
         with products_like(problem.dense[problem.part.down]):
             for x in problem.x:
                 up, gate = problem.before_activation(x, problem.dense)

@@ -12,7 +12,7 @@ from torch import nn
 from harness.catalogue import component
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
-from harness.core.memory import Parked, joined
+from harness.core.memory import OffloadableTensors, joined
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Statistic, gram, together
 from harness.methods.each import as_block_method, prune_one
@@ -130,7 +130,10 @@ class SparseLLM:
     ) -> tuple[dict[Site, ActivationStats], dict[str, ActivationStats]]:
         """One pass over the dense block → what the inner method sees of every linear; inputs x and their Gram."""
         statistic = self.inner.statistic
-        keeping = {"gram": gram, "x": Statistic(lambda width, device: Parked(device), Parked.append, merge=joined)}
+        keeping = {
+            "gram": gram,
+            "x": Statistic(lambda width, device: OffloadableTensors(device), OffloadableTensors.append, merge=joined),
+        }
         if statistic not in (None, gram):
             keeping["inner"] = statistic
         mine = dict.fromkeys(part.readers, together(keeping))

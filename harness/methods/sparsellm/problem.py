@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.core.interfaces import FeedForward, LinearMethod, Pruned, Site
 from harness.core.linalg import is_short_on_gpu
-from harness.core.memory import Parked
+from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Gram
 from harness.methods.each import prune_one
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
     patterns: Mapping[Site, Pattern]
     inner: LinearMethod
     penalties: Penalties
-    x: Parked
+    x: OffloadableTensors
     gram: Gram
     stats: ActivationStats
 
