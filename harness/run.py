@@ -51,7 +51,7 @@ from harness.session import Session
 
 
 @dataclass(frozen=True)
-class Reduced:
+class Compressed:
     """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
     and what pruning left of each site.
 
@@ -97,8 +97,8 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
     with fused(decoder, wanted=fast), in_pieces(decoder.model):
-        reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
-        decoder = reduced.decoder
+        compressed = _compress(cfg, ready, session, stages, decoder, tokenizer)
+        decoder = compressed.decoder
         fuse_attention(decoder.model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
@@ -108,15 +108,22 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
                 judges = cfg.evaluators.values()
                 measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(decoder, reduced.scope, reduced.allocation, reduced.orders)
-    achieved = fraction_of_zeros(decoder, reduced.scope)
-    _remark_on(cfg, achieved, reduced.counts)
+    sites = achieved_sites(decoder, compressed.scope, compressed.allocation, compressed.orders)
+    achieved = fraction_of_zeros(decoder, compressed.scope)
+    _remark_on(cfg, achieved, compressed.counts)
     reason = ""
     if cfg.save is not None:
         try:
             about = _about(cfg, measures)
             save_model(
-                decoder, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders, form=cfg.save_form, about=about
+                decoder,
+                tokenizer,
+                cfg.save,
+                sites,
+                ready.fingerprint,
+                compressed.orders,
+                form=cfg.save_form,
+                about=about,
             )
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
@@ -131,12 +138,15 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         measures=tuple(measures),
         stages=stages.finished,
         provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
-        notes=reduced.notes,
-        blocks=reduced.blocks,
-        allocation=reduced.diagnostics,
-        plan=reduced.plan,
-        parameters={**reduced.parameters, "saved": None if reason or not cfg.save else reduced.parameters["model"]},
-        recovery=reduced.recovery,
+        notes=compressed.notes,
+        blocks=compressed.blocks,
+        allocation=compressed.diagnostics,
+        plan=compressed.plan,
+        parameters={
+            **compressed.parameters,
+            "saved": None if reason or not cfg.save else compressed.parameters["model"],
+        },
+        recovery=compressed.recovery,
     )
 
 
@@ -158,9 +168,9 @@ def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Coun
         remark(why)
 
 
-def _reduce(
+def _compress(
     cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, decoder: Decoder, tokenizer: Any
-) -> Reduced:  # fmt: skip
+) -> Compressed:  # fmt: skip
     """Everything between loading and evaluation; the model is changed in place."""
     scope: Sequence[int] = cfg.scope.blocks(decoder.dense_blocks)
     with stages.time("calibrate"):
@@ -205,7 +215,7 @@ def _reduce(
     if back := sum(bool(facts.get("fallback")) for facts in logged.values()):
         notes.append(f"{back} of {len(logged)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(
+    return Compressed(
         decoder,
         allocation,
         scope,
