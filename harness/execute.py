@@ -25,7 +25,7 @@ from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.claim import LOOK, Busy, Watch, claimed
 from harness.record.provenance import commit
-from harness.record.question import answer_of, answered, question
+from harness.record.request import matcher_of, matcher_of_record, request_key
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
 from harness.run import run, without_numbers
@@ -209,7 +209,7 @@ def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) 
     commit()  # asked for once, before any work: a slow git delays a sweep, and costs no number
     found = finished(cfg, ready)
     if not found:
-        with claimed(cfg.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"]), watch):
+        with claimed(cfg.records, ready.fingerprint, matcher_of(ready.config, ready.facts["defaults"]), watch):
             found = finished(cfg, ready)  # of a process that was at it until now
             if not found:
                 return *_run(cfg, ready, in_sweep), True
@@ -227,14 +227,14 @@ def _as_asked(cfg: RunConfig, ready: Prepared, path: Path, record: Record) -> tu
     Where both have one file name (another path to the same model), the record stays as it is.
     """
     asked = dataclasses.replace(record, config=ready.config)
-    if question(ready.config) in answered(record) or asked.path(cfg.records) == path:
+    if request_key(ready.config) in matcher_of_record(record) or asked.path(cfg.records) == path:
         return path, record
     return schema.write(asked, cfg.records), asked
 
 
 def _find(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
-    asked = question(ready.config)
-    return schema.find(cfg.records, ready.fingerprint, lambda record: asked in answered(record))
+    asked = request_key(ready.config)
+    return schema.find(cfg.records, ready.fingerprint, lambda record: asked in matcher_of_record(record))
 
 
 def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]:

@@ -35,7 +35,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness.core.errors import UserError
-from harness.record.question import LEFT_OPEN, Answer
+from harness.record.request import LEFT_OPEN, RequestMatcher
 
 FOLDER = ".running"
 BEAT = 15.0
@@ -58,7 +58,7 @@ class Claim:
     path: Path
     text: bytes
     owner: Mapping[str, Any] = field(default_factory=dict)
-    answers: tuple[Answer, ...] = ()
+    matchers: tuple[RequestMatcher, ...] = ()
 
     @property
     def is_here(self) -> bool:
@@ -109,7 +109,7 @@ class Watch:
 
 
 @contextmanager
-def claimed(folder: Path, fingerprint: str, answer: Answer, watch: Watch | None = None) -> Iterator[None]:
+def claimed(folder: Path, fingerprint: str, matcher: RequestMatcher, watch: Watch | None = None) -> Iterator[None]:
     """Hold the claim of a run while it computes; that of a dead process is taken over.
 
     Args:
@@ -120,14 +120,14 @@ def claimed(folder: Path, fingerprint: str, answer: Answer, watch: Watch | None 
         Busy: see `watch`.
         UserError: the claim cannot be written.
     """
-    held = _take(folder / FOLDER / f"{fingerprint}.json", [answer], watch)
+    held = _take(folder / FOLDER / f"{fingerprint}.json", [matcher], watch)
     try:
         yield
     finally:
         held.release()
 
 
-def _take(path: Path, answers: Sequence[Answer], watch: Watch | None) -> _Held:
+def _take(path: Path, matchers: Sequence[RequestMatcher], watch: Watch | None) -> _Held:
     """The claim of a point, when no living process has it."""
     looks = watch or Watch()
     waited = False
@@ -138,7 +138,7 @@ def _take(path: Path, answers: Sequence[Answer], watch: Watch | None) -> _Held:
                 holder = read(path)
                 if holder is None or looks.is_dead(holder):
                     path.unlink(missing_ok=True)
-                    return _Held(path, answers)
+                    return _Held(path, matchers)
         except OSError as error:
             if not (isinstance(error, FileExistsError) and path.is_file()):  # another was quicker, without a lock
                 where = f"the claim of a run cannot be written to {path.parent}"
@@ -153,7 +153,9 @@ def _take(path: Path, answers: Sequence[Answer], watch: Watch | None) -> _Held:
 
 
 @contextmanager
-def submitted(folder: Path, answers: Sequence[Answer], ended: Callable[[], Collection[Answer]]) -> Iterator[None]:
+def submitted(
+    folder: Path, matchers: Sequence[RequestMatcher], ended: Callable[[], Collection[RequestMatcher]]
+) -> Iterator[None]:
     """Hold one claim of all points of a submission while their jobs are waited for; it stays if some never ended.
 
     Args:
@@ -164,19 +166,19 @@ def submitted(folder: Path, answers: Sequence[Answer], ended: Callable[[], Colle
         UserError: the claim cannot be written.
     """
     places = folder / FOLDER
-    over = {*answers, *ended()}
+    over = {*matchers, *ended()}
     try:
         places.mkdir(parents=True, exist_ok=True)
         for earlier in read_all(folder):
-            if earlier.is_submission and over.issuperset(earlier.answers) and earlier.is_lost():
+            if earlier.is_submission and over.issuperset(earlier.matchers) and earlier.is_lost():
                 earlier.path.unlink(missing_ok=True)
-        held = _Held(places / f"{uuid.uuid4().hex[:16]}.json", answers, submission=True)
+        held = _Held(places / f"{uuid.uuid4().hex[:16]}.json", matchers, submission=True)
     except OSError as error:
         raise UserError(f"the claim of a submission cannot be written to {places}: {error.strerror}.") from error
     try:
         yield
     finally:
-        held.release(keep=not set(ended()).issuperset(answers))
+        held.release(keep=not set(ended()).issuperset(matchers))
 
 
 class _Held:
@@ -186,13 +188,13 @@ class _Held:
     stays as it is.
     """
 
-    def __init__(self, path: Path, answers: Sequence[Answer], **more: Any) -> None:
+    def __init__(self, path: Path, matchers: Sequence[RequestMatcher], **more: Any) -> None:
         self.path = path
         self._token = uuid.uuid4().hex
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "token": self._token}
         owner |= {"place": _place(), "start": _started(os.getpid()), **more}
-        plain = [[answer.what, answer.accepted] for answer in answers]
+        plain = [[matcher.what, matcher.accepted] for matcher in matchers]
         rest = json.dumps({"owner": owner, "answers": plain})
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -249,14 +251,14 @@ def read(path: Path) -> Claim | None:
         return None
     try:
         content = json.loads(text)
-        answers = tuple(Answer(what, tuple(map(tuple, accepted))) for what, accepted in content["answers"])
-        _check(content["owner"], answers)
-        return Claim(path, text, content["owner"], answers)
+        matchers = tuple(RequestMatcher(what, tuple(map(tuple, accepted))) for what, accepted in content["answers"])
+        _check(content["owner"], matchers)
+        return Claim(path, text, content["owner"], matchers)
     except (ValueError, KeyError, TypeError, RecursionError):
         return Claim(path, text)
 
 
-def _check(owner: Any, answers: tuple[Answer, ...]) -> None:
+def _check(owner: Any, matchers: tuple[RequestMatcher, ...]) -> None:
     """Whoever wrote a claim, nothing in it may break a report, or the look for its process.
 
     Raises:
@@ -267,9 +269,9 @@ def _check(owner: Any, answers: tuple[Answer, ...]) -> None:
         raise ValueError("pid")
     if not isinstance(owner["token"], str):
         raise TypeError("token")
-    if any(len(answer.accepted) != len(LEFT_OPEN) for answer in answers):
+    if any(len(matcher.accepted) != len(LEFT_OPEN) for matcher in matchers):
         raise ValueError("answers")
-    hash(answers)
+    hash(matchers)
     json.dumps(owner, ensure_ascii=False).encode()  # there is text that cannot be printed
 
 

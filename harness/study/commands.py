@@ -25,7 +25,7 @@ from harness.overrides import plugins_in, say
 from harness.prepare import Prepared, look_up
 from harness.record import schema
 from harness.record.claim import submitted
-from harness.record.question import Answer, only, question
+from harness.record.request import RequestMatcher, only, request_key
 from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
@@ -130,11 +130,11 @@ def _run_points(study: Study, chosen: Iterable[int], announcement: str = "") -> 
     return {}
 
 
-def _asked(study: Study, number: int) -> Answer:
-    return only(question(_config(study, number).composed))
+def _asked(study: Study, number: int) -> RequestMatcher:
+    return only(request_key(_config(study, number).composed))
 
 
-def _ended(study: Study, numbers: Iterable[int]) -> set[Answer]:
+def _ended(study: Study, numbers: Iterable[int]) -> set[RequestMatcher]:
     """Those of these points that have a record, of a failure too."""
     items = progress_of(study)
     return {_asked(study, number) for number in numbers if items[number].record}

@@ -12,7 +12,7 @@ from harness.core.pattern import misfit
 from harness.prepare import revisions
 from harness.record import schema
 from harness.record.claim import Claim, read_all
-from harness.record.question import Answers, answered
+from harness.record.request import RequestIndex, matcher_of_record
 from harness.record.schema import Record
 from harness.study.grid import Point, Study
 
@@ -48,25 +48,25 @@ class Files:
     """Records and claims by the questions that they answer; every file is read once."""
 
     def __init__(self) -> None:
-        self._records: dict[Path, Answers[Found]] = {}
-        self._claims: dict[Path, Answers[tuple[Claim, State]]] = {}
+        self._records: dict[Path, RequestIndex[Found]] = {}
+        self._claims: dict[Path, RequestIndex[tuple[Claim, State]]] = {}
 
     def records(self, cfg: RunConfig) -> list[Found]:
         """The records of the run's folder that answer it."""
         if cfg.records not in self._records:
-            self._records[cfg.records] = answers = Answers[Found]()
+            self._records[cfg.records] = index = RequestIndex[Found]()
             for path, record in schema.read_all(cfg.records):
-                answers.add(answered(record), (path, record))
+                index.add(matcher_of_record(record), (path, record))
         return self._records[cfg.records].find(cfg.composed)
 
     def claims(self, cfg: RunConfig) -> list[tuple[Claim, State]]:
         """The claims on the run, the most telling one first: running, queued, lost."""
         if cfg.records not in self._claims:
-            self._claims[cfg.records] = answers = Answers[tuple[Claim, State]]()
+            self._claims[cfg.records] = index = RequestIndex[tuple[Claim, State]]()
             for claim in sorted(read_all(cfg.records), key=lambda claim: claim.is_submission):
                 state: State = "lost" if claim.is_lost() else "queued" if claim.is_submission else "running"
-                for answer in claim.answers:
-                    answers.add(answer, (claim, state))
+                for matcher in claim.matchers:
+                    index.add(matcher, (claim, state))
         return sorted(self._claims[cfg.records].find(cfg.composed), key=lambda found: found[1] == "lost")
 
 

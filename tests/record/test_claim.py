@@ -17,17 +17,17 @@ import pytest
 from harness.core.errors import UserError
 from harness.record import claim
 from harness.record.claim import Busy, Claim, Watch, claimed, read, read_all, submitted
-from harness.record.question import Answer
+from harness.record.request import RequestMatcher
 
 POINT = "0123456789abcdef"
 ACCEPTED = (("cpu", "auto"), ("float32",), (None, 32), (None, 32), (0,))
-ANSWER = Answer("what", ACCEPTED)
+ANSWER = RequestMatcher("what", ACCEPTED)
 HOLDER = """
 import sys
 from pathlib import Path
 from harness.record.claim import claimed
-from harness.record.question import Answer
-with claimed(Path(sys.argv[1]), sys.argv[2], Answer("what", ((None,),) * 5)):
+from harness.record.request import RequestMatcher
+with claimed(Path(sys.argv[1]), sys.argv[2], RequestMatcher("what", ((None,),) * 5)):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -35,11 +35,11 @@ RACER = """
 import os, sys, time
 from pathlib import Path
 from harness.record import claim
-from harness.record.question import Answer
+from harness.record.request import RequestMatcher
 claim.LOOK = 0.01
 folder = Path(sys.argv[1])
 for number in range(5):
-    with claim.claimed(folder, sys.argv[2], Answer("what", ((None,),) * 5)):
+    with claim.claimed(folder, sys.argv[2], RequestMatcher("what", ((None,),) * 5)):
         alone = os.open(folder / "alone", os.O_CREAT | os.O_EXCL)  # fails if two are here
         time.sleep(0.01)
         os.close(alone)
@@ -77,7 +77,7 @@ def test_a_claim_is_there_while_the_run_is_and_goes_with_it(tmp_path: Path) -> N
         mine = only(tmp_path)
         assert mine.path == tmp_path / ".running" / f"{POINT}.json"
         assert mine.owner["pid"] == os.getpid()
-        assert mine.answers == (ANSWER,)
+        assert mine.matchers == (ANSWER,)
         assert not mine.is_lost()
         assert "process" in str(mine)
     assert not list(read_all(tmp_path))
@@ -224,19 +224,19 @@ def test_files_that_are_no_claims_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "answers"),
+    ("owner", "matchers"),
     [
         *(({"pid": pid}, []) for pid in ("abc", 10**30, -1, 0, True, None, [1])),
         ({"token": ["t"]}, []),
         ({"host": "\ud800"}, []),
-        *(({}, answers) for answers in ([[["what"], []]], [["what", [[[]]] * 5]], [["what", [[None]]]], [3], 3)),
+        *(({}, matchers) for matchers in ([[["what"], []]], [["what", [[[]]] * 5]], [["what", [[None]]]], [3], 3)),
     ],
 )
-def test_a_damaged_claim_is_passed_over_and_stays(owner: dict[str, Any], answers: Any, tmp_path: Path) -> None:
+def test_a_damaged_claim_is_passed_over_and_stays(owner: dict[str, Any], matchers: Any, tmp_path: Path) -> None:
     path = foreign(tmp_path).path
     here = {"place": claim._place(), "pid": os.getpid()}
     content = json.loads(path.read_bytes())
-    path.write_text(json.dumps(content | {"owner": content["owner"] | here | owner, "answers": answers}))
+    path.write_text(json.dumps(content | {"owner": content["owner"] | here | owner, "answers": matchers}))
     assert not list(read_all(tmp_path))
     assert str(read(path)) == "by an unknown process"
 
@@ -255,14 +255,14 @@ def test_what_is_no_file_is_no_claim_and_is_said_where_a_run_needs_its_place(tmp
 
 
 def test_a_submission_stays_if_its_points_have_not_all_ended(tmp_path: Path) -> None:
-    points = [Answer(name, ACCEPTED) for name in "ab"]
-    ended: set[Answer] = set()
+    points = [RequestMatcher(name, ACCEPTED) for name in "ab"]
+    ended: set[RequestMatcher] = set()
     with submitted(tmp_path, points, lambda: ended):
         assert only(tmp_path).is_submission
         assert not only(tmp_path).is_lost()
         ended.add(points[0])
     assert only(tmp_path).is_lost()
     with submitted(tmp_path, points[1:], lambda: ended):  # says all that the earlier one said
-        assert only(tmp_path).answers == (points[1],)
+        assert only(tmp_path).matchers == (points[1],)
         ended.add(points[1])
     assert not list(read_all(tmp_path))
