@@ -24,7 +24,7 @@ from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.overrides import plugins_in, say
 from harness.prepare import Prepared, look_up
 from harness.record import schema
-from harness.record.claim import submitted
+from harness.record.lease import submitted
 from harness.record.request import RequestMatcher, only, request_key
 from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report

@@ -11,7 +11,7 @@ from harness.config import RunConfig
 from harness.core.pattern import misfit
 from harness.prepare import revisions
 from harness.record import schema
-from harness.record.claim import Claim, read_all
+from harness.record.lease import Lease, read_all
 from harness.record.request import RequestIndex, matcher_of_record
 from harness.record.schema import Record
 from harness.study.grid import Point, Study
@@ -45,11 +45,11 @@ class Progress:
 
 
 class Files:
-    """Records and claims by the questions that they answer; every file is read once."""
+    """Records and leases by the questions that they answer; every file is read once."""
 
     def __init__(self) -> None:
         self._records: dict[Path, RequestIndex[Found]] = {}
-        self._claims: dict[Path, RequestIndex[tuple[Claim, State]]] = {}
+        self._leases: dict[Path, RequestIndex[tuple[Lease, State]]] = {}
 
     def records(self, cfg: RunConfig) -> list[Found]:
         """The records of the run's folder that answer it."""
@@ -59,19 +59,19 @@ class Files:
                 index.add(matcher_of_record(record), (path, record))
         return self._records[cfg.records].find(cfg.composed)
 
-    def claims(self, cfg: RunConfig) -> list[tuple[Claim, State]]:
+    def leases(self, cfg: RunConfig) -> list[tuple[Lease, State]]:
         """The claims on the run, the most telling one first: running, queued, lost."""
-        if cfg.records not in self._claims:
-            self._claims[cfg.records] = index = RequestIndex[tuple[Claim, State]]()
-            for claim in sorted(read_all(cfg.records), key=lambda claim: claim.is_submission):
-                state: State = "lost" if claim.is_lost() else "queued" if claim.is_submission else "running"
-                for matcher in claim.matchers:
-                    index.add(matcher, (claim, state))
-        return sorted(self._claims[cfg.records].find(cfg.composed), key=lambda found: found[1] == "lost")
+        if cfg.records not in self._leases:
+            self._leases[cfg.records] = index = RequestIndex[tuple[Lease, State]]()
+            for lease in sorted(read_all(cfg.records), key=lambda lease: lease.is_submission):
+                state: State = "lost" if lease.is_lost() else "queued" if lease.is_submission else "running"
+                for matcher in lease.matchers:
+                    index.add(matcher, (lease, state))
+        return sorted(self._leases[cfg.records].find(cfg.composed), key=lambda found: found[1] == "lost")
 
 
 def progress_of(study: Study, made: Mapping[int, Found] | None = None) -> list[Progress]:
-    """The state of every point, from the records and claims that answer it; needs neither checkpoint nor text.
+    """The state of every point, from the records and leases that answer it; needs neither checkpoint nor text.
 
     Args:
         made: records that are known to be a point's, by its number.
@@ -88,15 +88,15 @@ def _progress(point: Point, made: Found | None, files: Files) -> Progress:
     path, record = max(found, key=lambda item: _rank(item, current, len(found)), default=(None, None))
     if record and record.status in schema.FINISHED and _is_current(record, current):
         return Progress(point, "done" if record.status == "ok" else record.status, record.reason, path, record)
-    claims = files.claims(point.cfg)
-    if claims and claims[0][1] != "lost":
-        return Progress(point, claims[0][1], str(claims[0][0]))
+    leases = files.leases(point.cfg)
+    if leases and leases[0][1] != "lost":
+        return Progress(point, leases[0][1], str(leases[0][0]))
     if record and record.status in schema.FINISHED:
         return Progress(point, "stale", "of an earlier revision", path, record)
-    for claim, _ in claims:
-        if not record or not claim.is_submission:
-            verb = "submitted by" if claim.is_submission else "claimed by"
-            return Progress(point, "lost", f"{verb} {claim}, and never ended")
+    for lease, _ in leases:
+        if not record or not lease.is_submission:
+            verb = "submitted by" if lease.is_submission else "claimed by"
+            return Progress(point, "lost", f"{verb} {lease}, and never ended")
     if record:
         return Progress(point, "failed", record.reason, path, record)
     return Progress(point, "to do", _foreseen_refusal(point))

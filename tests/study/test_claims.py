@@ -20,7 +20,7 @@ from harness import compose
 from harness.core.places import ROOT
 from harness.prepare import prepare
 from harness.record import schema
-from harness.record.claim import claimed, submitted
+from harness.record.lease import leased, submitted
 from harness.record.request import matcher_of, only, request_key
 from harness.study import commands
 from harness.study.plan import Files, attempts, has_finished, progress_of
@@ -45,10 +45,10 @@ class Slow(Magnitude):
 HOLDER = """
 import json, sys
 from pathlib import Path
-from harness.record.claim import claimed
+from harness.record.lease import leased
 from harness.record.request import RequestMatcher
 what, accepted = json.loads(sys.argv[3])
-with claimed(Path(sys.argv[1]), sys.argv[2], RequestMatcher(what, tuple(map(tuple, accepted)))):
+with leased(Path(sys.argv[1]), sys.argv[2], RequestMatcher(what, tuple(map(tuple, accepted)))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -213,5 +213,5 @@ def test_a_claim_is_held_while_a_point_runs(
     ((path, record),) = schema.read_all(tmp_path / "records")
     assert seen == [record.fingerprint]
     assert not list(path.parent.glob(".running/*.json"))
-    with claimed(path.parent, record.fingerprint, matcher_of(record.config, {})):
+    with leased(path.parent, record.fingerprint, matcher_of(record.config, {})):
         assert typed("status", "study=wanda_table3", f"records={path.parent}").status == 0
