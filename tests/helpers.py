@@ -147,7 +147,9 @@ class FakeProbe:
     def log(self, **facts: Any) -> None:
         self.diagnostics |= facts
 
-    def pruned(self, method: Any, allocation: Mapping[str, Pattern], *, again: bool = False) -> Iterator[FakeBlock]:
+    def pruned(
+        self, method: Any, allocation: Mapping[str, Pattern], *, reuse_prefix: bool = False
+    ) -> Iterator[FakeBlock]:
         """Nothing is removed, so nothing becomes more or less redundant."""
         yield from self.content
 

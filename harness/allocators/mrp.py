@@ -74,7 +74,7 @@ class Mrp:
         turn = 0
         while missing := self._missing(zeros, units, weights, asked):
             turn += 1
-            outliers |= self._outliers(probe, units, zeros, limits, again=turn > 1)
+            outliers |= self._outliers(probe, units, zeros, limits, reuse_prefix=turn > 1)
             shares = [outliers[unit] / max(1 - value, 1e-9) for unit, value in enumerate(zeros)]
             below = [unit for unit, value in enumerate(zeros) if value < highest - 1e-9]
             open_units = sorted(below, key=lambda unit: (shares[unit], unit))
@@ -101,17 +101,17 @@ class Mrp:
         return [self.threshold * mean for mean in means]
 
     def _outliers(
-        self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float], *, again: bool
+        self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float], *, reuse_prefix: bool
     ) -> dict[int, float]:
         """The fraction of outliers among the weights of a unit, as the model is with these zeros.
 
         Args:
-            again: only those units need be there that are not as they were at the last turn.
+            reuse_prefix: only those units need be there that are not as they were at the last turn.
         """
         patterns = {site: Unstructured(value) for site, value in to_sites(units, zeros).items()}
         return {
             unit: float((score > limits[unit]).double().mean())
-            for block in probe.pruned(probe.method, patterns, again=again)
+            for block in probe.pruned(probe.method, patterns, reuse_prefix=reuse_prefix)
             for unit, score in _unit_scores(block, units)
         }
 

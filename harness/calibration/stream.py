@@ -281,20 +281,20 @@ def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
 
 def stream(
     decoder: Decoder, batches: Sequence[Tensor], scope: Sequence[int], *, edited: bool, label: str,
-    exact: bool = False, front: tuple[int, Sequence[Tensor]] | None = None,
+    exact: bool = False, resume_at: tuple[int, Sequence[Tensor]] | None = None,
 ) -> Iterator[StreamedBlock | ReplicatedBlock]:  # fmt: skip
     """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
 
     Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
     outputs of the observing pass are the next block's inputs and no second pass runs. `exact` sums statistics in the
-    order of the released codes. `front` is the block to begin with and the hidden states in front of it, on a model
+    order of the released codes. `resume_at` is the block to begin with and the hidden states in front of it, on a model
     that has one device.
     """
     if not batches:
         yield from _unseen(decoder, scope, label)
         return
     walk = Walk(decoder, batches, exact=exact)
-    begin = walk.begin_at(*front) if front else 0
+    begin = walk.begin_at(*resume_at) if resume_at else 0
     try:
         for index in progress(decoder.until(scope, begin), label):
             with walk.block(index, needs_outputs=not edited) as block:

@@ -152,12 +152,12 @@ class Probe(Protocol):
     """Read-only questions to the model: sizes, weights, statistics of the inputs, curvature; all as it is now.
 
     `method` and `seed` are the run's own, `window` is the length of a calibration window. `pruned` walks the blocks as
-    pruning would leave them, each once it is pruned; `again` says that a walk with this method went before, and leaves
-    out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration windows;
-    `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to each of its levels, the
-    blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
-    text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long as the
-    process: scores before they are fitted to a budget. `log` puts facts (a trajectory) into the record.
+    pruning would leave them, each once it is pruned; `reuse_prefix` says that a walk with this method went before, and
+    leaves out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration
+    windows; `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to each of its levels,
+    the blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the
+    calibration text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long
+    as the process: scores before they are fitted to a budget. `log` puts facts (a trajectory) into the record.
     """
 
     method: Any
@@ -178,7 +178,7 @@ class Probe(Protocol):
 
     def observe(self, statistic: Statistic) -> Iterator[BlockView]: ...
 
-    def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[BlockView]: ...
+    def pruned(self, method: Any, allocation: Allocation, *, reuse_prefix: bool = False) -> Iterator[BlockView]: ...
 
     def fisher_trace(self, windows: int) -> Mapping[Site, Trace]: ...
 

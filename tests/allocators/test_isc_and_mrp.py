@@ -173,7 +173,9 @@ class Redundant(FakeProbe):
     turns: Sequence[Sequence[FakeBlock]] = ()
     seen: list[tuple[Any, list[float]]] = field(default_factory=list)
 
-    def pruned(self, method: Any, allocation: Mapping[str, Pattern], *, again: bool = False) -> Iterator[FakeBlock]:
+    def pruned(
+        self, method: Any, allocation: Mapping[str, Pattern], *, reuse_prefix: bool = False
+    ) -> Iterator[FakeBlock]:
         """All blocks, whatever is left as it was."""
         self.seen.append((method, zeros(allocation)))
         yield from (self.turns or [self.content])[min(len(self.seen), len(self.turns) or 1) - 1]

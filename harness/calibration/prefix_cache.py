@@ -22,7 +22,7 @@ class _Step:
     size: int
 
 
-class Trail:
+class PrefixCache:
     """The blocks of the last walk, in order.
 
     Args:
@@ -33,7 +33,7 @@ class Trail:
         self.limit = limit
         self._steps: list[_Step] = []
 
-    def front(self, patterns: Sequence[Mapping[Site, Pattern]]) -> tuple[int, Sequence[Tensor]] | None:
+    def resume_at(self, patterns: Sequence[Mapping[Site, Pattern]]) -> tuple[int, Sequence[Tensor]] | None:
         """Where a walk with these patterns may begin, and the hidden states there; None: the model's first.
 
         What lies behind is forgotten: the new walk leaves its own.
