@@ -62,8 +62,8 @@ class EachLinear:
         """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
         if self.method.statistic:
             return block.observe(self.method.statistic)
-        knows, known = getattr(self.method, "knows", None), getattr(block, "known", None)
-        return {site: known(site, knows) for site in patterns} if knows and known else {}
+        make, known = getattr(self.method, "weight_statistic", None), getattr(block, "weight_statistic", None)
+        return {site: known(site, make) for site in patterns} if make and known else {}
 
 
 def _refuse_overflow(stats: Mapping[str, ActivationStats]) -> None:
