@@ -26,8 +26,8 @@ from harness.core.allocation import Allocation, Budget
 from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
-from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
+from harness.core.warn import collected_warnings, warn
 from harness.data.windows import calibration_windows
 from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.evaluation.protocol import Context, measured
@@ -52,7 +52,7 @@ from harness.session import Session
 
 @dataclass(frozen=True)
 class Compressed:
-    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
+    """What was done: the pattern asked of each site, the blocks in scope, what was left out, warnings, what was told,
     and what pruning left of each site.
 
     `recovery` is what the recovery logged. `orders` holds the inputs (I,) of a matrix in the order in which its pattern
@@ -84,7 +84,7 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
         Failure: memory runs out however small the batches are.
     """
     session = session or Session()
-    with session.point(), remarks() as notes:
+    with session.point(), collected_warnings() as notes:
         record = _run(cfg, ready, session)
     return replace(record, notes=(*record.notes, *notes))
 
@@ -110,7 +110,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
     sites = achieved_sites(decoder, compressed.scope, compressed.allocation, compressed.orders)
     achieved = fraction_of_zeros(decoder, compressed.scope)
-    _remark_on(cfg, achieved, compressed.counts)
+    _warn_about(cfg, achieved, compressed.counts)
     reason = ""
     if cfg.save is not None:
         try:
@@ -127,7 +127,7 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
             )
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
-            remark(reason)
+            warn(reason)
     return Record(
         status="failed" if reason else "ok",
         reason=reason,
@@ -161,11 +161,11 @@ def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, A
     return {"model": cfg.model.name, **done, **asked, **calibration, "seed": cfg.seed, "measures": list(measures)}
 
 
-def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
+def _warn_about(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
     """Say why zeros achieved and asked differ, where they do."""
     names = {"method": name_of(cfg.method), "allocator": name_of(cfg.allocator), "recovery": name_of(cfg.recovery)}
     if why := causes.difference(cfg.asked, achieved, counts, **names):
-        remark(why)
+        warn(why)
 
 
 def _compress(
@@ -369,7 +369,7 @@ def prune(
     if counts is not None:
         counts |= found
     if finished and finished.loaded:
-        remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
+        warn(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done
 
 

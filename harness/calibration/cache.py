@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.core.files import LOCK, held, in_use, write_atomically
 from harness.core.memory import GIB
-from harness.core.remarks import remark
+from harness.core.warn import warn
 
 BEGINNING = b'{"belongs":'
 """Of the file of a value."""
@@ -57,7 +57,7 @@ class CachedValue:
         return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.depends_on)[:16]}"
 
     def read(self) -> Any | None:
-        """What was written last, or None; so it is, with a remark, where the file is damaged or belongs elsewhere."""
+        """What was written last, or None; so it is, with a warning, where the file is damaged or belongs elsewhere."""
         if self.cache.folder is None or self.key in self.cache._kept:
             return self.cache._kept.get(self.key)
         path = self.cache.folder / f"{self.key}.json"
@@ -68,13 +68,13 @@ class CachedValue:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            remark(f"{path} cannot be read ({type(error).__name__}); it is computed again")
+            warn(f"{path} cannot be read ({type(error).__name__}); it is computed again")
             return None
         if not isinstance(content, dict) or content.get("sha256") != _checksum(content):
-            remark(f"{path} does not match its checksum; it is computed again")
+            warn(f"{path} does not match its checksum; it is computed again")
             return None
         if content.get("belongs") != self.depends_on or "value" not in content:
-            remark(f"{path} belongs to another model or other settings; it is computed again")
+            warn(f"{path} belongs to another model or other settings; it is computed again")
             return None
         with suppress(OSError):
             os.utime(path)  # used last
@@ -90,7 +90,7 @@ class CachedValue:
             yield
 
     def write(self, value: Any) -> None:
-        """Keep a value, atomically; in memory, with a remark, where the folder cannot take it."""
+        """Keep a value, atomically; in memory, with a warning, where the folder cannot take it."""
         folder = self.cache.folder
         if folder is None:
             self.cache._kept[self.key] = value
@@ -103,7 +103,7 @@ class CachedValue:
             write_atomically(folder / f"{self.key}.json", text)
             self.cache._kept.pop(self.key, None)
         except OSError as error:
-            remark(f"cache={folder} cannot be written ({error.strerror}); {self.purpose} is not kept for other runs")
+            warn(f"cache={folder} cannot be written ({error.strerror}); {self.purpose} is not kept for other runs")
             self.cache._kept[self.key] = json.loads(text)["value"]
 
 

@@ -29,7 +29,7 @@ from harness.calibration.cache import make_room
 from harness.core.allocation import Allocation
 from harness.core.files import LOCK, atomically, taken
 from harness.core.interfaces import Pruned
-from harness.core.remarks import remark
+from harness.core.warn import warn
 
 SHARE = 0.1
 """Writing takes at most so much of the time that pruning takes."""
@@ -38,7 +38,7 @@ PRUNES = ("core", "methods", "calibration", "models")
 
 
 class Block(NamedTuple):
-    """What became of a block: site → weight (O, I), mask, remark; what the method told about it; what was counted."""
+    """What became of a block: site → weight (O, I), mask, warning; what the method told about it; what was counted."""
 
     pruned: Mapping[str, Pruned]
     diagnostics: Mapping[str, Any]
@@ -147,7 +147,7 @@ class FinishedBlocks:
                 with atomically(self._folder / name) as file:
                     file.write(content)
             except OSError as error:
-                remark(f"blocks from {index} on are not kept for a restart: {self._folder.parent}: {error.strerror}")
+                warn(f"blocks from {index} on are not kept for a restart: {self._folder.parent}: {error.strerror}")
                 self._folder = None
                 break
             self._lock = self._lock or taken(self._folder / LOCK)
@@ -183,7 +183,7 @@ class FinishedBlocks:
                 with suppress(OSError):
                     os.utime(path)
                 return block
-            remark(f"{path} is damaged or of another run; block {index} is pruned again")
+            warn(f"{path} is damaged or of another run; block {index} is pruned again")
             with suppress(OSError):
                 path.unlink()
         return None

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from harness.core.errors import Failure
-from harness.core.remarks import remark
+from harness.core.warn import warn
 
 T = TypeVar("T")
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
@@ -42,4 +42,4 @@ def halving(work: Callable[[int], T], size: int, what: str) -> T:
         size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        remark(f"batch of {what} halved to {size} after running out of memory")
+        warn(f"batch of {what} halved to {size} after running out of memory")

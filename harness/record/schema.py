@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from harness.core.errors import UserError
 from harness.core.files import atomically, write_atomically
-from harness.core.remarks import remark
+from harness.core.warn import warn
 from harness.record.dense import BESIDE, changes, is_pruned, names_of
 from harness.record.diagnostics import check_diagnostics, check_number
 
@@ -229,7 +229,7 @@ def find(
         try:
             record = read(folder / name)
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
             continue
         if record.fingerprint == fingerprint:
             found.append((folder / name, record))
@@ -245,12 +245,12 @@ def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
         try:
             yield path, read(path, sites=False)
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
     if (packed := folder / PACKED).is_file():
         try:
             yield from ((packed, record) for record in unpack(packed))
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
 
 
 def hardware_name(hardware: Mapping[str, Any]) -> str:

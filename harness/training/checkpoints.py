@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.calibration.cache import make_room
 from harness.calibration.resume import SHARE, CheckpointPolicy
 from harness.core.files import LOCK, atomically, taken
-from harness.core.remarks import remark
+from harness.core.warn import warn
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Checkpoints:
                 self._lock = taken(self._folder / LOCK)
                 self._since = time.perf_counter()
                 return state
-            remark(f"{path} is damaged or of another run; training begins anew")
+            warn(f"{path} is damaged or of another run; training begins anew")
             with suppress(OSError):
                 path.unlink()
         return None
@@ -103,7 +103,7 @@ class Checkpoints:
                 if path.name != name:
                     path.unlink()
         except OSError as error:
-            remark(f"training is not kept for a restart: {self._folder.parent}: {error.strerror}")
+            warn(f"training is not kept for a restart: {self._folder.parent}: {error.strerror}")
             self._folder = None
             return
         self._lock = self._lock or taken(self._folder / LOCK)

@@ -19,7 +19,7 @@ from harness import execute
 from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
-from harness.core.remarks import remarks
+from harness.core.warn import collected_warnings
 from harness.models.decoder import decoder_of
 from harness.run import prune
 
@@ -152,7 +152,7 @@ def test_weights_masks_and_what_was_told_come_back(method: str, tmp_path: Path) 
     whole = pruned_model(method, None)
     pruned_model(method, keeping(tmp_path), stop=2)
     assert len(list((tmp_path / "blocks_f").glob("*.safetensors"))) == 2
-    with remarks() as said:
+    with collected_warnings() as said:
         assert same_result(pruned_model(method, keeping(tmp_path)), whole)
     assert said == ["resumed: 2 of 4 blocks are those that an earlier attempt finished"]
 
@@ -170,7 +170,7 @@ def test_a_damaged_block_and_those_behind_it_are_pruned_again(damage: str, tmp_p
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
         path.write_bytes({"truncated": content[:middle], "flipped": flipped, "empty": b""}[damage])
-    with remarks() as said:
+    with collected_warnings() as said:
         assert same_result(pruned_model("sparsegpt", keeping(tmp_path)), whole)
     assert said[0].startswith(str(path)) and said[0].endswith("block 1 is pruned again")
     assert said[1].startswith("resumed: 1 of 4 blocks")
@@ -205,7 +205,7 @@ def test_a_full_disk_stops_the_keeping_and_not_the_run(tmp_path: Path, monkeypat
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, remarks() as said:
+    with monkeypatch.context() as patch, collected_warnings() as said:
         patch.setattr(os, "fsync", full)
         assert same_result(pruned_model("wanda", keeping(tmp_path)), whole)
     assert said == [f"blocks from 0 on are not kept for a restart: {tmp_path}: No space left on device"]
@@ -216,13 +216,13 @@ def test_no_more_is_kept_than_the_cache_may_take(tmp_path: Path) -> None:
     pruned_model("wanda", keeping(tmp_path), stop=1)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     shutil.rmtree(tmp_path / "blocks_f")
-    with remarks() as said:
+    with collected_warnings() as said:
         pruned_model("wanda", keeping(tmp_path, gib=2.5 * size / 2**30), stop=4)
     assert "cache_gib" in said[0] and said[0].startswith("blocks from 2 on are not kept")
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
     # what an abandoned run left goes when another one needs the room
     gc.collect()  # the first run's hold on its blocks
-    with remarks() as said:
+    with collected_warnings() as said:
         other = keeping(tmp_path, folder=tmp_path / "blocks_e", gib=2.5 * size / 2**30)
         pruned_model("wanda", other, stop=2)
     assert not said and [path.name for path in tmp_path.iterdir()] == ["blocks_e"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from harness.calibration.resume import CheckpointPolicy
 from harness.core.errors import Failure, UserError
 from harness.core.pattern import keep
-from harness.core.remarks import remarks
 from harness.core.rng import rng
 from harness.core.training import Training, share_at
+from harness.core.warn import collected_warnings
 from harness.models.decoder import decoder_of
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
@@ -140,7 +140,7 @@ def test_memory_that_runs_out_is_a_smaller_piece(monkeypatch: pytest.MonkeyPatch
         return own(model, tokens)
 
     monkeypatch.setattr(loop, "nll", scarce)
-    with remarks() as notes:
+    with collected_warnings() as notes:
         facts = recovered(KeptWeights(**QUICK), pruned())
     assert notes == ["batch of recovery halved to 1 after running out of memory"] and asked[0] == 2
     assert facts["loss"]["after"] < facts["loss"]["before"]
@@ -166,7 +166,7 @@ def test_a_learning_rate_that_diverges() -> None:
     ):
         recovered(KeptWeights(**QUICK | {"lr": 1e30, "warmup": 0.0}), view)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(view).items())
-    with remarks() as notes:
+    with collected_warnings() as notes:
         facts = recovered(KeptWeights(**QUICK | {"lr": (1e30, 1e-2), "warmup": 0.0}), view)
     assert facts["lr"] == 1e-2 and "stopped" in facts["runs"][0] and facts["loss"]["after"] < facts["loss"]["before"]
     assert len(notes) == 1 and notes[0].startswith("training at the learning rate 1e+30 stopped at step ")
@@ -197,7 +197,7 @@ def test_training_goes_on_to_the_bit(stop: int, kept: int, tmp_path: Path, monke
     monkeypatch.setattr(loop._Loop, "_step", counted)
     with pytest.raises(Killed):
         recovered(recovery, cut, keeping)
-    with remarks() as notes:
+    with collected_warnings() as notes:
         again = recovered(recovery, cut, keeping)
     assert count[0] - stop == 10 - kept and bool(notes) is (kept > 0)
     assert again == facts
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_model_is_not_taken_up(tmp_path: Path, monkeypat
     (left,) = keeping.folder.glob("training_*.safetensors")
     other = pruned()
     other.decoder.block(0).mlp.up_proj.weight.data *= 2
-    with remarks() as notes:
+    with collected_warnings() as notes:
         recovered(KeptWeights(**QUICK), other, keeping)
     assert notes == [f"{left} is damaged or of another run; training begins anew"]
 
