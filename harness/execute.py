@@ -20,7 +20,7 @@ from harness.calibration import resume
 from harness.config import RunConfig
 from harness.core.environment import blamed
 from harness.core.errors import Failure, Refusal, UserError
-from harness.core.halving import is_out_of_memory
+from harness.core.oom import is_out_of_memory
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.lease import LOOK, LeaseTaken, Watch, leased

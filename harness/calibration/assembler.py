@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
-from harness.calibration.replay import standing_in
+from harness.calibration.replay import patched
 from harness.calibration.stream import Stream, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
@@ -111,7 +111,7 @@ class LevelAssembler:
                 linear: partial(_multiplied, linear.bias, [levels[site, chosen[place]] for _, chosen in batch])
                 for place, (site, linear) in enumerate(linears.items())
             }
-            with standing_in(multiplied):
+            with patched(multiplied):
                 hidden = batch[0][0] if len(batch) == 1 else torch.cat([hidden for hidden, _ in batch])
                 outputs += self._in_parts(index, hidden, tokens, len(batch)).split(rows)
         return outputs

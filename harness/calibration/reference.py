@@ -51,7 +51,7 @@ class ReferencedBlock(StreamedBlock):
         Raises:
             Failure: not even one window fits in memory.
         """
-        return self._stream.stepping_down(partial(self._sums, tuple(sites)))
+        return self._stream.with_oom_backoff(partial(self._sums, tuple(sites)))
 
     def _sums(self, sites: tuple[str, ...]) -> Difference:
         linear = self._linears[sites[0]]
@@ -139,7 +139,7 @@ class ReferencedBlock(StreamedBlock):
         with self._dense_weights():
             for position, (hidden, tokens) in enumerate(zip(self._reference, self._stream.batches, strict=True)):
                 run = partial(self._stream.run_block, self.index, hidden, tokens)
-                self._reference[position] = self._stream.stepping_down(run)
+                self._reference[position] = self._stream.with_oom_backoff(run)
         super().advance()
 
 

@@ -26,7 +26,7 @@ def first(output: Any) -> Tensor:
 
 
 @contextmanager
-def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """While inside, modules run these in place of their own `forward`."""
     own = {module: vars(module).pop("forward", None) for module in forwards}
     try:
@@ -69,7 +69,7 @@ def logits_behind(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, *, tu
         return (hidden,) if tuples else hidden
 
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    with standing_in(dict.fromkeys(blocks, passing)):
+    with patched(dict.fromkeys(blocks, passing)):
         logits: Tensor = model(tokens, use_cache=False).logits
         return logits
 
@@ -143,7 +143,7 @@ def catch_arguments(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> t
     handles.append(blocks[0].register_forward_hook(look))
     handles.append(blocks[-1].register_forward_hook(stop))
     try:
-        with suppress(Stop), standing_in(dict.fromkeys(blocks[1:], passing)):
+        with suppress(Stop), patched(dict.fromkeys(blocks[1:], passing)):
             model(batch, use_cache=False)
     finally:
         for handle in handles:

@@ -28,9 +28,9 @@ from harness.calibration.replay import (
     same_arguments,
 )
 from harness.core.errors import Failure
-from harness.core.halving import halving
 from harness.core.interfaces import FeedForward
 from harness.core.memory import OffloadableTensors
+from harness.core.oom import with_oom_backoff
 from harness.core.plain import plain
 from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
@@ -72,7 +72,7 @@ class Stream:
         """
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
-                self.stepping_down(partial(self._remember_arguments, batch.to(self.placement.device)))
+                self.with_oom_backoff(partial(self._remember_arguments, batch.to(self.placement.device)))
             for piece in self.pieces(batch) if self.follows_tokens else ():
                 self._arguments_of(piece)
 
@@ -89,7 +89,7 @@ class Stream:
         """Hidden states (B, L, D), or tokens (B, L), in so many windows at once as memory allows."""
         return [batch] if self._together is None else batch.split(self._together)
 
-    def stepping_down(self, work: Callable[[], T]) -> T:
+    def with_oom_backoff(self, work: Callable[[], T]) -> T:
         """What `work` gives; where memory runs out it is done again, with half as many windows at once from then on.
 
         Raises:
@@ -106,7 +106,7 @@ class Stream:
                     self._remember_arguments(self.batches[0][:1])
             return work()
 
-        return halving(sized, start, "calibration")
+        return with_oom_backoff(sized, start, "calibration")
 
     def _remember_arguments(self, batch: Tensor) -> None:
         windows = batch[: self._together or len(batch)]
@@ -219,7 +219,7 @@ class StreamedBlock:
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
         groups = [[site for site in group if site in wanted] for group in self._decoder.inputs(self.index)]
         # from the start where memory runs out: half of a block may have been seen then
-        states = self._stream.stepping_down(partial(self._accumulated, wanted, [group for group in groups if group]))
+        states = self._stream.with_oom_backoff(partial(self._accumulated, wanted, [group for group in groups if group]))
         return {site: states[group[0]] for group in groups for site in group}
 
     def _accumulated(
@@ -269,7 +269,7 @@ class StreamedBlock:
         if self._outputs is None:
             for position, hidden in enumerate(self._stream.hidden):
                 run = partial(self._stream.run_block, self.index, hidden, self._stream.batches[position])
-                self._stream.hidden[position] = self._stream.stepping_down(run)
+                self._stream.hidden[position] = self._stream.with_oom_backoff(run)
         else:
             self._stream.hidden = self._outputs
 

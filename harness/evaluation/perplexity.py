@@ -20,7 +20,7 @@ from harness.calibration.replay import first, last_output, logits_behind
 from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
 from harness.catalogue import component
 from harness.core.errors import UserError
-from harness.core.halving import halving
+from harness.core.oom import with_oom_backoff
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
@@ -121,7 +121,7 @@ def mean_nll(decoder: Decoder, windows: Tensor, device: torch.device, label: str
     """
     tokens = tokens_at_once(decoder.model.dtype.itemsize, device.type == "cuda")
     batch = max(1, min(tokens // windows.shape[1], len(windows)))
-    return halving(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
+    return with_oom_backoff(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
 
 
 @torch.no_grad()

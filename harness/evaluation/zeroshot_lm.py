@@ -26,7 +26,7 @@ import yaml
 from torch import nn
 
 from harness.core.errors import Refusal, UserError
-from harness.core.halving import halving
+from harness.core.oom import with_oom_backoff
 from harness.data.vocabulary import check_tokens, embedding_rows
 
 FEWSHOT_SEED = 1234
@@ -185,7 +185,9 @@ def language_model(model: nn.Module, tokenizer: Any, batch_size: int, add_bos_to
             if too_long:
                 raise Refusal(f"{too_long} answers are longer than the model's context of {self.max_length} tokens.")
             self.truncated += sum(len(query) + len(answer) > self.max_length + 1 for _, query, answer in requests)
-            results = halving(partial(self._in_batches, requests, options), self.batch_size, "zero-shot evaluation")
+            results = with_oom_backoff(
+                partial(self._in_batches, requests, options), self.batch_size, "zero-shot evaluation"
+            )
             self.undefined += sum(likelihood != likelihood for likelihood, _ in results)
             return results
 

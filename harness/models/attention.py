@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.fused import Replacement, recorded, replaced
+from harness.models.fused import Replacement, patched, recorded
 
 SCORE_BYTES = 1 << 22
 """Scores of one piece take about so much memory."""
@@ -34,7 +34,7 @@ def in_pieces(model: nn.Module) -> Iterator[list[str]]:
     Yields:
         the modules of transformers in which it does.
     """
-    with replaced(_replacements(model)) as names:
+    with patched(_replacements(model)) as names:
         yield names
 
 

@@ -18,8 +18,8 @@ from torch.optim import AdamW
 
 from harness.calibration.progress import progress
 from harness.core.errors import Failure
-from harness.core.halving import halving
 from harness.core.interfaces import Selector
+from harness.core.oom import with_oom_backoff
 from harness.core.plain import plain
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
@@ -198,7 +198,7 @@ class _Loop:
                 total += float(loss.detach())
             return total, at_once
 
-        loss, self.at_once = halving(work, self.at_once, "recovery")
+        loss, self.at_once = with_oom_backoff(work, self.at_once, "recovery")
         if self.state.scale != 1.0:
             for part in trained:
                 part.grad.div_(self.state.scale)  # type: ignore[union-attr]
@@ -249,7 +249,7 @@ class _Loop:
             ]
             return sum(losses) / len(windows), at_once
 
-        loss, self.at_once = halving(work, self.at_once, "recovery")
+        loss, self.at_once = with_oom_backoff(work, self.at_once, "recovery")
         return loss
 
     def _keep_best(self) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from harness.calibration.stream import stream
 from harness.core.errors import Failure
-from harness.core.halving import halving
+from harness.core.oom import with_oom_backoff
 from harness.core.statistic import gram
 from harness.core.warn import collected_warnings
 from harness.evaluation.perplexity import mean_nll
@@ -71,7 +71,7 @@ def test_host_memory_runs_out_as_a_gpus_does() -> None:
         return torch.empty(10**15 if size > 2 else size).numel()
 
     with collected_warnings() as said:
-        assert halving(work, 8, "evaluation") == 2
+        assert with_oom_backoff(work, 8, "evaluation") == 2
     assert len(said) == 2
 
 
@@ -80,7 +80,7 @@ def test_no_other_error_is_taken_for_memory() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal"):
-        halving(broken, 8, "evaluation")
+        with_oom_backoff(broken, 8, "evaluation")
 
 
 @pytest.mark.parametrize("place", ["mlp", "mlp.down_proj", "self_attn"])

@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def halving(work: Callable[[int], T], size: int, what: str) -> T:
+def with_oom_backoff(work: Callable[[int], T], size: int, what: str) -> T:
     """`work(size)`, the size halved whenever memory runs out; every step is said and goes into the record.
 
     Raises:
