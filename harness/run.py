@@ -195,9 +195,9 @@ def _compress(
     logged_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _view(cfg, ready, decoder, tokenizer, batches, scope, reuse)
-            allocation, logged_of_allocation = _allocated(cfg, probe), probe.diagnostics
-            del probe  # with the hidden states that it keeps
+            view = _view(cfg, ready, decoder, tokenizer, batches, scope, reuse)
+            allocation, logged_of_allocation = _allocated(cfg, view), view.diagnostics
+            del view  # with the hidden states that it keeps
         with stages.time("prune"):
             method, walk = _method_and_walk(cfg, reuse, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
@@ -242,12 +242,12 @@ def _planned(cfg: RunConfig, view: DecoderView, decoder: Decoder) -> tuple[Decod
     return decoder, logged, {"dense": dense, **sizes_of(decoder, view.geometry)}
 
 
-def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
+def _allocated(cfg: RunConfig, view: DecoderView) -> Allocation:
     """The pattern of every site; whether the method takes them is asked before a search takes an hour, and after."""
-    check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
-    answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
-    allocation = checked.allocation(name_of(cfg.allocator), answer, probe.shapes)
-    check_fit(cfg.method, allocation, probe.shapes)
+    check_fit(cfg.method, dict.fromkeys(view.shapes, cfg.pattern), view.shapes)
+    answer = cfg.allocator.allocate(view, Budget.of_pattern(cfg.pattern))
+    allocation = checked.allocation(name_of(cfg.allocator), answer, view.shapes)
+    check_fit(cfg.method, allocation, view.shapes)
     return allocation
 
 

@@ -128,8 +128,8 @@ class FakeBlock:
 
 
 @dataclass
-class FakeProbe:
-    """A model that is nothing but such blocks: a `Probe`."""
+class FakeView:
+    """A model that is nothing but such blocks: a `ModelView`."""
 
     content: list[FakeBlock]
     method: Any = None

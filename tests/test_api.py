@@ -203,10 +203,10 @@ def cell(code: str) -> Any:
 class Steps:
     """Neither a dataclass nor registered: the first block keeps more."""
 
-    def allocate(self, probe: Any, budget: Budget) -> dict[str, Any]:
+    def allocate(self, view: Any, budget: Budget) -> dict[str, Any]:
         return {
             site: Unstructured(0.25 if index == 0 else 0.75)
-            for index, block in enumerate(probe.blocks)
+            for index, block in enumerate(view.blocks)
             for site in block
         }
 
@@ -215,8 +215,8 @@ class Steps:
 class DropLast:
     """The last block goes."""
 
-    def plan(self, probe: Any) -> Plan:
-        return Plan(Cut.of_blocks([len(probe.blocks) - 1]))
+    def plan(self, view: Any) -> Plan:
+        return Plan(Cut.of_blocks([len(view.blocks) - 1]))
 
 
 def test_components_of_a_notebook_need_no_registration(tiny: Path) -> None:

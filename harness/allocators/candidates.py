@@ -13,7 +13,7 @@ from typing import Any, Literal
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget
 from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
+from harness.core.interfaces import Assembler, Database, ModelView, Objective, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, sizes
 from harness.core.search import LevelGrid, SearchState, Space, stopped
@@ -26,17 +26,17 @@ def sparsegpt() -> Any:
     return catalogue.build("method", {"name": "sparsegpt"})
 
 
-def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -> dict[str, Trace]:
+def sensitivity_of(view: ModelView, kind: Sensitivity, windows: int, probes: int) -> dict[str, Trace]:
     """The traces of the matrices in scope; they go into the record."""
     fisher = kind == "fisher"
-    traces = probe.fisher_trace(windows) if fisher else probe.hessian_trace(windows, probes, "gaussian")
-    found = {site: traces[site] for site in probe.shapes}
+    traces = view.fisher_trace(windows) if fisher else view.hessian_trace(windows, probes, "gaussian")
+    found = {site: traces[site] for site in view.shapes}
     for site, trace in found.items():
         if not math.isfinite(trace.value):
             raise Refusal(f"the {kind} trace of {site} is not finite; try dtype=float32.")
     stderr = {site: None if math.isnan(trace.stderr) else trace.stderr for site, trace in found.items()}
     value = {site: trace.value for site, trace in found.items()}
-    probe.log(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
+    view.log(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
     return found
 
 
@@ -87,32 +87,32 @@ class Search:
     def _grid(self) -> LevelGrid:
         return LevelGrid(self.step, self.reach, self.minimum, self.maximum, self.levels)
 
-    def space(self, probe: Probe, budget: Budget) -> Space:
+    def space(self, view: ModelView, budget: Budget) -> Space:
         """All candidates of the model."""
-        return Space(probe.blocks, sizes(probe), budget, self._grid, self.granularity)
+        return Space(view.blocks, sizes(view), budget, self._grid, self.granularity)
 
     @contextmanager
-    def state(self, probe: Probe, space: Space, settings: Sequence[str]) -> Iterator[SearchState]:
+    def state(self, view: ModelView, space: Space, settings: Sequence[str]) -> Iterator[SearchState]:
         """What is known of a search with these settings beside the common ones; no other process works on it meanwhile.
 
         The database is made when a candidate has to be evaluated.
         """
         common = [one.name for one in fields(Search) if one.metadata.get("identity", True) and one.name != "pruner"]
         named = {key: getattr(self, key) for key in (*settings, *common)} | {"windows": self.fitness_windows}
-        named |= {"revision": catalogue.revision(self), "pruner": catalogue.describe(self._method(probe))}
-        named |= {"seed": probe.seed, "budget": asdict(space.budget)}
-        entry = probe.cached(catalogue.name_of(self), named)
+        named |= {"revision": catalogue.revision(self), "pruner": catalogue.describe(self._method(view))}
+        named |= {"seed": view.seed, "budget": asdict(space.budget)}
+        entry = view.cached(catalogue.name_of(self), named)
         with entry.held():
-            yield SearchState(entry, space, lambda: self.assembler(probe, space), self.fitness_windows, probe.window)
+            yield SearchState(entry, space, lambda: self.assembler(view, space), self.fitness_windows, view.window)
 
-    def assembler(self, probe: Probe, space: Space) -> Assembler:
+    def assembler(self, view: ModelView, space: Space) -> Assembler:
         """The database of every level, and of the dense matrices, with the windows to judge by."""
         patterns = list(space.pattern_of.values())
         levels = (
             patterns if any(pattern.sparsity == 0 for pattern in patterns) else [*patterns, dense_level(space.budget)]
         )
-        return probe.assembler(
-            self._method(probe),
+        return view.assembler(
+            self._method(view),
             dict.fromkeys(space.sizes, levels),
             inputs=None if self.inputs == "dense" else space.patterns(space.uniform),
             windows=self.fitness_windows + self.held_out,
@@ -120,11 +120,11 @@ class Search:
             database=Database(self.database, self.database_gib),
         )
 
-    def _method(self, probe: Probe) -> Any:
-        return self.pruner if self.pruner is not None else probe.method
+    def _method(self, view: ModelView) -> Any:
+        return self.pruner if self.pruner is not None else view.method
 
     def conclude(
-        self, probe: Probe, space: Space, state: SearchState, generations: int, patience: int | None = None
+        self, view: ModelView, space: Space, state: SearchState, generations: int, patience: int | None = None
     ) -> Allocation:
         """The best candidate of the generation at which this search ends, and its trajectory for the record."""
         last = generations
@@ -136,7 +136,7 @@ class Search:
         held_out = {
             name: state.held_out(one, self.held_out) for name, one in (("best", candidate), ("uniform", space.uniform))
         }
-        probe.log(
+        view.log(
             search={
                 "objective": self.objective,
                 "generations": [{key: value for key, value in one.items() if key != "genome"} for one in done],

@@ -9,7 +9,7 @@ from harness.allocators.candidates import Search
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
 from harness.core.errors import UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.rng import rng
 from harness.core.search import SearchState, Space, best_first
 
@@ -54,12 +54,12 @@ class EvoPress(Search):
         """The windows of the last stage."""
         return self.stages[-1]
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        space = self.space(probe, budget)
-        with self.state(probe, space, ("offspring", "survivors", "stages", "switches")) as state:
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        space = self.space(view, budget)
+        with self.state(view, space, ("offspring", "survivors", "stages", "switches")) as state:
             while len(state.generations) <= self.generations:
-                self._generation(space, state, rng(probe.seed, f"evopress/{len(state.generations)}"))
-            return self.conclude(probe, space, state, self.generations)
+                self._generation(space, state, rng(view.seed, f"evopress/{len(state.generations)}"))
+            return self.conclude(view, space, state, self.generations)
 
     def _generation(self, space: Space, state: SearchState, draw: Random) -> None:
         parent = tuple(state.population[0]) if state.population else space.uniform

@@ -14,7 +14,7 @@ from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, mean_sparsity
 from harness.core.errors import Refusal, UserError
 from harness.core.files import at_home, is_there
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.pattern import PERMUTED, NofM, Pattern, Unstructured
 from harness.core.proposals import sizes
 
@@ -46,10 +46,10 @@ class File:
         """What the file says stands for where it lies."""
         return {"path": self._saved().digest}
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         saved = self._saved()
-        weights = sizes(probe)
-        if why := saved.foreign(weights, getattr(probe, "weights_sha256", None)):
+        weights = sizes(view)
+        if why := saved.foreign(weights, getattr(view, "weights_sha256", None)):
             raise Refusal(f"allocator.path={self.path} {why}.")
         allocation = {site: saved.patterns[site] for site in weights}
         if why := _unlike(allocation, weights, budget):

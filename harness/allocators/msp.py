@@ -19,7 +19,7 @@ from harness.allocators.candidates import (
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
 from harness.core.errors import UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.rng import rng
 from harness.core.search import Candidate, SearchState, Space, best_first, stopped
 
@@ -84,17 +84,17 @@ class Msp(Search):
         """The setting `windows`."""
         return self.windows
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        space = self.space(probe, budget)
-        traces = sensitivity_of(probe, self.sensitivity, self.sensitivity_windows, self.probes)
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        space = self.space(view, budget)
+        traces = sensitivity_of(view, self.sensitivity, self.sensitivity_windows, self.probes)
         values = [unit_values(units, space.sizes, traces, self.per) for units in (space.units, space.blocks)]
-        with self.state(probe, space, SETTINGS) as state:
+        with self.state(view, space, SETTINGS) as state:
             if self.verify:
                 named = dict(zip(unit_names(space), values[0], strict=True))
-                probe.log(verification=verification(space, state.assembler, named))
+                view.log(verification=verification(space, state.assembler, named))
             while len(state.generations) <= self.generations and not stopped(state.generations, self.patience):
-                self._generation(space, state, values, rng(probe.seed, f"msp/{len(state.generations)}"))
-            return self.conclude(probe, space, state, self.generations, self.patience)
+                self._generation(space, state, values, rng(view.seed, f"msp/{len(state.generations)}"))
+            return self.conclude(view, space, state, self.generations, self.patience)
 
     def _generation(self, space: Space, state: SearchState, values: Sequence[Sequence[float]], draw: Random) -> None:
         parents = [tuple(candidate) for candidate in state.population]

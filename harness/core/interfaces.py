@@ -148,7 +148,7 @@ class Entry(Protocol):
     def held(self) -> AbstractContextManager[None]: ...
 
 
-class Probe(Protocol):
+class ModelView(Protocol):
     """Read-only questions to the model: sizes, weights, statistics of the inputs, curvature; all as it is now.
 
     `method` and `seed` are the run's own, `window` is the length of a calibration window. `pruned` walks the blocks as
@@ -241,7 +241,7 @@ Question = Literal["nll", "kl", "distance"]
 the dense distribution from its own, in nats per token, or the mean Euclidean distance of their logits."""
 
 
-class StructureView(Probe, Protocol):
+class StructureView(ModelView, Protocol):
     """What planners may ask, beside what allocators may; nothing is changed in the model.
 
     `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
@@ -307,7 +307,7 @@ class BlockMethod(Protocol):
 class Allocator(Protocol):
     """How much to remove where: site → pattern, with the budget as parameter-weighted mean."""
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation: ...
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation: ...
 
 
 @runtime_checkable

@@ -14,10 +14,10 @@ import pytest
 import torch
 from helpers import tiny, windows
 
-from harness.calibration import probe as probing
+from harness.calibration import model_view as probing
 from harness.calibration.cache import Cache, make_room
 from harness.calibration.level_database import LevelDatabase
-from harness.calibration.probe import ModelProbe
+from harness.calibration.model_view import LiveModelView
 from harness.models.decoder import decoder_of
 
 MODEL = {"weights": "abc", "calibration": {"windows": 2}}
@@ -242,38 +242,38 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def probe(folder: Path | None, weights: str = "abc", seed: int = 0) -> ModelProbe:
+def view(folder: Path | None, weights: str = "abc", seed: int = 0) -> LiveModelView:
     model = tiny("llama")
     cache = Cache(folder, {"weights": weights})
-    return ModelProbe(decoder_of(model), [windows(2), windows(2, seed=1)], range(2), cache=cache, seed=seed)
+    return LiveModelView(decoder_of(model), [windows(2), windows(2, seed=1)], range(2), cache=cache, seed=seed)
 
 
 def test_a_trace_is_computed_once_and_read_by_a_second_probe(tmp_path: Path, computed: list[str]) -> None:
-    first = probe(tmp_path)
+    first = view(tmp_path)
     found = first.fisher_trace(3)
-    assert first.fisher_trace(3) == found == probe(tmp_path).fisher_trace(3)
+    assert first.fisher_trace(3) == found == view(tmp_path).fisher_trace(3)
     assert computed == ["fisher_trace"] and set(found) == set(first.shapes)
-    probe(tmp_path).fisher_trace(2)
-    probe(tmp_path, weights="abd").fisher_trace(3)
+    view(tmp_path).fisher_trace(2)
+    view(tmp_path, weights="abd").fisher_trace(3)
     assert computed == ["fisher_trace"] * 3 and len(list(tmp_path.glob("fisher_*.json"))) == 3
 
 
 def test_a_trace_by_hutchinson_is_cached_with_its_draws_and_its_error(tmp_path: Path, computed: list[str]) -> None:
-    found = probe(tmp_path).hessian_trace(2, 2, "gaussian")
-    again = probe(tmp_path).hessian_trace(2, 2, "gaussian")
+    found = view(tmp_path).hessian_trace(2, 2, "gaussian")
+    again = view(tmp_path).hessian_trace(2, 2, "gaussian")
     assert {site: repr(trace) for site, trace in again.items()} == {site: repr(trace) for site, trace in found.items()}
     assert computed == ["hessian_trace"]
-    probe(tmp_path).hessian_trace(2, 2, "rademacher")
-    probe(tmp_path, seed=1).hessian_trace(2, 2, "gaussian")
+    view(tmp_path).hessian_trace(2, 2, "rademacher")
+    view(tmp_path, seed=1).hessian_trace(2, 2, "gaussian")
     assert computed == ["hessian_trace"] * 3
 
 
 def test_without_a_cache_a_probe_remembers_for_itself(computed: list[str]) -> None:
-    one = probe(None)
+    one = view(None)
     assert one.fisher_trace(1) == one.fisher_trace(1) and computed == ["fisher_trace"]
 
 
 def test_a_trace_takes_as_many_windows_as_there_are(tmp_path: Path) -> None:
     """And five of four are the four: nothing is computed twice."""
-    assert probe(tmp_path).fisher_trace(5) == probe(tmp_path).fisher_trace(4)
+    assert view(tmp_path).fisher_trace(5) == view(tmp_path).fisher_trace(4)
     assert len(list(tmp_path.glob("fisher_*.json"))) == 1

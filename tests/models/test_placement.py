@@ -12,7 +12,7 @@ from helpers import TINY, linears, pattern, tiny, windows
 from torch import Tensor
 
 from harness.calibration.curvature import fisher_trace, hessian_trace
-from harness.calibration.probe import ModelProbe
+from harness.calibration.model_view import LiveModelView
 from harness.calibration.stream import stream
 from harness.core.interfaces import Database
 from harness.core.memory import OffloadableTensors
@@ -115,16 +115,16 @@ def test_what_is_not_written_is_not_sent_back(monkeypatch: pytest.MonkeyPatch) -
     model, placement = placed(offload=True)
     assert placement._visits is not None
     monkeypatch.setattr(placement._visits._copy_streams, "send", lambda *_: pytest.fail("nothing was written"))
-    for block in ModelProbe(decoder_of(model), BATCHES, range(3)).observe(gram):
+    for block in LiveModelView(decoder_of(model), BATCHES, range(3)).observe(gram):
         block.observe(gram)
 
 
 def test_weights_are_asked_for_where_the_device_is() -> None:
     model, _ = placed(offload=True)
-    probe = ModelProbe(decoder_of(model), BATCHES, range(3))
+    view = LiveModelView(decoder_of(model), BATCHES, range(3))
     dense = linears(model, model.model.layers)
-    assert list(probe.weights) == list(probe.shapes)
-    assert all(torch.equal(probe.weights[site], dense[site].weight) for site in probe.weights)
+    assert list(view.weights) == list(view.shapes)
+    assert all(torch.equal(view.weights[site], dense[site].weight) for site in view.weights)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -134,17 +134,17 @@ def test_curvature_and_searches_of_a_waiting_model(family: str) -> None:
         model, _ = placed(family, offload=offload)
         decoder = decoder_of(model)
         before = state(model)
-        probe = ModelProbe(decoder, BATCHES, range(1, 3), method=Wanda())
+        view = LiveModelView(decoder, BATCHES, range(1, 3), method=Wanda())
         levels = [Unstructured(0.0), Unstructured(0.5)]
-        assembler = probe.assembler(
-            SparseGPT(), dict.fromkeys(probe.shapes, levels), inputs=dict.fromkeys(probe.shapes, levels[1]), windows=2,
+        assembler = view.assembler(
+            SparseGPT(), dict.fromkeys(view.shapes, levels), inputs=dict.fromkeys(view.shapes, levels[1]), windows=2,
             objective="kl", database=Database(),
         )  # fmt: skip
-        mixed = {site: levels[number % 2] for number, site in enumerate(probe.shapes)}
-        losses = assembler.losses([mixed, dict.fromkeys(probe.shapes, levels[1])])
+        mixed = {site: levels[number % 2] for number, site in enumerate(view.shapes)}
+        losses = assembler.losses([mixed, dict.fromkeys(view.shapes, levels[1])])
         walked = [
             block.observe(gram)[site].matrix.sum().item()
-            for block in probe.pruned(Wanda(), dict.fromkeys(probe.shapes, levels[1]))
+            for block in view.pruned(Wanda(), dict.fromkeys(view.shapes, levels[1]))
             for site in block.weights
         ]
         traces = (
@@ -210,7 +210,7 @@ def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monk
 def test_every_device_has_its_share_and_more_devices_than_batches_stay_idle() -> None:
     model, placement = placed(others=[CPU] * 5)
     decoder = decoder_of(model)
-    for block in ModelProbe(decoder, BATCHES, range(3)).observe(gram):
+    for block in LiveModelView(decoder, BATCHES, range(3)).observe(gram):
         states = block.observe(gram)
         assert {state.windows for state in states.values()} == {8}
     assert len(placement._replicas) == 2
@@ -222,8 +222,8 @@ def test_a_statistic_that_cannot_be_merged_is_seen_by_one_device() -> None:
     seen = []
     for others in ([], [CPU]):
         model, _ = placed(others=others)
-        probe = ModelProbe(decoder_of(model), BATCHES, range(3))
-        seen.append([block.observe(everything) for block in probe.observe(everything)])
+        view = LiveModelView(decoder_of(model), BATCHES, range(3))
+        seen.append([block.observe(everything) for block in view.observe(everything)])
     for alone, shared in zip(*seen, strict=True):
         assert alone.keys() == shared.keys() and all(torch.equal(alone[site], shared[site]) for site in alone)
 

@@ -35,8 +35,8 @@ PREFIX_SHARE = 0.25
 """The share of the free memory that hidden states in front of pruned blocks may take; a forecast does not count it."""
 
 
-class ModelProbe:
-    """The model as it is now, restricted to the blocks in scope: a `Probe`.
+class LiveModelView:
+    """The model as it is now, restricted to the blocks in scope: a `ModelView`.
 
     Args:
         batches: the calibration windows (B, L).
