@@ -22,7 +22,6 @@ from harness.borrowed import borrowed, checkpoint_of, decoder_in_memory, dtype_n
 from harness.calibration.checks import self_check
 from harness.compose import choice_settings, compose_plain, typed
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.data.corpora import held, read_text
 from harness.groups import COMPONENT_GROUPS, choices, register
 from harness.models.checkpoint import Checkpoint, ModelChoice
@@ -32,6 +31,7 @@ from harness.prepare import Prepared, look_at, prepare
 from harness.record import schema
 from harness.record.schema import Record
 from harness.run import run
+from harness.runtime.errors import UserError, unknown
 from harness.save import check_targets
 from harness.session import Session, check_texts
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.errors import UserError, reason, unknown
-from harness.core.files import at_home
-from harness.core.plain import plain
+from harness.runtime.errors import UserError, reason, unknown
+from harness.runtime.files import at_home
+from harness.runtime.plain import plain
 
 KINDS = {
     "method": "harness.methods",

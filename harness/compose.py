@@ -28,10 +28,10 @@ from harness import catalogue, groups
 from harness.chosen import as_choices
 from harness.config import RunConfig, Scope
 from harness.core.allocation import Budget
-from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
 from harness.groups import COMPONENT_GROUPS, SCALES, choices, register
 from harness.overrides import explained, plugin_names
+from harness.runtime.errors import UserError, unknown
 from harness.values import (
     amount,
     boolean,

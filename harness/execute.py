@@ -18,9 +18,6 @@ import torch
 from harness import session
 from harness.calibration import resume
 from harness.config import RunConfig
-from harness.core.environment import blamed
-from harness.core.errors import Failure, Refusal, UserError
-from harness.core.oom import is_out_of_memory
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
 from harness.record.lease import LOOK, LeaseTaken, Watch, leased
@@ -29,6 +26,9 @@ from harness.record.request import matcher_of, matcher_of_record, request_key
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
 from harness.run import run, without_numbers
+from harness.runtime.environment import blamed
+from harness.runtime.errors import Failure, Refusal, UserError
+from harness.runtime.oom import is_out_of_memory
 from harness.save import check_targets, is_saved
 
 K = TypeVar("K")

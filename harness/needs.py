@@ -16,14 +16,14 @@ from harness.calibration import stream
 from harness.calibration.assembler import LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
-from harness.core.errors import UserError
 from harness.core.geometry import Geometry
-from harness.core.memory import AHEAD, GIB
 from harness.core.search import LevelGrid
 from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
 from harness.evaluation import perplexity
 from harness.models.machine import available, free_memory, reclaimable_on
+from harness.runtime.errors import UserError
+from harness.runtime.memory import AHEAD, GIB
 from harness.training.costs import cost
 
 LIBRARIES = 1.0 * GIB

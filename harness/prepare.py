@@ -12,8 +12,6 @@ import torch
 from harness import catalogue
 from harness.calibration.curvature import REVISION as TRACES
 from harness.config import RunConfig
-from harness.core.errors import UserError
-from harness.core.memory import GIB
 from harness.core.statistic import squared_norms
 from harness.core.training import Training
 from harness.data.corpora import read_text
@@ -27,6 +25,8 @@ from harness.models.machine import other_gpus, resolve_device
 from harness.needs import Need, Offload, check_memory, database_bytes, need_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
+from harness.runtime.errors import UserError
+from harness.runtime.memory import GIB
 from harness.training.loop import REVISION as LOOP
 
 PIPELINE = 3

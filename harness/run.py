@@ -23,11 +23,9 @@ from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
 from harness.core.rng import rng
-from harness.core.warn import collected_warnings, warn
 from harness.data.windows import calibration_windows
 from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.evaluation.protocol import Context, measured
@@ -46,6 +44,8 @@ from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
 from harness.recovered import converted, recovered
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.warn import collected_warnings, warn
 from harness.save import check_form, save_model
 from harness.session import Session
 

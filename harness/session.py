@@ -21,7 +21,6 @@ from harness.calibration.checks import self_check
 from harness.calibration.reuse import ReuseCache, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
-from harness.core.errors import Refusal
 from harness.data.packed import held_out_windows, training_windows
 from harness.data.vocabulary import check_tokens, tell_unknown
 from harness.data.windows import calibration_windows
@@ -33,6 +32,7 @@ from harness.models.machine import available, register_reclaimable
 from harness.models.placement import Where
 from harness.models.tokenizer import load_tokenizer
 from harness.prepare import Prepared
+from harness.runtime.errors import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

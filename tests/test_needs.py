@@ -11,12 +11,12 @@ import torch
 from helpers import TINY, linears, tiny
 
 from harness import compose, needs
-from harness.core.errors import UserError
-from harness.core.memory import GIB
 from harness.core.places import ROOT
 from harness.models.decoder import decoder_of
 from harness.models.geometry import of_config, of_facts
 from harness.needs import LIBRARIES, Need, check_memory, need_of
+from harness.runtime.errors import UserError
+from harness.runtime.memory import GIB
 from harness.study.estimate import estimate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

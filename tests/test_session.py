@@ -17,7 +17,6 @@ from torch import Tensor
 from harness import compose, session
 from harness.calibration.stream import Stream
 from harness.config import RunConfig
-from harness.core.errors import Refusal, UserError
 from harness.data import windows
 from harness.evaluation.perplexity import Perplexity
 from harness.execute import execute
@@ -28,6 +27,7 @@ from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
 from harness.report.outputs import refuse_unlike
 from harness.run import run
+from harness.runtime.errors import Refusal, UserError
 from harness.session import Session
 from tests.commands import save_tiny
 from tests.end_to_end.test_identity import DROP

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import ModelView, Site
 from harness.core.proposals import Granularity, sizes, to_sites
 from harness.core.spectrum import power_law_exponent
+from harness.runtime.errors import Refusal, UserError
 
 
 @component("allocator", "alphapruning")

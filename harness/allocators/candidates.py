@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Database, ModelView, Objective, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, sizes
 from harness.core.search import LevelGrid, SearchState, Space, stopped
+from harness.runtime.errors import Refusal, UserError
 
 Sensitivity = Literal["fisher", "hessian"]
 

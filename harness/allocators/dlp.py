@@ -7,11 +7,11 @@ from typing import Literal
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
 from harness.core.interfaces import ModelView
 from harness.core.metric import wanda_metric
 from harness.core.proposals import fit_blocks, min_max_shift
 from harness.core.statistic import squared_norms
+from harness.runtime.errors import UserError
 
 
 @component("allocator", "dlp")

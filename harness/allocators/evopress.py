@@ -8,10 +8,10 @@ from random import Random
 from harness.allocators.candidates import Search
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
 from harness.core.interfaces import ModelView
 from harness.core.rng import rng
 from harness.core.search import SearchState, Space, best_first
+from harness.runtime.errors import UserError
 
 
 @component("allocator", "evopress")

@@ -12,11 +12,11 @@ from typing import Any
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
-from harness.core.files import at_home, is_there
 from harness.core.interfaces import ModelView
 from harness.core.pattern import PERMUTED, NofM, Pattern, Unstructured
 from harness.core.proposals import sizes
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.files import at_home, is_there
 
 TOLERANCE = 1e-3
 """How far the mean of a file may be from the sparsity that the run asks for."""

@@ -10,10 +10,10 @@ from typing import Literal
 from harness.allocators.candidates import Sensitivity, block_prefix, ranks, sensitivity_of
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import ModelView
 from harness.core.pattern import Unstructured
 from harness.core.proposals import Granularity, sizes, to_sites, units_of
+from harness.runtime.errors import Refusal, UserError
 
 RELEASED_LOWEST = {"matrix": 0.4, "block": 0.3}
 """The released code's smallest value of its ramp, whatever the sparsity."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.errors import UserError
 from harness.core.interfaces import BlockView, ModelView
 from harness.core.metric import wanda_scores
 from harness.core.pattern import Unstructured
 from harness.core.proposals import Granularity, sizes, to_sites, units_of
 from harness.core.statistic import squared_norms
+from harness.runtime.errors import UserError
 
 Units = Sequence[Sequence[str]]
 """The sites that lose the same."""

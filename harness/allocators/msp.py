@@ -18,10 +18,10 @@ from harness.allocators.candidates import (
 )
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
 from harness.core.interfaces import ModelView
 from harness.core.rng import rng
 from harness.core.search import Candidate, SearchState, Space, best_first, stopped
+from harness.runtime.errors import UserError
 
 SETTINGS = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
 """What the candidates of a generation depend on, beside `Search`: not how many generations there are."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.core.files import LOCK, held, in_use, write_atomically
-from harness.core.memory import GIB
-from harness.core.warn import warn
+from harness.runtime.files import LOCK, held, in_use, write_atomically
+from harness.runtime.memory import GIB
+from harness.runtime.warn import warn
 
 BEGINNING = b'{"belongs":'
 """Of the file of a value."""

@@ -21,11 +21,11 @@ from harness.calibration.progress import progress
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Site
 from harness.core.linalg import products_like
-from harness.core.memory import OffloadableTensors
 from harness.core.structure import SUBLAYERS, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.units import channel_lines, channels, head_lines, heads
+from harness.runtime.memory import OffloadableTensors
 
 Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Block, hidden states in front of it (1, L, D), gradient behind it (1, L, D), tokens (1, L) → gradient in front."""

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.calibration.cache import is_working_folder, make_room
-from harness.core.errors import Failure, UserError
-from harness.core.files import LOCK, in_use, taken
-from harness.core.memory import GIB, OffloadableTensors
 from harness.core.pattern import Pattern
+from harness.runtime.errors import Failure, UserError
+from harness.runtime.files import LOCK, in_use, taken
+from harness.runtime.memory import GIB, OffloadableTensors
 
 
 class LevelDatabase:

@@ -21,15 +21,15 @@ from harness.calibration.reuse import ReuseCache
 from harness.calibration.stream import StreamedBlock, stream
 from harness.catalogue import name_of
 from harness.core.allocation import Allocation
-from harness.core.errors import Refusal
 from harness.core.interfaces import Database, Draws, Objective, Trace
 from harness.core.pattern import Pattern
-from harness.core.plain import plain
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.decoder import Decoder
 from harness.models.machine import available
 from harness.models.placement import WeightsOnDevice, placement_of
+from harness.runtime.errors import Refusal
+from harness.runtime.plain import plain
 
 PREFIX_SHARE = 0.25
 """The share of the free memory that hidden states in front of pruned blocks may take; a forecast does not count it."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.core.interfaces import Site
-from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Pattern
+from harness.runtime.memory import OffloadableTensors
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from harness.calibration.replay import Stop
 from harness.calibration.stream import Stream, StreamedBlock, stream
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
-from harness.core.memory import OffloadableTensors
 from harness.core.statistic import Gram, gram
 from harness.models.decoder import Decoder
+from harness.runtime.memory import OffloadableTensors
 
 ROUNDINGS = 4
 """Units in the last place by which a sum may differ from its terms."""

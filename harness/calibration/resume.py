@@ -27,13 +27,13 @@ from torch import Tensor
 
 from harness.calibration.cache import make_room
 from harness.core.allocation import Allocation
-from harness.core.files import LOCK, atomically, taken
 from harness.core.interfaces import Pruned
-from harness.core.warn import warn
+from harness.runtime.files import LOCK, atomically, taken
+from harness.runtime.warn import warn
 
 SHARE = 0.1
 """Writing takes at most so much of the time that pruning takes."""
-PRUNES = ("core", "methods", "calibration", "models")
+PRUNES = ("core", "runtime", "methods", "calibration", "models")
 """The packages whose code decides what a pruned block is."""
 
 

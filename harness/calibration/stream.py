@@ -27,14 +27,14 @@ from harness.calibration.replay import (
     logits_behind,
     same_arguments,
 )
-from harness.core.errors import Failure
 from harness.core.interfaces import FeedForward
-from harness.core.memory import OffloadableTensors
-from harness.core.oom import with_oom_backoff
-from harness.core.plain import plain
 from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
+from harness.runtime.errors import Failure
+from harness.runtime.memory import OffloadableTensors
+from harness.runtime.oom import with_oom_backoff
+from harness.runtime.plain import plain
 
 CPU_TOKENS_PER_BATCH = 1024
 """Four times as many take half as long again on two cores: their tensors come from the system anew each time."""

@@ -13,11 +13,11 @@ from harness.calibration.gradients import BlockGradients, gate_gradients, gradie
 from harness.calibration.model_view import LiveModelView
 from harness.calibration.passages import passages
 from harness.calibration.trials import losses, masked_losses
-from harness.core.errors import Failure
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Passage, Question
 from harness.core.structure import Cut, Part, Unit
 from harness.models.geometry import of_config
+from harness.runtime.errors import Failure
 
 
 class DecoderView(LiveModelView):

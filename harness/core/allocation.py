@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.core.errors import Refusal, UserError
 from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.runtime.errors import Refusal, UserError
 
 Allocation = Mapping[str, Pattern]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from harness.core.allocation import Allocation
 from harness.core.causes import Counts
 from harness.core.cost import check
-from harness.core.errors import Failure
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
 from harness.core.structure import Cut, Part, Plan, Unit
+from harness.runtime.errors import Failure
 
 T = TypeVar("T")
 FEW = 3

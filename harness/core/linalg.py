@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 STRIP = 1024
 """Rows that are mirrored at a time."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 Group = Literal["row", "matrix"]
 """The weights that compete with one another: those of one output, or those of the whole matrix."""

@@ -15,10 +15,10 @@ from random import Random
 from typing import Any
 
 from harness.core.allocation import Allocation, Budget, exact_levels, fit
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Entry
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, to_sites, units_of
+from harness.runtime.errors import Refusal, UserError
 
 Candidate = tuple[int, ...]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
-from harness.core.warn import warn
+from harness.runtime.errors import UserError
+from harness.runtime.warn import warn
 
 TOLD = 5e-4
 """The share of unknown tokens from which on a reader of the numbers should know it."""

@@ -19,13 +19,13 @@ from harness.calibration.progress import progress
 from harness.calibration.replay import first, last_output, logits_behind
 from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
 from harness.catalogue import component
-from harness.core.errors import UserError
-from harness.core.oom import with_oom_backoff
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
+from harness.runtime.errors import UserError
+from harness.runtime.oom import with_oom_backoff
 
 LOGIT_BYTES = 1 << 29
 """Logits that are there at once, in float32, take at most so much memory, but for those of a single window."""

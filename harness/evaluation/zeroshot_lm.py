@@ -25,9 +25,9 @@ import torch
 import yaml
 from torch import nn
 
-from harness.core.errors import Refusal, UserError
-from harness.core.oom import with_oom_backoff
 from harness.data.vocabulary import check_tokens, embedding_rows
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.oom import with_oom_backoff
 
 FEWSHOT_SEED = 1234
 """The seed of few-shot examples, lm-eval's default."""

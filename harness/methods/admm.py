@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 from harness.core.refit import refittable
 from harness.core.scaled import Scaled, Splitting, solver_bytes
 from harness.core.statistic import Gram, gram
+from harness.runtime.errors import UserError
 
 RHO = 1.0
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
@@ -20,6 +19,7 @@ from harness.core.refit import conjugate_gradients
 from harness.core.resolvent import NODES
 from harness.core.scaled import Scaled, Splitting, solver_bytes
 from harness.core.statistic import Gram, gram
+from harness.runtime.errors import UserError
 
 LOOK, LEAST, SETTLED = 3, 30, 3e-4
 """The mask is looked at every so many iterations; from `LEAST` on a smaller share of changes than this ends them."""

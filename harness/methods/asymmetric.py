@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Difference, GroupedMethod, LinearMethod, Pruned, ReferencedView, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram
 from harness.methods.alps import ALPS
+from harness.runtime.errors import UserError
 
 
 @component("method", "asymmetric")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.exchange import Candidates, Groups, exchange, in_rows
 from harness.core.interfaces import LinearMethod, Pruned
 from harness.core.moments import moments
 from harness.core.pattern import NofM, Pattern, keep
 from harness.core.statistic import ActivationStats, Statistic, squared_norms, together
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 @component("method", "dsnot")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from harness.catalogue import name_of
 from harness.core import checked
-from harness.core.errors import Failure
 from harness.core.interfaces import BlockMethod, BlockView, FeedForward, GroupedMethod, LinearMethod, Pruned, Site
 from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Gram, SquaredNorms, Statistic, never_seen
+from harness.runtime.errors import Failure
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.channels import assigned, dealt, kept_in
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, NofM, Pattern, Unstructured, keep
 from harness.core.statistic import SquaredNorms, squared_norms
+from harness.runtime.errors import UserError
 
 Importance = Literal["sum", "retained_degree"]
 

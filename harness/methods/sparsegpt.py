@@ -15,12 +15,12 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.columns import prune_columns, spare_dead
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Factor, Inverse
 from harness.core.pattern import NofM, Pattern
 from harness.core.refit import refittable
 from harness.core.statistic import Gram, gram
+from harness.runtime.errors import UserError
 
 Divisor = Callable[[Inverse | Factor], Tensor]
 Dead = Literal["prune", "keep"]

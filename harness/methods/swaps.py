@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import GroupedMethod, LinearMethod, Pruned
 from harness.core.pattern import NofM, Pattern
 from harness.core.statistic import ActivationStats, Gram, Statistic, gram, together
 from harness.core.swaps import swapped, working_bytes
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 @component("method", "swaps")

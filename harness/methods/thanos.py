@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.joint import compensated, working_bytes
 from harness.core.moments import last_norms
 from harness.core.pattern import NofM, Pattern, keep, lowest
 from harness.core.statistic import ActivationStats, Gram, Statistic, gram, squared_norms, together
+from harness.runtime.errors import UserError
 
 
 @component("method", "thanos")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from harness.core.errors import UserError
 from harness.models.anatomy import FAMILIES
 from harness.models.weights import Tensor, is_harmless
+from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

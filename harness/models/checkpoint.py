@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError
-from harness.core.files import at_home, is_there
-from harness.core.hub import asking, why_nothing
 from harness.models.account import check_blocks
 from harness.models.anatomy import FAMILIES, no_layout
 from harness.models.packaged import PACKAGED, packaged_folder
 from harness.models.sliced import unsliced
 from harness.models.weights import INDEX, SINGLE, Tensor, file_hash, read_headers, read_json, weight_files
+from harness.runtime.errors import UserError
+from harness.runtime.files import at_home, is_there
+from harness.runtime.hub import asking, why_nothing
 
 ASSETS = "assets:"
 """Opens the path of a model below `HARNESS_ASSETS`."""

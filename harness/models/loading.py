@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from harness.core.errors import UserError, reason
 from harness.models.account import account, stored_tensor
 from harness.models.anatomy import FAMILIES
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.placement import Placement, Where, place
 from harness.models.sliced import SLICED, self_slicing
+from harness.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

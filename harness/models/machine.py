@@ -9,8 +9,8 @@ from weakref import WeakSet
 
 import torch
 
-from harness.core.errors import UserError
-from harness.core.memory import free_on_gpu
+from harness.runtime.errors import UserError
+from harness.runtime.memory import free_on_gpu
 
 
 def resolve_device(wanted: str) -> torch.device:

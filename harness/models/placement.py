@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.core.memory import CopyStreams, Mark, OffloadableTensors, page_locked, unlock
 from harness.models.decoder import Decoder
+from harness.runtime.memory import CopyStreams, Mark, OffloadableTensors, page_locked, unlock
 
 ALIGNMENT = 512
 """Bytes at whose multiples matrices start in a buffer, as the GPU's own allocator has it."""

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.core.errors import UserError
-from harness.core.files import is_there
+from harness.runtime.errors import UserError
+from harness.runtime.files import is_there
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STORED = ("F64", "F32", "F16", "BF16")

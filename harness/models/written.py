@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS
 from harness.models.conv1d import to_conv1d, to_linears
 from harness.models.decoder import Decoder
 from harness.models.skipped import Skipped
 from harness.models.units import Lines, channel_lines, channels, dense_count, head_lines, head_size, heads
+from harness.runtime.errors import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

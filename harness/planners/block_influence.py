@@ -14,9 +14,9 @@ from torch.nn import functional
 from harness.catalogue import component
 from harness.core.cost import Of
 from harness.core.depth import Amount, Depth
-from harness.core.errors import Failure, UserError
 from harness.core.interfaces import StructureView
 from harness.core.structure import Plan, Unit
+from harness.runtime.errors import Failure, UserError
 
 Metric = Literal["cosine", "relative_l1", "relative_l2"]
 

@@ -34,8 +34,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from harness.core.errors import UserError
 from harness.record.request import LEFT_OPEN, RequestMatcher
+from harness.runtime.errors import UserError
 
 FOLDER = ".running"
 HEARTBEAT = 15.0

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness.core.errors import UserError
-from harness.core.files import atomically, write_atomically
-from harness.core.warn import warn
 from harness.record.dense import BESIDE, changes, is_pruned, names_of
 from harness.record.diagnostics import check_diagnostics, check_number
+from harness.runtime.errors import UserError
+from harness.runtime.files import atomically, write_atomically
+from harness.runtime.warn import warn
 
 SCHEMA = 1
 PACKED = "records.jsonl.gz"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.core import escape
 from harness.record.dense import dense_rows
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
+from harness.runtime import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
 MARKERS = "osD^vP*X<"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
 from harness.core.tolerance import TOLERANCE
 from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
 from harness.report.numbers import number
+from harness.runtime import escape
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"

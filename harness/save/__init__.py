@@ -13,14 +13,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from harness.config import Form
-from harness.core.errors import Refusal, UserError
-from harness.core.files import LOCK, staged, write_atomically
 from harness.core.pattern import PERMUTED, parse_pattern, satisfies
 from harness.models.decoder import Decoder
 from harness.models.loading import as_published
 from harness.models.placement import placement_of
 from harness.models.sliced import slice_config
 from harness.models.written import check_numbers, check_plain, count, plain
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.files import LOCK, staged, write_atomically
 from harness.save.card import CARD, card
 
 MARK = "pruning.json"

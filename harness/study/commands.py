@@ -17,7 +17,6 @@ from harness import compose, groups
 from harness.allocators.file import read_allocation
 from harness.cli import words
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.core.places import IS_INSTALLED, ROOT
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
@@ -32,6 +31,7 @@ from harness.report import allocation
 from harness.report.numbers import duration
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
+from harness.runtime.errors import UserError, unknown
 from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder

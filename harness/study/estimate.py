@@ -13,7 +13,6 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.core.geometry import Geometry
-from harness.core.memory import GIB
 from harness.core.refit import STEPS as REFIT_STEPS
 from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
@@ -21,6 +20,7 @@ from harness.evaluation import perplexity
 from harness.models.geometry import of_facts
 from harness.needs import LIBRARIES, Need, need_of, recovery_cost, tokens_at_once
 from harness.prepare import uses_calibration
+from harness.runtime.memory import GIB
 from harness.training.loop import TOKENS_AT_ONCE
 
 

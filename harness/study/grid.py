@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.groups import COMPONENT_GROUPS, CONF, GROUPS, SCALES, choices
 from harness.report.layout import KINDS, figure_of, named_axes
+from harness.runtime.errors import UserError, unknown
 from harness.study.choices import Choices
 
 AXIS_ORDER = ("model", "scope", "sparsity", "method", "allocator", "seed")

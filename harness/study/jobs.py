@@ -18,14 +18,14 @@ from typing import Any
 
 from harness import compose
 from harness.config import RunConfig
-from harness.core import streams
-from harness.core.files import write_atomically
 from harness.execute import execute, taken_last
 from harness.prepare import Prepared, prepare
 from harness.record import schema
 from harness.record.lease import Watch
 from harness.record.provenance import commit
 from harness.record.schema import Record
+from harness.runtime import streams
+from harness.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)

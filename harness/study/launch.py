@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from harness import compose, groups
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
+from harness.runtime.errors import UserError, unknown
 from harness.study import jobs
 from harness.study.estimate import estimate
 from harness.study.gpus import run_points

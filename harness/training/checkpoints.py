@@ -21,8 +21,8 @@ from torch import Tensor
 
 from harness.calibration.cache import make_room
 from harness.calibration.resume import SHARE, CheckpointPolicy
-from harness.core.files import LOCK, atomically, taken
-from harness.core.warn import warn
+from harness.runtime.files import LOCK, atomically, taken
+from harness.runtime.warn import warn
 
 
 @dataclass

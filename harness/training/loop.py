@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from harness.calibration.progress import progress
-from harness.core.errors import Failure
 from harness.core.interfaces import Selector
-from harness.core.oom import with_oom_backoff
-from harness.core.plain import plain
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
-from harness.core.warn import warn
+from harness.runtime.errors import Failure
+from harness.runtime.oom import with_oom_backoff
+from harness.runtime.plain import plain
+from harness.runtime.warn import warn
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints, State
 

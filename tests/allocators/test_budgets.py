@@ -8,8 +8,8 @@ from helpers import FakeView
 from harness.allocators.owl import Owl
 from harness.allocators.uniform import Uniform
 from harness.core.allocation import Budget, fit, mean_sparsity
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, Unstructured
+from harness.runtime.errors import UserError
 
 
 def test_budgets_of_patterns() -> None:

@@ -13,9 +13,9 @@ from helpers import FakeBlock, FakeView, normal
 
 from harness.allocators.file import File, read_allocation
 from harness.core.allocation import Budget
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Allocator
 from harness.core.pattern import NofM, Unstructured
+from harness.runtime.errors import Refusal, UserError
 
 BLOCKS = [{f"model.layers.{i}.up": (8, 16), f"model.layers.{i}.down": (16, 24)} for i in range(2)]
 SIZES = {site: rows * columns for block in BLOCKS for site, (rows, columns) in block.items()}

@@ -15,9 +15,9 @@ from harness import catalogue
 from harness.allocators.isc import Isc
 from harness.allocators.mrp import Mrp
 from harness.core.allocation import Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Trace
 from harness.core.pattern import NofM, Pattern
+from harness.runtime.errors import Refusal, UserError
 
 SHAPES = {"0.a": (4, 8), "0.b": (8, 8), "1.a": (4, 8), "1.b": (8, 8)}
 SIZES = {site: rows * columns for site, (rows, columns) in SHAPES.items()}

@@ -12,8 +12,8 @@ from harness import catalogue
 from harness.allocators.alphapruning import AlphaPruning
 from harness.calibration.model_view import LiveModelView
 from harness.core.allocation import Budget
-from harness.core.errors import Refusal, UserError
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import Refusal, UserError
 
 
 @pytest.mark.parametrize(

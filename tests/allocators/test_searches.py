@@ -13,10 +13,10 @@ from helpers import METHODS, FakeAssembler, FakeBlock, FakeView
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Trace
 from harness.core.pattern import NofM, Pattern
 from harness.core.search import LevelGrid, Space
+from harness.runtime.errors import Refusal, UserError
 
 SHAPES = {"q": (16, 16), "up": (16, 48), "down": (48, 16)}
 SIZES = {f"blocks.{i}.{name}": rows * columns for i in range(4) for name, (rows, columns) in SHAPES.items()}

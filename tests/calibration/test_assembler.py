@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from harness.calibration import assembler as assembling
 from harness.calibration.assembler import LevelAssembler, build_assembler
 from harness.calibration.checks import self_check
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import UserError
 
 RUNGS: list[Pattern] = [Unstructured(0.75), Unstructured(0.5), Unstructured(0.0)]
 

@@ -12,11 +12,11 @@ from harness.calibration.model_view import LiveModelView
 from harness.calibration.prefix_cache import PrefixCache
 from harness.calibration.stream import Stream, batched
 from harness.core.allocation import Budget
-from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Pattern, Unstructured
 from harness.core.statistic import squared_norms
 from harness.methods.sparsegpt import SparseGPT
 from harness.models.decoder import decoder_of
+from harness.runtime.memory import OffloadableTensors
 
 TOKENS = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from harness import execute
 from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
-from harness.core.warn import collected_warnings
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.warn import collected_warnings
 
 BLOCKS = 6
 

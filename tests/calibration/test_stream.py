@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from harness.calibration.model_view import LiveModelView
 from harness.calibration.replay import first
 from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
-from harness.core.errors import Failure
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, squared_norms
@@ -24,6 +23,7 @@ from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.errors import Failure
 
 BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]
 """Windows in batches, the last one of another size."""

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from harness import compose, execute, groups
-from harness.core.errors import UserError
 from harness.prepare import prepare
 from harness.record.lease import leased
 from harness.record.request import matcher_of
+from harness.runtime.errors import UserError
 from harness.study import commands, grid, jobs, launch
 from harness.study.estimate import estimate
 

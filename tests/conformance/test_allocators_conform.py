@@ -11,10 +11,10 @@ from helpers import ALLOCATORS, METHODS, FakeBlock, FakeView, inputs, normal, ti
 from harness import catalogue
 from harness.calibration.model_view import LiveModelView
 from harness.core.allocation import Budget, mean_sparsity
-from harness.core.errors import UserError
 from harness.core.interfaces import Allocator
 from harness.core.pattern import NofM, Unstructured, parse_pattern
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import UserError
 
 NARROWED = [name for name, it in ALLOCATORS.items() if "levels" in {field.name for field in dataclasses.fields(it)}]
 every_allocator = pytest.mark.parametrize("name", ALLOCATORS)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from harness import catalogue
 from harness.calibration.resume import CheckpointPolicy
-from harness.core.errors import Refusal
 from harness.core.interfaces import Recovery, Selector, WholeRecovery
 from harness.core.pattern import NofM, keep, satisfies
 from harness.core.rng import rng
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import Refusal
 from harness.session import _form
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints

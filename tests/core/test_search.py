@@ -12,9 +12,9 @@ import pytest
 from helpers import FakeAssembler, FakeEntry
 
 from harness.core.allocation import Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
 from harness.core.pattern import NofM, Unstructured
 from harness.core.search import Candidate, LevelGrid, SearchState, Space, best_first, stopped
+from harness.runtime.errors import Refusal, UserError
 
 
 def random_space(seed: int, of: int | None, units: int = 12) -> tuple[Space, int]:

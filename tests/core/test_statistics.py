@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import everything, hessian, inputs, normal, pattern, seen_by
 
-from harness.core.errors import UserError
 from harness.core.linalg import damped_inverse
 from harness.core.statistic import Gram, SquaredNorms, gram, squared_norms, together
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 PATTERNS = ["0.3", "0.5", "0.9", "2of4", "1of4", "2of8"]
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.core.errors import UserError
-from harness.core.warn import collected_warnings
 from harness.data.vocabulary import check_tokens, tell_unknown, unknown_share
+from harness.runtime.errors import UserError
+from harness.runtime.warn import collected_warnings
 
 PLAIN = SimpleNamespace(unk_token_id=3, bos_token_id=1, eos_token_id=2)
 AS_BOS = SimpleNamespace(unk_token_id=1, bos_token_id=1, eos_token_id=1)

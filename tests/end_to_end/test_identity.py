@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from harness import execute
-from harness.core.errors import UserError
 from harness.models.anatomy import FAMILIES
 from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
+from harness.runtime.errors import UserError
 
 
 def test_the_recorded_configuration_has_nothing_open(typed: Callable, options: list[str]) -> None:

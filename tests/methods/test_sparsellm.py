@@ -14,10 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness import catalogue
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Inverse, damped_inverse
-from harness.core.memory import OffloadableTensors
 from harness.core.statistic import gram
 from harness.methods.admm import ADMM
 from harness.methods.alps import ALPS
@@ -28,6 +26,8 @@ from harness.methods.sparsellm.problem import Problem
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.memory import OffloadableTensors
 
 SHAPES = ["llama", "gemma", "opt", "opt-350m", "phi", "phi3"]
 
@@ -252,7 +252,7 @@ def test_what_waits_on_its_device_is_the_same_tensor() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_what_finds_no_room_waits_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.core.memory.ROOM", 2.0)
+    monkeypatch.setattr("harness.runtime.memory.ROOM", 2.0)
     offloadable = OffloadableTensors(torch.device("cuda", 0)).append(torch.ones(3, device="cuda"))
     offloadable[0] = torch.full((3,), 2.0, device="cuda")
     assert not offloadable._tensors[0].is_cuda and offloadable[0].is_cuda and offloadable[0].tolist() == [2, 2, 2]

@@ -15,7 +15,6 @@ from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.calibration.model_view import LiveModelView
 from harness.calibration.stream import stream
 from harness.core.interfaces import Database
-from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll
@@ -27,6 +26,7 @@ from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Placement, Where, place, placement_of
 from harness.run import prune
+from harness.runtime.memory import OffloadableTensors
 
 CPU = torch.device("cpu")
 BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]

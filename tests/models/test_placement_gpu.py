@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.calibration.stream import batched, stream
-from harness.core.memory import OffloadableTensors
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
@@ -20,6 +19,7 @@ from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place
 from harness.run import prune
+from harness.runtime.memory import OffloadableTensors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 GPU = torch.device("cuda", 0)

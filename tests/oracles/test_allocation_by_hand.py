@@ -12,8 +12,8 @@ from slow import best_levels, distortion, kept_by
 from harness.allocators.owl import Owl
 from harness.core import allocation
 from harness.core.allocation import Budget, exact_levels, fit, mean_sparsity
-from harness.core.errors import Refusal
 from harness.core.pattern import NofM, Unstructured
+from harness.runtime.errors import Refusal
 
 
 def block(index: int, outliers: int, inputs: int = 10, rows: int = 10) -> FakeBlock:

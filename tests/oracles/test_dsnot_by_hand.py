@@ -9,7 +9,6 @@ import torch
 from helpers import FakeBlock, inputs, normal, seen_by
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.moments import moments
 from harness.core.pattern import NofM, Pattern, parse_pattern, satisfies
@@ -19,6 +18,7 @@ from harness.methods.magnitude import Magnitude
 from harness.methods.ria import RIA
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 def windows(width: int, count: int = 3, length: int = 20) -> list[Tensor]:

@@ -10,11 +10,11 @@ from helpers import inputs, normal, seen_by
 from torch import Tensor
 
 from harness.core.channels import assigned, dealt, kept_in
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, Unstructured, satisfies
 from harness.core.statistic import squared_norms
 from harness.methods.ria import RIA
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 PERMUTATIONS = [
     {"reallocation": True},

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.record import schema
 from harness.record.dense import is_dense, names_of
 from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
+from harness.runtime.errors import UserError
 from tests.record.test_trackers import CONFIG
 
 ASKED = {

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.record import lease
 from harness.record.lease import Lease, LeaseTaken, Watch, leased, read, read_all, submitted
 from harness.record.request import RequestMatcher
+from harness.runtime.errors import UserError
 
 POINT = "0123456789abcdef"
 ACCEPTED = (("cpu", "auto"), ("float32",), (None, 32), (None, 32), (0,))

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from harness.calibration.level_database import LevelDatabase
-from harness.core.errors import Failure, UserError
 from harness.core.pattern import Unstructured
 from harness.record import schema
 from harness.record.schema import Record
+from harness.runtime.errors import Failure, UserError
 
 EVOPRESS = ["allocator=evopress", "allocator.generations=2", "allocator.offspring=4", "allocator.stages=[1,2]"]
 EVOPRESS += ["allocator.survivors=[2,1]", "allocator.held_out=0", "allocator.granularity=block"]

@@ -18,11 +18,11 @@ import safetensors.torch
 import torch
 
 from harness.calibration.resume import CheckpointPolicy, FinishedBlocks
-from harness.core import files
-from harness.core.errors import UserError
-from harness.core.files import atomically, remove_abandoned, staged, write_atomically
 from harness.core.search import SearchState
 from harness.record import schema
+from harness.runtime import files
+from harness.runtime.errors import UserError
+from harness.runtime.files import atomically, remove_abandoned, staged, write_atomically
 from tests.commands import save_tiny
 from tests.safety.test_disks import EVOPRESS
 from tests.safety.test_names import record
@@ -156,7 +156,7 @@ def test_folders_that_go_while_a_search_runs_cost_nothing(
 WRITING = """
 import os, sys
 from pathlib import Path
-from harness.core.files import atomically, staged
+from harness.runtime.files import atomically, staged
 folder = Path(sys.argv[1])
 with atomically(folder / "whole.json") as file, staged(folder) as stage:
     file.write(b"half")

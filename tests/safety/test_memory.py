@@ -15,14 +15,14 @@ from helpers import everything, pattern, tiny, windows
 from torch import nn
 
 from harness.calibration.stream import stream
-from harness.core.errors import Failure
-from harness.core.oom import with_oom_backoff
 from harness.core.statistic import gram
-from harness.core.warn import collected_warnings
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.errors import Failure
+from harness.runtime.oom import with_oom_backoff
+from harness.runtime.warn import collected_warnings
 
 CPU = torch.device("cpu")
 Fits = Callable[[torch.Size], bool]

@@ -13,14 +13,14 @@ from helpers import linears, pattern, tiny, windows
 from torch import Tensor, nn
 
 from harness.calibration.resume import CheckpointPolicy
-from harness.core.errors import Failure, UserError
 from harness.core.pattern import keep
 from harness.core.rng import rng
 from harness.core.training import Training, share_at
-from harness.core.warn import collected_warnings
 from harness.models.decoder import decoder_of
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
+from harness.runtime.errors import Failure, UserError
+from harness.runtime.warn import collected_warnings
 from harness.training import loop
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned, Site
 from harness.core.linalg import products_like
-from harness.core.memory import OffloadableTensors
 from harness.core.statistic import Gram, gram, together
 from harness.methods.sparsellm.problem import Problem, Trace, Weights, squared_sum
 from harness.methods.sparsellm.updates import Coupling, gated_z, inside, relu_z
+from harness.runtime.errors import UserError
+from harness.runtime.memory import OffloadableTensors
 
 
 def alternate(

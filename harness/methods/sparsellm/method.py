@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from harness.catalogue import component
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
-from harness.core.memory import OffloadableTensors, joined
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Statistic, gram, together
 from harness.methods.each import as_block_method, prune_one
@@ -21,6 +19,8 @@ from harness.methods.sparsellm.alternating import alternate
 from harness.methods.sparsellm.problem import Problem
 from harness.methods.sparsellm.released import released_epochs, replay
 from harness.methods.sparsellm.updates import Penalties
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.memory import OffloadableTensors, joined
 
 WINDOW_TENSORS = 10
 """About so many tensors as large as p, in float32, while the variables of one window move."""

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from harness.core.interfaces import FeedForward, LinearMethod, Pruned, Site
 from harness.core.linalg import is_short_on_gpu
-from harness.core.memory import OffloadableTensors
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Gram
 from harness.methods.each import prune_one
 from harness.methods.sparsellm.updates import Penalties
+from harness.runtime.memory import OffloadableTensors
 
 Weights = Mapping[Site, Tensor]
 

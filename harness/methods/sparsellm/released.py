@@ -16,13 +16,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward, Pruned, Site
-from harness.core.memory import OffloadableTensors
 from harness.core.statistic import Gram, gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.problem import Problem, Trace, Weights
 from harness.methods.sparsellm.updates import relu_z, value_and_slope
+from harness.runtime.errors import UserError
+from harness.runtime.memory import OffloadableTensors
 
 SHORT_BLOCKS = (1, 30, 31)
 GRADIENT_STEPS = {"down": (10, 0.01), "s": (2, 0.01)}

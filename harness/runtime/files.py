@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 LOCK = ".lock"
 """In a folder that is in use: a file that its user holds."""

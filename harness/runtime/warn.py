@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from harness.core.escape import line
+from harness.runtime.escape import line
 
 _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 

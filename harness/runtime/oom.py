@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from harness.core.errors import Failure
-from harness.core.warn import warn
+from harness.runtime.errors import Failure
+from harness.runtime.warn import warn
 
 T = TypeVar("T")
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
