@@ -20,13 +20,13 @@ from torch.nn import functional
 
 from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
-from harness.calibration.replay import patched
 from harness.calibration.stream import Stream, stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
 from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.decoder import Decoder
+from harness.models.pieces import patched
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of all candidates that a block runs over at once."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.calibration.replay import FOLLOW_TOKENS, same_arguments
 from harness.calibration.stream import Stream
 from harness.models.decoder import Decoder
+from harness.models.pieces import FOLLOW_TOKENS, same_arguments
 from harness.runtime.errors import UserError
 
 LENGTH = 16

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
-from harness.calibration.replay import Stop
 from harness.calibration.stream import Stream, StreamedBlock, stream
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
 from harness.core.statistic import Gram, gram
 from harness.models.decoder import Decoder
+from harness.models.pieces import Stop
 from harness.runtime.memory import OffloadableTensors
 
 ROUNDINGS = 4

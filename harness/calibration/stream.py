@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from harness.calibration.devices import ReplicatedBlock, in_turn, over_devices
 from harness.calibration.progress import progress
-from harness.calibration.replay import (
+from harness.core.interfaces import FeedForward
+from harness.core.statistic import ActivationStats, Statistic
+from harness.models.decoder import Decoder
+from harness.models.pieces import (
     Stop,
     beside_hidden,
     catch_arguments,
@@ -27,9 +30,6 @@ from harness.calibration.replay import (
     logits_behind,
     same_arguments,
 )
-from harness.core.interfaces import FeedForward
-from harness.core.statistic import ActivationStats, Statistic
-from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
 from harness.runtime.errors import Failure
 from harness.runtime.memory import OffloadableTensors

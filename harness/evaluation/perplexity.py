@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from harness.calibration.devices import each
 from harness.calibration.progress import progress
-from harness.calibration.replay import first, last_output, logits_behind
 from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
 from harness.catalogue import component
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.models.decoder import Decoder
+from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
 from harness.runtime.errors import UserError
 from harness.runtime.oom import with_oom_backoff

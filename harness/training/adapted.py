@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from harness.calibration.replay import patched
 from harness.core.interfaces import Adapter
 from harness.models.decoder import Decoder
+from harness.models.pieces import patched
 
 Parts = dict[str, Tensor]
 """What is trained, by `<site>/<name of the part>`."""

@@ -13,7 +13,6 @@ from helpers import METHODS, TINY, everything, given_tokens, linears, normal, pa
 from torch import Tensor, nn
 
 from harness.calibration.model_view import LiveModelView
-from harness.calibration.replay import first
 from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
@@ -22,6 +21,7 @@ from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
+from harness.models.pieces import first
 from harness.run import prune
 from harness.runtime.errors import Failure
 
