@@ -12,15 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from harness.calibration import stream
-from harness.calibration.assembler import LOGIT_BYTES as FITNESS_LOGITS
+from harness.calibration import batches
+from harness.calibration.batches import CANDIDATE_LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.geometry import Geometry
 from harness.core.search import LevelGrid
 from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
-from harness.evaluation import perplexity
 from harness.models.machine import available, free_memory, reclaimable_on
 from harness.runtime.errors import UserError
 from harness.runtime.memory import AHEAD, GIB
@@ -118,7 +117,7 @@ def need_of(
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
-    at_once = max(tokens if calibrated else 0, window, perplexity.tokens_at_once(itemsize, cuda))
+    at_once = max(tokens if calibrated else 0, window, batches.tokens_at_once(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
     recovered = recovery_cost(cfg, geometry, length, itemsize, cuda=cuda)
     recovering = recovered.kept_bytes + recovered.working_bytes
@@ -142,8 +141,8 @@ def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
     if cfg.numerics == "exact":
         return 1  # so every window goes alone, as in the released codes
     if not cuda:
-        return stream.CPU_TOKENS_PER_BATCH
-    return stream.SHORT_TOKENS_PER_BATCH if itemsize == 2 else stream.TOKENS_PER_BATCH
+        return batches.CPU_TOKENS_PER_BATCH
+    return batches.SHORT_TOKENS_PER_BATCH if itemsize == 2 else batches.TOKENS_PER_BATCH
 
 
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
@@ -248,8 +247,8 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     if not cfg.evaluators:
         return 0.0
     vocabulary = geometry.vocabulary
-    at_once = max(window, perplexity.tokens_at_once(itemsize, cuda))
-    tokens = min(at_once, window * perplexity.windows_of_logits(window, vocabulary))
+    at_once = max(window, batches.tokens_at_once(itemsize, cuda))
+    tokens = min(at_once, window * batches.windows_of_logits(window, vocabulary))
     logits = tokens * vocabulary * (4 + 4 + itemsize)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
+from harness.calibration.batches import batched
 from harness.calibration.cache import Cache
 from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
 from harness.calibration.reuse import ReuseCache
-from harness.calibration.stream import StreamedBlock, batched, stream
+from harness.calibration.stream import StreamedBlock, stream
 from harness.calibration.structure_view import DecoderView
 from harness.catalogue import name_of
 from harness.config import RunConfig

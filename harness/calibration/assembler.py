@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.calibration.batches import CANDIDATE_LOGIT_BYTES, CANDIDATE_TOKENS
 from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream, stream
@@ -28,11 +29,6 @@ from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.decoder import Decoder
 from harness.models.pieces import patched
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of all candidates that a block runs over at once."""
-LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
-"""Logits of one candidate at once, in float32. Larger pieces are returned to the system and faulted in again every time
-on a CPU, which took a third of a search."""
 STACKED = 1 << 21
 """Weights up to this size are multiplied as one batch on a GPU, whose launches they would not fill alone."""
 
@@ -67,7 +63,7 @@ class LevelAssembler:
         """The mean loss of every candidate over some of the windows, in nats per token."""
         chosen = range(len(self._windows))[windows]
         tokens = len(chosen) * self._windows.shape[1]
-        together = max(1, BATCH_TOKENS[self._windows.device.type] * 4 // tokens)
+        together = max(1, CANDIDATE_TOKENS[self._windows.device.type] * 4 // tokens)
         found: list[float] = []
         for start in progress(range(0, len(candidates), together), "search"):
             found += self._judge(candidates[start : start + together], chosen)
@@ -102,7 +98,7 @@ class LevelAssembler:
     ) -> list[Tensor]:  # fmt: skip
         """One block over several states, each (N, L, D) of tokens (N, L), with its levels by linear."""
         rows, length = states[0][0].shape[:2]
-        size = max(1, BATCH_TOKENS[self._windows.device.type] // (rows * length))
+        size = max(1, CANDIDATE_TOKENS[self._windows.device.type] // (rows * length))
         outputs: list[Tensor] = []
         levels = _Levels(self._level_database, linears)
         for start in range(0, len(states), size):
@@ -118,7 +114,7 @@ class LevelAssembler:
 
     def _in_parts(self, index: int, hidden: Tensor, tokens: Tensor, candidates: int = 1) -> Tensor:
         """A block over as many windows (N, L) at once as fit; those of several candidates (C · N, L, D) always fit."""
-        size = max(1, BATCH_TOKENS[hidden.device.type] // hidden.shape[1])
+        size = max(1, CANDIDATE_TOKENS[hidden.device.type] // hidden.shape[1])
         if candidates > 1 or len(hidden) <= size:
             return self._stream.run_block(index, hidden, tokens.repeat(candidates, 1))
         with self._stream.placement.on_device(self._decoder.block(index)):
@@ -141,7 +137,7 @@ class LevelAssembler:
     def _logits(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The positions that have a target, and their logits (p, V): some windows at a time, or parts of one."""
         start, targets = 0, hidden.shape[1] - 1
-        size = max(1, LOGIT_BYTES[hidden.device.type] // (self._vocabulary * 4))
+        size = max(1, CANDIDATE_LOGIT_BYTES[hidden.device.type] // (self._vocabulary * 4))
         for windows in hidden[:, :-1].split(max(1, size // targets)):
             for part in windows.split(min(size, targets), dim=1):  # the head treats every position alone
                 logits = self._stream.logits(part).flatten(0, 1).float()

@@ -36,12 +36,6 @@ from harness.runtime.memory import OffloadableTensors
 from harness.runtime.oom import with_oom_backoff
 from harness.runtime.plain import plain
 
-CPU_TOKENS_PER_BATCH = 1024
-"""Four times as many take half as long again on two cores: their tensors come from the system anew each time."""
-TOKENS_PER_BATCH = 4096
-"""Enough for a GPU in float32."""
-SHORT_TOKENS_PER_BATCH = 16384
-"""Fills a GPU in 16 bits."""
 T = TypeVar("T")
 
 
@@ -272,11 +266,6 @@ class StreamedBlock:
                 self._stream.hidden[position] = self._stream.with_oom_backoff(run)
         else:
             self._stream.hidden = self._outputs
-
-
-def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
-    """Windows (N, L) in batches of about so many tokens."""
-    return list(windows.split(max(1, tokens // windows.shape[1])))
 
 
 def stream(

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.calibration.batches import tokens_at_once, windows_of_logits
 from harness.calibration.devices import each
 from harness.calibration.progress import progress
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
+from harness.calibration.stream import Stream, Walk
 from harness.catalogue import component
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
@@ -26,19 +27,6 @@ from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
 from harness.runtime.errors import UserError
 from harness.runtime.oom import with_oom_backoff
-
-LOGIT_BYTES = 1 << 29
-"""Logits that are there at once, in float32, take at most so much memory, but for those of a single window."""
-
-
-def tokens_at_once(itemsize: int, cuda: bool) -> int:
-    """Tokens of a batch, at least a window's: as many as fill a GPU. On a CPU twice as many were a third slower."""
-    return SHORT_TOKENS_PER_BATCH if cuda and itemsize == 2 else TOKENS_PER_BATCH
-
-
-def windows_of_logits(length: int, vocabulary: int) -> int:
-    """Windows of so many tokens that go through the head at once."""
-    return max(1, LOGIT_BYTES // (4 * length * vocabulary))
 
 
 @component("evaluator", "perplexity")

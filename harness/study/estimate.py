@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.calibration import batches
 from harness.config import RunConfig
 from harness.core.geometry import Geometry
 from harness.core.refit import STEPS as REFIT_STEPS
 from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
-from harness.evaluation import perplexity
 from harness.models.geometry import of_facts
 from harness.needs import LIBRARIES, Need, need_of, recovery_cost, tokens_at_once
 from harness.prepare import uses_calibration
@@ -143,7 +143,7 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
         itemsize=narrow, calibrated=calibrated, cuda=cuda,
     )  # fmt: skip
     seconds = START + speed.read * (need.blocks + need.outside)
-    seconds += _evaluation(cfg, geometry, window, perplexity.tokens_at_once(narrow, cuda), speed)
+    seconds += _evaluation(cfg, geometry, window, batches.tokens_at_once(narrow, cuda), speed)
     if calibrated:
         drawn = cfg.calibration.windows * window
         seconds += TOKEN * (DRAWN * drawn if cfg.calibration.corpus.startswith("c4") else max(drawn, TRAINING))

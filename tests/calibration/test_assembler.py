@@ -85,7 +85,7 @@ def test_batches_change_nothing(tokens: int, stacked: bool, monkeypatch: pytest.
     model = tiny("llama")
     candidates = drawn(model, range(2), 6)
     expected = assembled(model).losses(candidates)
-    monkeypatch.setitem(assembling.BATCH_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(assembling.CANDIDATE_TOKENS, "cpu", tokens)
     if stacked:
         monkeypatch.setattr(assembling, "_stacks", lambda inputs, weight: True)
     assert assembled(model).losses(candidates) == pytest.approx(expected, rel=1e-6)

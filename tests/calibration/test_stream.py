@@ -12,8 +12,9 @@ import torch
 from helpers import METHODS, TINY, everything, given_tokens, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor, nn
 
+from harness.calibration.batches import TOKENS_PER_BATCH, batched
 from harness.calibration.model_view import LiveModelView
-from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
+from harness.calibration.stream import Stream, stream
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, squared_norms

@@ -200,7 +200,7 @@ def test_several_devices_see_what_one_sees(family: str, method: str, offload: bo
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr("harness.evaluation.perplexity.TOKENS_PER_BATCH", 48)  # batches of two windows
+    monkeypatch.setattr("harness.calibration.batches.TOKENS_PER_BATCH", 48)  # batches of two windows
     losses = {mean_nll(decoder_of(placed(**where)[0]), windows(9), CPU) for where in (
         {}, {"offload": offload}, {"offload": offload, "others": [CPU]}, {"offload": offload, "others": [CPU] * 7},
     )}  # fmt: skip

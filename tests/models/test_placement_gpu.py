@@ -11,7 +11,8 @@ from helpers import pattern, windows
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.stream import batched, stream
+from harness.calibration.batches import batched
+from harness.calibration.stream import stream
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
