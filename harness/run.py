@@ -18,8 +18,9 @@ from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
 from harness.calibration.reuse import ReuseCache
-from harness.calibration.stream import StreamedBlock, stream
+from harness.calibration.stream import StreamedBlock
 from harness.calibration.structure_view import DecoderView
+from harness.calibration.walk import stream
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked

@@ -21,7 +21,8 @@ from torch.nn import functional
 from harness.calibration.batches import CANDIDATE_LOGIT_BYTES, CANDIDATE_TOKENS
 from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, stream
+from harness.calibration.stream import Stream
+from harness.calibration.walk import stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern

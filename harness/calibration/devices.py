@@ -11,18 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from harness.calibration.stream import Stream, StreamedBlock
 from harness.core.interfaces import FeedForward
 from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
-
-if TYPE_CHECKING:
-    from harness.calibration.stream import Stream, StreamedBlock
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -18,7 +18,8 @@ from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.prefix_cache import PrefixCache
 from harness.calibration.reference import is_beside_dense, walk_for
 from harness.calibration.reuse import ReuseCache
-from harness.calibration.stream import StreamedBlock, stream
+from harness.calibration.stream import StreamedBlock
+from harness.calibration.walk import stream
 from harness.catalogue import name_of
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Database, Draws, Objective, Trace

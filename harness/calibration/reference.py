@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, StreamedBlock, stream
+from harness.calibration.stream import Stream, StreamedBlock
+from harness.calibration.walk import stream
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
 from harness.core.statistic import Gram, gram

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from harness.calibration.batches import tokens_at_once, windows_of_logits
 from harness.calibration.devices import each
 from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, Walk
+from harness.calibration.stream import Stream
+from harness.calibration.walk import Walk
 from harness.catalogue import component
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows

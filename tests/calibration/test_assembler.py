@@ -47,7 +47,7 @@ def drawn(model: nn.Module, scope: range, count: int, ladder: list[Pattern] = RU
 def written(model: nn.Module, method: Any, candidate: dict[str, Pattern], scope: range) -> list[Tensor]:
     """The dense weights, after the candidate's have been put into the model, pruned with dense inputs."""
     decoder, kept = decoder_of(model), []
-    from harness.calibration.stream import stream
+    from harness.calibration.walk import stream
 
     pruned = {}
     for block in stream(decoder, [windows(3)], scope, edited=False, label=""):

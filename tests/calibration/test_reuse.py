@@ -13,7 +13,8 @@ from torch import Tensor
 from harness.calibration import reuse as shared
 from harness.calibration.batches import batched
 from harness.calibration.reuse import ReuseCache, Store, bytes_of, name_of
-from harness.calibration.stream import Stream, stream
+from harness.calibration.stream import Stream
+from harness.calibration.walk import stream
 from harness.core.allocation import Allocation
 from harness.core.linalg import damped_inverse
 from harness.core.pattern import Unstructured

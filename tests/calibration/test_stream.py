@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from harness.calibration.batches import TOKENS_PER_BATCH, batched
 from harness.calibration.model_view import LiveModelView
-from harness.calibration.stream import Stream, stream
+from harness.calibration.stream import Stream
+from harness.calibration.walk import stream
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, squared_norms

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.calibration.model_view import LiveModelView
-from harness.calibration.stream import stream
+from harness.calibration.walk import stream
 from harness.core.interfaces import Database
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.calibration.batches import batched
-from harness.calibration.stream import stream
+from harness.calibration.walk import stream
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
