@@ -263,7 +263,7 @@ def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
 
 
 def is_unsaved(cfg: RunConfig, record: Record) -> bool:
-    """Whether the model of a record is to be kept and does not lie in its folder."""
+    """Return whether the model of a record is to be kept and does not lie in its folder."""
     return cfg.save is not None and record.status == "ok" and not is_saved(cfg.save, record.fingerprint, cfg.save_form)
 
 

@@ -132,7 +132,7 @@ def recovery_cost(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int
 
 
 def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
-    """Whether sums are taken in another order than the released codes', several windows at once."""
+    """Return whether sums are taken in another order than the released codes', several windows at once."""
     return cuda and itemsize == 2 and cfg.numerics == "fast"
 
 

@@ -240,7 +240,7 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 
 def uses_calibration(cfg: RunConfig) -> bool:
-    """Whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
+    """Return whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
     if not _is("planner", "none", cfg.planner) or getattr(cfg.recovery, "needs_calibration", False):
         return True
     if cfg.conversion is not None and getattr(cfg.conversion, "needs_calibration", True):

@@ -93,7 +93,7 @@ register_pytree_node(Gram, lambda state: ([state.matrix, state.windows], None), 
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two statistics, of whatever form, hold the same numbers."""
+    """Return whether two statistics, of whatever form, hold the same numbers."""
     flat, form = tree_flatten(one)
     other_flat, other_form = tree_flatten(other)
     return form == other_form and all(

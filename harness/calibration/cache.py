@@ -146,7 +146,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_value(path: Path) -> bool:
-    """Whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
+    """Return whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
     if not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name) or path.is_symlink() or not path.is_file():
         return False
     with suppress(OSError), path.open("rb") as file:
@@ -155,7 +155,7 @@ def _is_value(path: Path) -> bool:
 
 
 def is_working_folder(path: Path) -> bool:
-    """Whether it is a folder of finished blocks or of levels, by its name and by what lies in it."""
+    """Return whether it is a folder of finished blocks or of levels, by its name and by what lies in it."""
     if not re.fullmatch(r"blocks_[0-9a-f]+|levels_\w{8}", path.name) or path.is_symlink() or not path.is_dir():
         return False
     with suppress(OSError):

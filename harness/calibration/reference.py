@@ -30,7 +30,7 @@ ROUNDINGS = 4
 
 
 def is_beside_dense(method: Any) -> bool:
-    """Whether a method compares the pruned model with the dense one, and so needs this walk."""
+    """Return whether a method compares the pruned model with the dense one, and so needs this walk."""
     return bool(getattr(method, "beside_dense", False))
 
 
@@ -76,7 +76,7 @@ class ReferencedBlock(StreamedBlock):
 
     @cached_property
     def adds(self) -> bool:
-        """Whether the block adds the outputs of its parts to the residual stream as they are.
+        """True if the block adds the outputs of its parts to the residual stream as they are.
 
         A norm or a factor between them would make the target another one. Found out by adding the last outputs again.
         """

@@ -56,7 +56,7 @@ class Store:
         self._entries: dict[Hashable, _Entry] = {}
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether it is kept, which it then is to the end of this point."""
+        """Return whether it is kept, which it then is to the end of this point."""
         if found := self._entries.get(key):
             found.used = self.point
         return found is not None
@@ -164,7 +164,7 @@ class _Walk:
 
     @property
     def sees_dense(self) -> bool:
-        """Whether what is observed next is the dense model's."""
+        """True if what is observed next is the dense model's."""
         return self.reuse.dense_inputs or not self.touched
 
     def at(self, index: int) -> StreamedBlock | None:

@@ -58,7 +58,7 @@ def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
 
 
 def _is_permutation(order: Any, width: int) -> bool:
-    """Whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
+    """Return whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
     if not isinstance(order, Tensor) or order.is_floating_point() or list(order.shape) != [width]:
         return False
     return torch.equal(order.sort().values, torch.arange(width, dtype=order.dtype, device=order.device))

@@ -22,7 +22,7 @@ TRIES = 4
 
 
 def is_short_on_gpu(tensor: Tensor) -> bool:
-    """Whether it has 16 bits and lies on a GPU, where a product in float32 rounds nothing but its sum."""
+    """Return whether it has 16 bits and lies on a GPU, where a product in float32 rounds nothing but its sum."""
     return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
 
 

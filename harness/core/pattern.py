@@ -147,7 +147,7 @@ PERMUTED = " permuted"
 
 
 def satisfies(weight: Tensor, pattern: Pattern, order: Tensor | None = None) -> bool:
-    """Whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one.
+    """Return whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one.
 
     Args:
         order: the inputs (I,), each once, in the order in which they make the groups; None is their own.

@@ -300,7 +300,7 @@ def _worst(loss: float) -> float:
 
 
 def stopped(generations: Sequence[Mapping[str, Any]], patience: int) -> bool:
-    """Whether the best loss has not fallen for `patience` generations."""
+    """Return whether the best loss has not fallen for `patience` generations."""
     best = [generation["best"] for generation in generations]
     return len(best) > patience and min(best[:-patience]) <= min(best[-patience:])
 

@@ -90,7 +90,7 @@ def read_template(path: Path) -> dict[str, Any]:
 
 
 def reports_accuracy(template: Mapping[str, Any]) -> bool:
-    """Whether a task has a metric that the harness records; multiple choice has them unless it lists others."""
+    """Return whether a task has a metric that the harness records; multiple choice has them unless it lists others."""
     listed = template.get("metric_list")
     if listed is None:
         return template.get("output_type") == "multiple_choice"

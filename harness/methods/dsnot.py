@@ -73,7 +73,7 @@ class DSnoT:
 
     @property
     def sees_gram(self) -> bool:
-        """Whether there are Gram matrices: none of its own."""
+        """True if there are Gram matrices: none of its own."""
         return self.inner.statistic not in (None, squared_norms) and getattr(self.inner, "sees_gram", True)
 
     def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:

@@ -103,7 +103,7 @@ class _Ungrouped:
 @cache
 @torch.no_grad()
 def _same_bits(own: Attention) -> bool:
-    """Whether pieces give the same on random numbers, of a length at which one is a part of a window."""
+    """Return whether pieces give the same on random numbers, of a length at which one is a part of a window."""
     length, heads, width = 384, 8, 64
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, length, heads, width, generator=generator).transpose(1, 2) for _ in range(3))

@@ -139,7 +139,7 @@ def _rotary(model: nn.Module, own: Callable[..., Any] | None) -> Callable[..., A
 
 
 def recorded(*given: Any) -> bool:
-    """Whether gradients with respect to any of these will be asked for."""
+    """Return whether gradients with respect to any of these will be asked for."""
     return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
 

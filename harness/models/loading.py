@@ -194,7 +194,7 @@ def attention_for(config: Mapping[str, Any], dtype: torch.dtype) -> str:
 
 
 def _has_fused(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has fused attention for a model; soft-capped attention has none."""
+    """Return whether transformers has fused attention for a model; soft-capped attention has none."""
     layout = FAMILIES.get(str(config.get("model_type")))
     return not config.get("attn_logit_softcapping") and (layout is None or layout.sdpa)
 

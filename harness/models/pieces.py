@@ -90,7 +90,7 @@ def for_windows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def same_arguments(one: Any, other: Any) -> bool:
-    """Whether what a block is called with is the same twice, tensors inside it value by value."""
+    """Return whether what a block is called with is the same twice, tensors inside it value by value."""
     if one is other:
         return True
     if isinstance(one, Tensor) and isinstance(other, Tensor):
@@ -109,7 +109,8 @@ FOLLOW_TOKENS = "arguments_follow_tokens"
 
 
 def follow_tokens(blocks: nn.ModuleList) -> bool:
-    """Whether blocks are known to be called with something that follows from the tokens (`checks.py` finds it out).
+    """Return whether blocks are known to be called with something that follows from the tokens (`checks.py` finds it
+    out).
 
     The first block's arguments are looked at again for every batch.
     """

@@ -49,7 +49,7 @@ class Placement:
 
     @property
     def offloaded(self) -> bool:
-        """Whether blocks wait in host memory."""
+        """True if blocks wait in host memory."""
         return self._visits is not None
 
     @contextmanager
@@ -162,7 +162,7 @@ class _Home:
         return [tensor.data_ptr() for tensor in self.waiting]
 
     def holds(self, block: nn.Module) -> bool:
-        """Whether the matrices of the block are those that wait here."""
+        """Return whether the matrices of the block are those that wait here."""
         now = [parameter for parameter in block.parameters() if parameter.dim() > 1]
         return len(now) == len(self.waiting) and all(
             mine.data_ptr() == waits.data_ptr() and mine.shape == waits.shape

@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
 
 
 def is_harmless(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a buffer that a model makes itself; a mask is told from a bias by its dimensions."""
+    """Return whether a tensor is a buffer that a model makes itself; a mask is told from a bias by its dimensions."""
     if not HARMLESS.search(name):
         return False
     return not name.endswith(".bias") or len(tensor.shape) > 2 or tensor.dtype in ("BOOL", "U8")

@@ -166,7 +166,7 @@ def _check_stream(decoder: Decoder) -> None:
 
 
 def _has_bias(decoder: Decoder, index: int, sublayer: str) -> bool:
-    """Whether a linear of a sub-layer has a bias, or what stands for it adds a constant."""
+    """Return whether a linear of a sub-layer has a bias, or what stands for it adds a constant."""
     layout = decoder.anatomy
     groups, part = (layout.attention, layout.parts[0]) if sublayer == "attention" else (layout.mlp, layout.parts[1])
     block = decoder.block(index)

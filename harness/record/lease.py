@@ -62,12 +62,12 @@ class Lease:
 
     @property
     def is_here(self) -> bool:
-        """Whether its owner runs, or ran, on this machine since that was started."""
+        """True if its owner runs, or ran, on this machine since that was started."""
         return bool(self.owner) and self.owner["place"] == _place() != ""
 
     @property
     def is_submission(self) -> bool:
-        """Whether it is of points that wait for a cluster."""
+        """True if it is of points that wait for a cluster."""
         return bool(self.owner.get("submission"))
 
     @property
@@ -81,7 +81,7 @@ class Lease:
             return 0.0
 
     def is_lost(self) -> bool:
-        """Whether its owner ended, or seems to have ended, without removing it; one look."""
+        """Return whether its owner ended, or seems to have ended, without removing it; one look."""
         return not _lives(self.owner) if self.is_here else self.silence > SILENT
 
     def __str__(self) -> str:
@@ -315,7 +315,7 @@ def _place() -> str:
 
 
 def _lives(owner: Mapping[str, Any]) -> bool:
-    """Whether a process of this machine is still the one that made the lease, and still holds it."""
+    """Return whether a process of this machine is still the one that made the lease, and still holds it."""
     if owner["pid"] == os.getpid() and owner["token"] not in _held:
         return False
     started = _started(owner["pid"])
@@ -334,7 +334,7 @@ def _started(pid: int) -> str | None:
 
 
 def _exists(pid: int) -> bool:
-    """Whether there is such a process, though `/proc` does not show it (another user's may be hidden)."""
+    """Return whether there is such a process, though `/proc` does not show it (another user's may be hidden)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

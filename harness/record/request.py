@@ -71,7 +71,7 @@ class RequestMatcher:
         return key.what == self.what and self.matches(key)
 
     def matches(self, key: RequestKey) -> bool:
-        """Whether it answers a question of the same `what`."""
+        """Return whether it answers a question of the same `what`."""
         return all(value in values for value, values in zip(key.given, self.accepted, strict=True))
 
 

@@ -162,7 +162,7 @@ def dense_line(axis: Any, here: pd.DataFrame, *, across: bool = True) -> None:
 
 
 def is_wide(values: Iterable[float], ratio: float) -> bool:
-    """Whether values differ so much that a logarithmic axis tells more."""
+    """Return whether values differ so much that a logarithmic axis tells more."""
     known = [float(value) for value in values]
     return bool(known) and min(known) > 0 and max(known) > ratio * min(known)
 

@@ -75,7 +75,7 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
 
 
 def _counts(shown: pd.DataFrame, layout: Mapping[str, Any]) -> bool:
-    """Whether the table counts parameters: if it is asked to, or if a model was cut."""
+    """Return whether the table counts parameters: if it is asked to, or if a model was cut."""
     return bool(layout.get("parameters") or (shown["parameters"] < shown["of_dense"]).any())
 
 
@@ -179,7 +179,7 @@ def _legend(compared: pd.DataFrame) -> str:
 
 
 def _has_reported(compared: pd.DataFrame) -> bool:
-    """Whether reported numbers are spoken of: in the table of a study, or where one stands beside a cell."""
+    """Return whether reported numbers are spoken of: in the table of a study, or where one stands beside a cell."""
     return bool((compared["study"] != "").any() or compared["reported"].notna().any())
 
 

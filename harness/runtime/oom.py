@@ -16,7 +16,7 @@ SHORT_OF_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Return whether an error says that memory ran out, on whatever device."""
     said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SHORT_OF_MEMORY)
     return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 

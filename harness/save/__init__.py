@@ -205,7 +205,7 @@ def _whole(order: Tensor, weight: Tensor) -> Tensor:
 
 
 def is_saved(folder: Path, fingerprint: str, form: Form = "padded") -> bool:
-    """Whether the model of this run lies in the folder, in this form where it has one."""
+    """Return whether the model of this run lies in the folder, in this form where it has one."""
     mark = _read_mark(folder)
     return (
         mark.get("fingerprint") == fingerprint and mark.get("form", form) == form and any(folder.glob("*.safetensors"))

@@ -141,14 +141,15 @@ def _ended(study: Study, numbers: Iterable[int]) -> set[RequestMatcher]:
 
 
 def _wanted(cfg: RunConfig, item: Progress) -> bool:
-    """Whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by now."""
+    """Return whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by
+    now."""
     if item.to_run or cfg.force or item.record is None:
         return item.to_run or cfg.force
     return is_unsaved(cfg, item.record) or _has_other_weights(cfg, item)
 
 
 def _has_other_weights(cfg: RunConfig, item: Progress) -> bool:
-    """Whether the weights at a record's path are others by now; they are hashed only where they are younger."""
+    """Return whether the weights at a record's path are others by now; they are hashed only where they are younger."""
     assert item.record is not None and item.path is not None
     checkpoint = find_checkpoint(cfg.model)
     if max(path.stat().st_mtime for path in checkpoint.weights) <= item.path.stat().st_mtime:

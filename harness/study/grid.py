@@ -202,7 +202,7 @@ def _chosen(fixed: Iterable[str]) -> set[str]:
 
 
 def _is_setting_of(override: str, axes: Iterable[str]) -> bool:
-    """Whether an override sets something in a component that one of the axes chooses."""
+    """Return whether an override sets something in a component that one of the axes chooses."""
     key = override.lstrip("+").partition("=")[0]
     return key.startswith(COMPONENT_GROUPS) and any(key.startswith(f"{axis}.") for axis in axes)
 

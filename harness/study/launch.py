@@ -129,7 +129,7 @@ def private_folder(records: Path) -> Path:
 
 
 def is_of_launcher(override: str) -> bool:
-    """Whether an override says how points are launched, and nothing of the points."""
+    """Return whether an override says how points are launched, and nothing of the points."""
     return override.lstrip("+~").startswith(("hydra.", "cluster."))
 
 

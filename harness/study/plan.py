@@ -35,12 +35,12 @@ class Progress:
 
     @property
     def to_run(self) -> bool:
-        """Whether it has no result and nobody is at it."""
+        """True if it has no result and nobody is at it."""
         return self.state in ("stale", "failed", "lost", "to do")
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left to be done or waited for."""
+        """True if nothing is left to be done or waited for."""
         return self.state in ("done", "skipped", "missing")
 
 
@@ -109,7 +109,7 @@ def attempts(points: Iterable[RunConfig]) -> dict[Path, int]:
 
 
 def has_finished(cfg: RunConfig, before: Mapping[Path, int], files: Files) -> bool:
-    """Whether a point that ran elsewhere left a finished record of today's revision.
+    """Return whether a point that ran elsewhere left a finished record of today's revision.
 
     Args:
         before: the attempts of the records that were there before; one that was forced counts if it is a later one.

@@ -80,7 +80,7 @@ class Checkpoints:
         return None
 
     def due(self) -> bool:
-        """Whether enough work has been done since the last one, and writing takes little of the time."""
+        """Return whether enough work has been done since the last one, and writing takes little of the time."""
         if self._folder is None:
             return False
         work = time.perf_counter() - self._since

@@ -44,7 +44,7 @@ class Trace:
 
     @property
     def got_worse(self) -> bool:
-        """Whether the last weights of finite error are no better than the first epoch's, or are those."""
+        """True if the last weights of finite error are no better than the first epoch's, or are those."""
         finite = [value for value in self.loss if math.isfinite(value)]
         stuck = len(self.loss) > 1 and len(finite) == 1
         return stuck or not finite or finite[-1] > finite[0]
