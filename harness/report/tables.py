@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.core.pattern import read_n_of_m
 from harness.core.tolerance import TOLERANCE
 from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
@@ -136,8 +137,8 @@ def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any]
 
 
 def _fraction(level: str) -> float:
-    if "of" in level:
-        keep, of = map(int, level.split("of"))
+    if found := read_n_of_m(level):
+        keep, of = found
         return 1 - keep / of
     return float(level)
 
