@@ -28,7 +28,7 @@ from benchmarks.speed.common import copy_tokenizer, device, gib, measured_on, wr
 from harness import compose
 from harness.core.places import ROOT
 from harness.prepare import prepare
-from harness.run import run
+from harness.run import compute
 from harness.study.estimate import estimate
 
 MODELS = ("opt-125m", "opt-1.3b", "llama2-7b")
@@ -98,7 +98,7 @@ def measured(name: str, overrides: Sequence[str], only: Sequence[str] | None) ->
             asked = [f"model={name}", *TEXT, *text.split(), *overrides]
             cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
             torch.cuda.empty_cache()
-            stages: Any = run(cfg, prepare(cfg)).stages
+            stages: Any = compute(prepare(cfg)).stages
             if number:
                 yield {
                     "overrides": asked,

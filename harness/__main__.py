@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
 QUIET = {
@@ -36,39 +37,35 @@ def main(arguments: Sequence[str]) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from harness.runtime import streams
-
-    with streams.plain():
-        return _answered(arguments)
-
-
-def _answered(arguments: Sequence[str]) -> int:
     from harness.runtime.environment import blamed
     from harness.runtime.errors import UserError
 
-    try:
-        return _dispatch(arguments)
-    except UserError as error:
-        return _mistake(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if sentence := blamed(error):
-            return _mistake(sentence)
-        raise
+    with streams.plain():
+        try:
+            return _read(arguments)()
+        except UserError as error:
+            return _mistake(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 1
+        except Exception as error:
+            if sentence := blamed(error):
+                return _mistake(sentence)
+            raise
 
 
-def _dispatch(arguments: Sequence[str]) -> int:
+def _read(arguments: Sequence[str]) -> Callable[[], int]:
+    """What a command line asks for, checked; doing it gives the exit status."""
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time
     try:
         from harness.cli import quick
 
         if (status := quick.dispatch(list(arguments))) is not None:
-            return status
+            return partial(int, status)
         from harness import command
     finally:
         gc.enable()
-    return command.dispatch(list(arguments))
+    return command.asked_for(list(arguments))
 
 
 def _mistake(sentence: str) -> int:

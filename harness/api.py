@@ -1,7 +1,7 @@
 """The front door for notebooks and scripts: a model and its tokenizer in memory are pruned and scored where they are.
 
 What is computed, and what a record says of it, is what `python -m harness` computes of the same weights: both are
-`run.run`, here with a session that was handed its model. `docs/python.md` shows all of it at work.
+`run.compute`, here with a session that was handed its model. `docs/python.md` shows all of it at work.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from harness.groups import COMPONENT_GROUPS, choices, register
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder
 from harness.models.machine import register_reclaimable
-from harness.prepare import Prepared, look_at, prepare
+from harness.prepare import Run, look_at, prepare
 from harness.record import schema
 from harness.record.schema import Record
-from harness.run import run
+from harness.run import compute
 from harness.runtime.errors import UserError, unknown
 from harness.save import check_targets
 from harness.session import Session, check_texts
@@ -171,13 +171,13 @@ class _Lent(Session):
         parameters = self._decoder.model.parameters()
         return sum(parameter.nbytes for parameter in parameters if parameter.device.type == device.type)
 
-    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[Decoder, Any]:
+    def load(self, run: Run) -> tuple[Decoder, Any]:
         """The model that was lent.
 
         Raises:
             UserError: see `check_texts` and `self_check`.
         """
-        check_texts(cfg, ready, self._given, int(self._decoder.config.get_text_config().vocab_size))
+        check_texts(run, self._given, int(self._decoder.config.get_text_config().vocab_size))
         self_check(self._decoder)
         return self._decoder, self._given
 
@@ -192,20 +192,20 @@ def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenize
     found = look_at(cfg, checkpoint)
     if tokenizer is None and (texts := _texts(cfg, calibrated=found.needs_calibration)):
         raise UserError(f"{texts[0]} needs the model's tokenizer; give it, or windows of tokens.")
-    ready = prepare(cfg, found)
-    if ready.offload.blocks:
+    run = prepare(cfg, found)
+    if run.offload.blocks:
         raise UserError(
-            f"{ready.device} has no room for this beside the model; take fewer or shorter calibration windows, or let "
+            f"{run.device} has no room for this beside the model; take fewer or shorter calibration windows, or let "
             "the command line bring block after block there: python -m harness model=hf model.path=…"
         )
-    ready = replace(ready, facts=ready.facts | {"weights_from": "memory"})
+    run = replace(run, facts=run.facts | {"weights_from": "memory"})
     if cfg.save is not None:
         if tokenizer is None:
             raise UserError("save needs the tokenizer, which goes beside the model; or call model.save_pretrained.")
         check_targets([(cfg.save, Path(decoder.config._name_or_path or "/"))])
         schema.check_writable("save", cfg.save)
     with borrowed(decoder), torch.enable_grad():  # as a process of its own has it
-        record = run(cfg, ready, session)
+        record = compute(run, session)
     if record.status == "failed":  # the model is pruned, but was not saved
         raise UserError(record.reason)
     return record

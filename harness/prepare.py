@@ -73,9 +73,10 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that can start on this machine: its inputs, where it computes, what they are known by."""
+class Run:
+    """A run that can start on this machine: its configuration and inputs, where it computes, what it is known by."""
 
+    cfg: RunConfig
     inputs: Inputs
     device: torch.device
     dtype: torch.dtype
@@ -145,7 +146,7 @@ def _training_text(cfg: RunConfig, length: int, checkpoint: Checkpoint) -> Train
     return TrainingText(str(corpus), split, _within("recovery.length", settings.length or length, checkpoint))
 
 
-def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
+def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     """Look at everything that can be wrong before a model is loaded, on the machine that will load it.
 
     Args:
@@ -189,9 +190,9 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     identity = _identity(cfg, inputs, facts, device, context)
     cache_identity = {key: identity[key] for key in CACHED_BY if key in identity}
     resolved = _resolved(cfg, inputs, device, dtype)
-    return Prepared(
-        inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
-    )
+    return Run(
+        cfg, inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
+    )  # fmt: skip
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:

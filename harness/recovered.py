@@ -20,7 +20,7 @@ from harness.core.rng import rng
 from harness.data.packed import held_out_windows, training_windows
 from harness.evaluation.zeros import check_healed
 from harness.models.decoder import Decoder
-from harness.prepare import Prepared
+from harness.prepare import Run
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text
 from harness.training.recover import View, nonzeros, trained
@@ -40,7 +40,7 @@ def converted(cfg: RunConfig, decoder: Decoder, tokenizer: Any, batches: list[Te
 
 
 def recovered(
-    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
+    run: Run, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
     kept: Mapping[str, Tensor],
 ) -> dict[str, Any]:  # fmt: skip
     """Run the recovery, which changes the model in place; where none is asked for, nothing.
@@ -54,28 +54,30 @@ def recovered(
     Raises:
         Failure: training diverged or memory ran out; or weights are not finite, or zeros that have to stay are gone.
     """
-    name, recovery = name_of(cfg.recovery), cfg.recovery
+    name, recovery = name_of(run.cfg.recovery), run.cfg.recovery
     if name == "none":
         return {}
     kept = kept or nonzeros(decoder, scope)
-    view = View(decoder, tokenizer, kept, batches, scope, rng(cfg.seed, "recovery"))
+    view = View(decoder, tokenizer, kept, batches, scope, rng(run.cfg.seed, "recovery"))
     if isinstance(recovery, WholeRecovery):
         recovery.heal(view)
     else:
-        assert ready.inputs.training
-        corpus, split, length = ready.inputs.training
+        assert run.inputs.training
+        corpus, split, length = run.inputs.training
         text = Text(
-            training_windows(corpus, split, tokenizer, length, recovery.tokens, cfg.seed),
+            training_windows(corpus, split, tokenizer, length, recovery.tokens, run.cfg.seed),
             held_out_windows(corpus, split, tokenizer, length),
         )
-        facts = trained(name, recovery, view, text, cfg.seed, partial(_checkpoints, cfg, ready))
-        view.log(text=corpus, split=split, sha256=ready.facts["data"]["recovery"]["sha256"], length=length, **facts)
+        facts = trained(name, recovery, view, text, run.cfg.seed, partial(_checkpoints, run))
+        view.log(text=corpus, split=split, sha256=run.facts["data"]["recovery"]["sha256"], length=length, **facts)
     check_healed(name, decoder, scope, kept if getattr(recovery, "keeps_zeros", True) else {})
     return view.logged
 
 
-def _checkpoints(cfg: RunConfig, ready: Prepared, begins: Sequence[Any]) -> Checkpoints:
+def _checkpoints(run: Run, begins: Sequence[Any]) -> Checkpoints:
     """Where training keeps its state: with the finished blocks of this run."""
-    cache_key = json.dumps([ready.fingerprint, catalogue.describe(cfg.recovery), source_hash(CODE), torch.__version__])
-    folder = folder_of(cfg.cache, ready.fingerprint)
-    return Checkpoints(CheckpointPolicy(folder, cache_key, cfg.checkpoint_every, cfg.cache_gib), begins)
+    cache_key = json.dumps(
+        [run.fingerprint, catalogue.describe(run.cfg.recovery), source_hash(CODE), torch.__version__]
+    )
+    folder = folder_of(run.cfg.cache, run.fingerprint)
+    return Checkpoints(CheckpointPolicy(folder, cache_key, run.cfg.checkpoint_every, run.cfg.cache_gib), begins)

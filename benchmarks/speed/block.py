@@ -44,6 +44,7 @@ from benchmarks.speed.common import (
 from harness.calibration.batches import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched
 from harness.calibration.reference import walk_for
 from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT
@@ -51,7 +52,6 @@ from harness.methods.wanda import Wanda
 from harness.models.attention import in_pieces
 from harness.models.decoder import decoder_of
 from harness.models.fused import fused
-from harness.run import prune
 
 METHODS: dict[str, Any] = {"sparsegpt": SparseGPT(), "wanda": Wanda()}
 SPARSITY = 0.5

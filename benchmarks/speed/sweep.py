@@ -124,7 +124,7 @@ def child(order: dict[str, Any], overrides: Sequence[str]) -> None:
     for point in (Point(*one) for one in order["points"]):
         started = time.perf_counter()
         cfg = compose.compose_run([*overrides, f"records={folder}", *point.overrides])
-        _, record = execute(cfg, prepare(cfg), in_sweep=True)
+        record = execute(prepare(cfg), in_sweep=True).record
         if record.status != "ok":
             raise SystemExit(f"{point.name}: {record.status}: {record.reason}")
         values = [measure["value"] for measure in record.measures]

@@ -83,9 +83,9 @@ def cache_key_of(identity: Mapping[str, Any], method: Mapping[str, Any], seed: i
 
 @lru_cache(maxsize=2)
 def source_hash(packages: tuple[str, ...] = PRUNES) -> str:
-    """Of the code in some packages and of `run.py`."""
+    """Of the code in some packages and of `compress.py`."""
     root = Path(__file__).parent.parent
-    digest = hashlib.sha256((root / "run.py").read_bytes())
+    digest = hashlib.sha256((root / "compress.py").read_bytes())
     for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

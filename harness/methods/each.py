@@ -43,7 +43,9 @@ class EachLinear:
                 asked = [patterns[site] for site in sites]
                 pruned |= _together(method, sites, weights, state, asked)
             else:
-                pruned |= {site: prune_one(method, site, weights[site], state, patterns[site]) for site in sites}
+                for site in sites:
+                    made = method.prune(weights[site], state, patterns[site])
+                    pruned[site] = checked.pruned(name_of(method), site, made, weights[site])
         if waits:
             _refuse_overflow(stats)
         for site in _not_ok(pruned):

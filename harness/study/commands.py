@@ -21,7 +21,7 @@ from harness.core.places import IS_INSTALLED, ROOT
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.overrides import plugins_in, say
-from harness.prepare import Prepared, look_up
+from harness.prepare import Run, look_up
 from harness.record import schema
 from harness.record.lease import submitted
 from harness.record.request import RequestMatcher, only, request_key
@@ -161,14 +161,13 @@ def _announce(study: Study, cells: int, todo: int) -> None:
     print(f"{study.name} at scale {study.scale}: {cells - todo} cells done, {todo} to run", flush=True)
 
 
-def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
-    todo = [number for number, item in ready.items() if not finished(_config(study, number), item)]
+def _run_here(study: Study, ready: Mapping[int, Run]) -> dict[int, Found]:
+    todo = [number for number, item in ready.items() if not finished(item)]
     _announce(study, len(ready), len(todo))
     made = {}
     ran = 0
-    points = {number: (_config(study, number), item) for number, item in ready.items()}
-    progress = SweepProgress({number: str(study.points[number]) for number in points})
-    for number, path, record, here in execute_each(points, lambda number: str(study.points[number])):
+    progress = SweepProgress({number: str(study.points[number]) for number in ready})
+    for number, (path, record, here) in execute_each(ready, lambda number: str(study.points[number])):
         made[number] = (path, record)
         said = progress.ended(number, record, is_new=here)
         if here:

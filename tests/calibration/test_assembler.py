@@ -142,7 +142,7 @@ def test_divergence_from_the_dense_model() -> None:
 
 def test_levels_behind_pruned_blocks_are_those_of_a_run() -> None:
     """With `inputs`, the candidate that equals them is the model that pruning block by block gives."""
-    from harness.run import prune
+    from harness.compress import prune
 
     model = tiny("llama")
     even = dict.fromkeys(drawn(model, range(2), 1)[0], Unstructured(0.5))
@@ -157,7 +157,7 @@ def test_a_block_method_makes_levels_too() -> None:
     made = assembled(model, method=METHODS["sparsellm"], ladder=[NofM(1, 4), NofM(4, 4)], inputs=even)
     before = model.model.layers[0].mlp.up_proj.weight.clone()
     (loss,) = made.losses([even])
-    from harness.run import prune
+    from harness.compress import prune
 
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
     prune(decoder_of(model), [windows(3)], range(2), METHODS["sparsellm"], even)

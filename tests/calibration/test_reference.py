@@ -11,10 +11,10 @@ from helpers import TINY, linears, pattern, tiny, windows
 from torch import Tensor, nn
 
 from harness.calibration.reference import stream_beside_dense
+from harness.compress import prune
 from harness.core.interfaces import Difference
 from harness.methods.magnitude import Magnitude
 from harness.models.decoder import Decoder, decoder_of
-from harness.run import prune
 
 BATCHES = [windows(3), windows(2, seed=1)]
 ADDS = {name for name in TINY if name not in ("gemma2", "gemma3_text", "olmo2", "opt-350m")}

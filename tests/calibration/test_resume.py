@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 from harness import execute
 from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
+from harness.compress import prune
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
 from harness.models.decoder import decoder_of
-from harness.run import prune
 from harness.runtime.warn import collected_warnings
 
 BLOCKS = 6
@@ -40,7 +40,7 @@ def embedded(records: Path, method: str, *more: str) -> list[str]:
 
 def killed_in(block: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let pruning die when it reaches a block; the list collects the blocks that are pruned."""
-    import harness.run as running
+    import harness.compress as running
 
     lifted, done = running.as_block_method, []
 

@@ -15,12 +15,12 @@ from harness.calibration.batches import batched
 from harness.calibration.reuse import ReuseCache, Store, bytes_of, name_of
 from harness.calibration.stream import Stream
 from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.core.allocation import Allocation
 from harness.core.linalg import damped_inverse
 from harness.core.pattern import Unstructured
 from harness.core.statistic import Gram, SquaredNorms, Statistic, gram, squared_norms, together
 from harness.models.decoder import decoder_of
-from harness.run import prune
 
 CPU = torch.device("cpu")
 TOKENS = windows(4)

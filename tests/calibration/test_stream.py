@@ -16,6 +16,7 @@ from harness.calibration.batches import TOKENS_PER_BATCH, batched
 from harness.calibration.model_view import LiveModelView
 from harness.calibration.stream import Stream
 from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, squared_norms
@@ -24,7 +25,6 @@ from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.pieces import first
-from harness.run import prune
 from harness.runtime.errors import Failure
 
 BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]

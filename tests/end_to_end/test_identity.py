@@ -106,7 +106,7 @@ def test_a_failure_does_not_replace_a_finished_record(
 ) -> None:
     first = typed(*options)
     with monkeypatch.context() as patch:
-        patch.setattr("harness.run.prune", lambda *_: 1 / 0)
+        patch.setattr("harness.compress.prune", lambda *_: 1 / 0)
         forced = typed(*options, "force=true")
     assert forced.status == 1
     assert forced.out == first.out

@@ -13,6 +13,7 @@ from helpers import inputs, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.compress import prune
 from harness.core import statistic
 from harness.core.columns import prune_columns
 from harness.core.statistic import Gram, gram
@@ -21,7 +22,6 @@ from harness.methods.alps import ALPS
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
-from harness.run import prune
 
 BATCHES = [windows(2, 12), windows(2, 12, seed=1)]
 """Of 24 tokens, so that what linears give has another shape than a Gram matrix (32, 32) or (56, 56)."""

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness import catalogue
+from harness.compress import prune
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Inverse, damped_inverse
 from harness.core.statistic import gram
@@ -25,7 +26,6 @@ from harness.methods.sparsellm import SparseLLM
 from harness.methods.sparsellm.problem import Problem
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
-from harness.run import prune
 from harness.runtime.errors import Refusal, UserError
 from harness.runtime.memory import OffloadableTensors
 

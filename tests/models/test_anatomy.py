@@ -9,13 +9,13 @@ import torch
 from helpers import METHODS, TINY, linears, pattern, tiny, windows
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness.compress import prune
 from harness.core.pattern import NofM, satisfies
 from harness.core.structure import Cut, Plan
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, revised_layout
 from harness.models.decoder import decoder_of
 from harness.models.surgery import operate
-from harness.run import prune
 from harness.runtime.errors import UserError
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.calibration.curvature import fisher_trace, hessian_trace
 from harness.calibration.model_view import LiveModelView
 from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.core.interfaces import Database
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
@@ -25,7 +26,6 @@ from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Placement, Where, place, placement_of
-from harness.run import prune
 from harness.runtime.memory import OffloadableTensors
 
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.calibration.batches import batched
 from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place
-from harness.run import prune
 from harness.runtime.memory import OffloadableTensors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]

@@ -15,11 +15,11 @@ from helpers import everything, pattern, tiny, windows
 from torch import nn
 
 from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
-from harness.run import prune
 from harness.runtime.errors import Failure
 from harness.runtime.oom import with_oom_backoff
 from harness.runtime.warn import collected_warnings
