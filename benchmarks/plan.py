@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from benchmarks.speed.common import copy_tokenizer, device, gib, measured_on, write, write_raw
 from harness import compose
+from harness.core.places import ROOT
 from harness.prepare import prepare
-from harness.record.provenance import ROOT
 from harness.run import run
 from harness.study.estimate import estimate
 
@@ -160,7 +160,7 @@ def commit(point: Mapping[str, Any]) -> str:
 
 
 def is_near(ratio: float) -> bool:
-    """Whether a forecast is at most `FAR` beside what was measured."""
+    """Return whether a forecast is at most `FAR` beside what was measured."""
     return abs(ratio - 1) <= FAR
 
 

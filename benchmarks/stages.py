@@ -11,8 +11,9 @@ import statistics
 import torch
 
 from harness import compose
+from harness.core.places import ROOT
 from harness.prepare import prepare
-from harness.record.provenance import ROOT, provenance
+from harness.record.provenance import provenance
 from harness.record.schema import hardware_name
 from harness.run import run
 

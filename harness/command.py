@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,20 @@ from hydra._internal.utils import get_args_parser
 
 from harness import compose, groups, session
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.execute import announce, check_points, execute, execute_each
 from harness.overrides import last_of, plugins_in, points, read, say, value_of
 from harness.prepare import Prepared
+from harness.report.numbers import line, seconds
+from harness.runtime import escape
+from harness.runtime.errors import UserError, unknown
 from harness.study.launch import check_launcher, launch_sweep
 from harness.study.plan import Files, attempts, has_finished
+from harness.study.progress import SweepProgress, show_table
 
 REFUSED = {
     "config_path": "the configuration is the harness's own, in conf/; change it by overrides such as seed=1, and look "
     "at it by --cfg=job",
-    "shell_completion": "python -m harness completes nothing in a shell; --help shows the options",
+    "shell_completion": "python -m harness completion bash (or zsh) prints the script that completes options",
 }
 """Flags of Hydra that nothing here would check, or that it has no use for."""
 REFUSED |= dict.fromkeys(("config_name", "config_dir", "experimental_rerun"), REFUSED["config_path"])
@@ -161,16 +165,20 @@ def _run_here(points: Sequence[tuple[str, RunConfig, Prepared]], *, in_sweep: bo
     if not in_sweep:
         [(_, cfg, ready)] = points
         path, record = execute(cfg, ready, in_sweep=False)
+        print(escape.terminal(f"{line(record)}; {seconds(record):.1f} s"), file=sys.stderr, flush=True)
         print(f"record: {path}", flush=True)
         return 1 if record.status == "failed" else 0
-    finished = 0
     numbered = {number: (cfg, ready) for number, (_, cfg, ready) in enumerate(points)}
-    for _, path, record, is_new in execute_each(numbered, lambda number: points[number][0]):
+    progress = SweepProgress({number: label for number, (label, _, _) in enumerate(points)})
+    records = []
+    for number, path, record, is_new in execute_each(numbered, lambda number: points[number][0]):
         if not is_new:
             announce(record)
+        print(progress.ended(number, record, is_new=is_new), file=sys.stderr, flush=True)
         print(f"record: {path}", flush=True)
-        finished += record.status != "failed"
-    return 0 if finished == len(points) else 1
+        records.append(record)
+    show_table(records)
+    return 0 if sum(record.status != "failed" for record in records) == len(points) else 1
 
 
 def _launched(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> int:
@@ -179,6 +187,7 @@ def _launched(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str
     before = attempts(configs)
     launch_sweep(cluster, overrides, points)
     files = Files()
+    show_table([found[-1][1] for cfg in configs if (found := files.records(cfg))])
     return 0 if all(has_finished(cfg, before, files) for cfg in configs) else 1
 
 
@@ -187,5 +196,6 @@ def _over_gpus(points: Sequence[tuple[str, RunConfig]]) -> int:
     from harness.record import schema
     from harness.study.gpus import run_points
 
-    paths = run_points(points)
-    return 0 if all(path and schema.read(Path(path)).status in schema.FINISHED for path in paths) else 1
+    records = [schema.read(Path(path), sites=False) for path in run_points(points) if path]
+    show_table(records)
+    return 0 if sum(record.status in schema.FINISHED for record in records) == len(points) else 1

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.core.errors import UserError, unknown
 from harness.core.pattern import Pattern
 from harness.data.windows import Calibration
 from harness.models.checkpoint import ModelChoice
+from harness.runtime.errors import UserError, unknown
 
 Inputs = Literal["pruned", "dense"]
 """What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""
@@ -87,7 +87,7 @@ class RunConfig:
     offload: str
     tracker: Tracker
     records: Path
-    cache: Path
+    cache: Path | None
     cache_gib: float | None
     checkpoint_every: float | None
     save: Path | None
@@ -97,6 +97,7 @@ class RunConfig:
     share: bool = True
     layer_error: bool = False
     save_form: Form = "padded"
+    conversion: Any = None
 
     @property
     def asked(self) -> float:

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.structure import Cut
+from harness.runtime.errors import UserError
 
 COVERAGE = 0.99
 """The share of a block's matrix weights that a layout has to name."""

@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
 from harness.models.conv1d import to_linears
+from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from harness.core.errors import UserError, reason
 from harness.models.account import account, stored_tensor
 from harness.models.anatomy import FAMILIES
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.placement import Placement, Where, place
 from harness.models.sliced import SLICED, self_slicing
+from harness.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -89,7 +89,7 @@ def load_model(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    attention = _attention(checkpoint, dtype)
+    attention = attention_for(checkpoint.config, dtype)
     config = config or load_config(checkpoint, choice)
     try:
         kind: Any = AutoModelForCausalLM
@@ -111,13 +111,18 @@ def load_model(
     model, info = loaded
     homes = account(model, info, checkpoint)
     _check_code(model, choice, attention)
-    model.eval().requires_grad_(False)
-    _cached[model], model.config.use_cache = model.config.use_cache, False
+    still(model)
     decoder = decoder_of(model)
     placement = place(decoder, where)
     if (name := first_not_finite(decoder, placement)) is not None:
         raise UserError(_why_not_finite(name, homes, checkpoint, dtype))
     return cast("PreTrainedModel", model)
+
+
+def still(model: nn.Module) -> None:
+    """Put a model in evaluation mode, without gradients and without a cache of keys and values."""
+    config: Any = model.eval().requires_grad_(False).config
+    _cached[model], config.use_cache = config.use_cache, False
 
 
 @contextmanager
@@ -175,21 +180,21 @@ def first_not_finite(decoder: Decoder, placement: Placement) -> str | None:
     return None
 
 
-def _attention(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+def attention_for(config: Mapping[str, Any], dtype: torch.dtype) -> str:
     """Plain attention in float32, the dtype of comparisons; fused attention in 16 bits.
 
     The released codes ran on a transformers that had plain attention only. SparseGPT is chaotic: with it, its masks on
     the proxies are the authors', bit for bit; with fused attention, tenths of a per cent of them are not by the second
     block. Some families have no fused form.
     """
-    layout = FAMILIES.get(str(checkpoint.config.get("model_type")))
-    if layout and layout.sdpa_only_with and checkpoint.config.get(layout.sdpa_only_with):
+    layout = FAMILIES.get(str(config.get("model_type")))
+    if layout and layout.sdpa_only_with and config.get(layout.sdpa_only_with):
         return "sdpa"
-    return "sdpa" if dtype != torch.float32 and _has_fused(checkpoint.config) else "eager"
+    return "sdpa" if dtype != torch.float32 and _has_fused(config) else "eager"
 
 
 def _has_fused(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has fused attention for a model; soft-capped attention has none."""
+    """Return whether transformers has fused attention for a model; soft-capped attention has none."""
     layout = FAMILIES.get(str(config.get("model_type")))
     return not config.get("attn_logit_softcapping") and (layout is None or layout.sdpa)
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from harness.core.errors import UserError
 from harness.core.structure import Cut, Plan, Unit
 from harness.models.anatomy import FAMILIES
 from harness.models.conv1d import to_linears
 from harness.models.decoder import Decoder
 from harness.models.surgery import operate
 from harness.models.written import dense_sizes
+from harness.runtime.errors import UserError
 
 SLICED = "sliced"
 """The entry of `config.json`, and what opens its model type."""

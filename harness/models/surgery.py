@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS, Cut, Plan
 from harness.models.decoder import Decoder, remember_cut
 from harness.models.placement import placement_of
 from harness.models.skipped import Skipped, SkippedAttention, SkippedLinear
 from harness.models.units import Lines, changed, channel_lines, channels, head_lines, heads, norms_of, settled
+from harness.runtime.errors import Refusal
 
 
 @torch.no_grad()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS
 from harness.models.conv1d import to_conv1d, to_linears
 from harness.models.decoder import Decoder
 from harness.models.skipped import Skipped
 from harness.models.units import Lines, channel_lines, channels, dense_count, head_lines, head_size, heads
+from harness.runtime.errors import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,7 +166,7 @@ def _check_stream(decoder: Decoder) -> None:
 
 
 def _has_bias(decoder: Decoder, index: int, sublayer: str) -> bool:
-    """Whether a linear of a sub-layer has a bias, or what stands for it adds a constant."""
+    """Return whether a linear of a sub-layer has a bias, or what stands for it adds a constant."""
     layout = decoder.anatomy
     groups, part = (layout.attention, layout.parts[0]) if sublayer == "attention" else (layout.mlp, layout.parts[1])
     block = decoder.block(index)

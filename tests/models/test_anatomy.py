@@ -9,7 +9,6 @@ import torch
 from helpers import METHODS, TINY, linears, pattern, tiny, windows
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, satisfies
 from harness.core.structure import Cut, Plan
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
@@ -17,6 +16,7 @@ from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, revised_lay
 from harness.models.decoder import decoder_of
 from harness.models.surgery import operate
 from harness.run import prune
+from harness.runtime.errors import UserError
 
 
 def test_every_family_has_a_tiny_model() -> None:

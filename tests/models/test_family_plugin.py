@@ -13,12 +13,12 @@ from checkpoints import load
 from helpers import windows
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.core.errors import UserError
 from harness.core.structure import Cut, Plan, Unit
 from harness.models.anatomy import FAMILIES, Anatomy, Keys, Norms, family
 from harness.models.decoder import decoder_of
 from harness.models.gates import gated
 from harness.models.surgery import operate
+from harness.runtime.errors import UserError
 
 STARCODER = """
 from harness.models.anatomy import Anatomy, Keys, Norms, family

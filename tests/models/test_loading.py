@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.core.errors import UserError
 from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, weights_hash
 from harness.models.decoder import decoder_of
 from harness.models.loading import load_model, resolve_dtype
@@ -24,6 +23,7 @@ from harness.models.machine import resolve_device
 from harness.models.placement import Where, placement_of
 from harness.models.tokenizer import load_tokenizer
 from harness.models.weights import file_hash
+from harness.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 

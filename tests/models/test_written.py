@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from test_surgery import BLOCKS, CUTS, dense, fitting, logits, units
 from transformers import AutoConfig
 
-from harness.core.errors import Refusal
 from harness.core.structure import Cut, Plan
 from harness.evaluation.zeros import achieved_sites
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.surgery import operate
+from harness.runtime.errors import Refusal
 from harness.save import Form, check_form, save_model
 
 EVEN = units("head", {block: [block % 2] for block in range(BLOCKS)}) | units(
