@@ -18,7 +18,7 @@ STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 export RECORD OUT
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-kills test-inputs check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
+.PHONY: help setup test test-kills test-inputs test-published check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-20s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ test-kills: $(READY) ## kill a small study fifty times and compare its table (ma
 
 test-inputs: $(READY) ## type 2,500 odd command lines; each is one sentence or a clean run (make test types 60)
 	@HARNESS_INPUTS=2500 $(VENV)/bin/python -m pytest -n 0 --no-cov tests/safety/test_inputs.py
+
+test-published: $(READY) ## make every published table and figure from its records and compare (make test does so for two)
+	@HARNESS_PUBLISHED=all $(VENV)/bin/python -m pytest -n 0 --no-cov tests/report/test_published.py
 
 check: $(READY) ## lint, types, import rules
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

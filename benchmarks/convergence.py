@@ -13,7 +13,7 @@ import argparse
 
 import pandas as pd
 
-from harness.record.provenance import ROOT
+from harness.core.places import ROOT
 from harness.report.tables import markdown_lines
 
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from harness import compose
-from harness.calibration.stream import batched
+from harness.calibration.batches import batched
+from harness.compress import prune
 from harness.config import RunConfig
 from harness.data.windows import calibration_windows
 from harness.evaluation.zeros import fraction_of_zeros
 from harness.models.attention import in_pieces
 from harness.needs import tokens_at_once
-from harness.prepare import Prepared, prepare
-from harness.run import prune
+from harness.prepare import Run, prepare
 from harness.session import Session
 
 SEED = 4711
@@ -61,7 +61,7 @@ def main() -> None:
              f"seed={asked.seed}", f"sparsity={sparsity}", "evaluation=[]", *setting.split()]
         )  # fmt: skip
         line = json.dumps({"model": asked.model, "sparsity": sparsity, "setting": setting, "seed": asked.seed}
-                          | judged(cfg, prepare(cfg), session, asked.held))  # fmt: skip
+                          | judged(prepare(cfg), session, asked.held))  # fmt: skip
         print(line, flush=True)
         if asked.out:
             with asked.out.open("a", encoding="utf-8") as file:
@@ -69,26 +69,26 @@ def main() -> None:
 
 
 @torch.no_grad()
-def judged(cfg: RunConfig, ready: Prepared, session: Session, count: int) -> dict[str, Any]:
+def judged(run: Run, session: Session, count: int) -> dict[str, Any]:
     """Prune a model by a configuration, and score it."""
     with session.point():
-        decoder, tokenizer = session.load(cfg, ready)
-        length = ready.inputs.calibration_length
-        calibration = calibration_windows(cfg.calibration, tokenizer, length)
-        held = held_out(cfg, tokenizer, length, calibration, count)
+        decoder, tokenizer = session.load(run)
+        length = run.inputs.calibration_length
+        calibration = calibration_windows(run.cfg.calibration, tokenizer, length)
+        held = held_out(run.cfg, tokenizer, length, calibration, count)
         batches = batched(
-            calibration.to(ready.device), tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
+            calibration.to(run.device), tokens_at_once(run.cfg, run.dtype.itemsize, run.device.type == "cuda")
         )
         scope = range(len(decoder.modules))
         sites = [site for index in scope for site in decoder.linears(index)]
         start = time.perf_counter()
         with in_pieces(decoder.model):
-            if cfg.method is not None:
-                prune(decoder, batches, scope, cfg.method, dict.fromkeys(sites, cfg.pattern))
+            if run.cfg.method is not None:
+                prune(decoder, batches, scope, run.cfg.method, dict.fromkeys(sites, run.cfg.pattern))
             seconds = time.perf_counter() - start
             return {
-                "held-out": perplexity(decoder.model, held.to(ready.device)),
-                "calibration": perplexity(decoder.model, calibration.to(ready.device)),
+                "held-out": perplexity(decoder.model, held.to(run.device)),
+                "calibration": perplexity(decoder.model, calibration.to(run.device)),
                 "windows": len(held),
                 "achieved": fraction_of_zeros(decoder, scope),
                 "seconds": round(seconds, 1),

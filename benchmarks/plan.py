@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from benchmarks.speed.common import copy_tokenizer, device, gib, measured_on, write, write_raw
 from harness import compose
+from harness.core.places import ROOT
 from harness.prepare import prepare
-from harness.record.provenance import ROOT
-from harness.run import run
+from harness.run import compute
 from harness.study.estimate import estimate
 
 MODELS = ("opt-125m", "opt-1.3b", "llama2-7b")
@@ -98,7 +98,7 @@ def measured(name: str, overrides: Sequence[str], only: Sequence[str] | None) ->
             asked = [f"model={name}", *TEXT, *text.split(), *overrides]
             cfg = compose.compose_run([*asked, *where, f"records={folder}/records", "share=false"])
             torch.cuda.empty_cache()
-            stages: Any = run(cfg, prepare(cfg)).stages
+            stages: Any = compute(prepare(cfg)).stages
             if number:
                 yield {
                     "overrides": asked,
@@ -160,7 +160,7 @@ def commit(point: Mapping[str, Any]) -> str:
 
 
 def is_near(ratio: float) -> bool:
-    """Whether a forecast is at most `FAR` beside what was measured."""
+    """Return whether a forecast is at most `FAR` beside what was measured."""
     return abs(ratio - 1) <= FAR
 
 

@@ -29,10 +29,11 @@ import yaml
 
 from harness import compose, groups
 from harness.config import RunConfig
+from harness.core.places import ROOT
 from harness.prepare import revisions
 from harness.record import schema
 from harness.record.identity import fingerprint
-from harness.record.provenance import ROOT, provenance
+from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.study import grid
 

@@ -11,10 +11,11 @@ import statistics
 import torch
 
 from harness import compose
+from harness.core.places import ROOT
 from harness.prepare import prepare
-from harness.record.provenance import ROOT, provenance
+from harness.record.provenance import provenance
 from harness.record.schema import hardware_name
-from harness.run import run
+from harness.run import compute
 
 METHODS = ("none", "magnitude", "wanda", "sparsegpt")
 STAGES = ("load", "calibrate", "allocate", "prune", "evaluate")
@@ -40,8 +41,8 @@ def main() -> None:
 
 def _measure(method: str, overrides: list[str], repeat: int) -> list[dict[str, dict[str, float]]]:
     cfg = compose.compose_run([f"method={method}", *overrides])
-    ready = prepare(cfg)
-    return [dict(run(cfg, ready).stages) for _ in range(repeat)]  # type: ignore[arg-type]
+    run = prepare(cfg)
+    return [dict(compute(run).stages) for _ in range(repeat)]  # type: ignore[arg-type]
 
 
 def _row(method: str, runs: list[dict[str, dict[str, float]]]) -> str:

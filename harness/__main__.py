@@ -1,6 +1,6 @@
 """`python -m harness`: arguments in, run out. Exit status 0 ok or skipped, 2 a user's mistake, 1 anything else.
 
-What becomes of the standard streams changes none of these (`core/streams.py`).
+What becomes of the standard streams changes none of these (`runtime/streams.py`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NoReturn
 
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -34,36 +36,36 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(FILES_ONLY)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from harness.core import streams
+    from harness.runtime import streams
+    from harness.runtime.environment import blamed
+    from harness.runtime.errors import UserError
 
     with streams.plain():
-        return _answered(arguments)
+        try:
+            return _read(arguments)()
+        except UserError as error:
+            return _mistake(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 1
+        except Exception as error:
+            if sentence := blamed(error):
+                return _mistake(sentence)
+            raise
 
 
-def _answered(arguments: Sequence[str]) -> int:
-    from harness.core.environment import blamed
-    from harness.core.errors import UserError
-
-    try:
-        return _dispatch(arguments)
-    except UserError as error:
-        return _mistake(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if sentence := blamed(error):
-            return _mistake(sentence)
-        raise
-
-
-def _dispatch(arguments: Sequence[str]) -> int:
+def _read(arguments: Sequence[str]) -> Callable[[], int]:
+    """What a command line asks for, checked; doing it gives the exit status."""
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time
     try:
+        from harness.cli import quick
+
+        if (status := quick.dispatch(list(arguments))) is not None:
+            return partial(int, status)
         from harness import command
     finally:
         gc.enable()
-    return command.dispatch(list(arguments))
+    return command.asked_for(list(arguments))
 
 
 def _mistake(sentence: str) -> int:
@@ -72,10 +74,15 @@ def _mistake(sentence: str) -> int:
     return 2
 
 
-if __name__ == "__main__":
-    from harness.core import streams
+def console() -> NoReturn:
+    """The whole process: `python -m harness`, or the command `harness` of an installed package."""
+    from harness.runtime import streams
 
     streams.secure()
     status = main(sys.argv[1:])
     gc.freeze()  # what is left goes with the process; looking through it for garbage first took a second
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    console()

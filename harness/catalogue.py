@@ -20,13 +20,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.errors import UserError, reason, unknown
-from harness.core.files import at_home
+from harness.runtime.errors import UserError, reason, unknown
+from harness.runtime.files import at_home
+from harness.runtime.plain import plain
 
 KINDS = {
     "method": "harness.methods",
     "allocator": "harness.allocators",
     "planner": "harness.planners",
+    "conversion": "harness.conversions",
     "recovery": "harness.recovery",
     "evaluator": "harness.evaluation",
 }
@@ -34,7 +36,8 @@ ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
     "method": (("prune", "statistic"), ("prune_block",)),
     "allocator": (("allocate",),),
     "planner": (("plan",),),
-    "recovery": (("heal",),),
+    "conversion": (("convert",),),
+    "recovery": (("heal",), ("adapter", "trained", "keeps_zeros", "tokens", "lr")),
     "evaluator": (("__call__", "protocol"),),
 }
 """What a component of each kind has to have: all names of one of these."""
@@ -52,7 +55,8 @@ _plugin_names: dict[str, str] = {}
 
 
 def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type[T]], type[T]]:
-    """Register a frozen dataclass under a kind (method, allocator, planner, recovery, evaluator) and a name.
+    """Register a frozen dataclass under a kind (method, allocator, planner, conversion, recovery, evaluator) and a
+    name.
 
     Args:
         replaces: the component stands for the one that has this name; records then call it `<name>+<plugin>`.
@@ -91,7 +95,7 @@ def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type
 
 
 def _is_again(before: type, cls: type) -> bool:
-    """Whether a class is the same one, defined once more."""
+    """Return whether a class is the same one, defined once more."""
     return (before.__module__, before.__qualname__) == (cls.__module__, cls.__qualname__)
 
 
@@ -192,7 +196,7 @@ def _check_fields(who: str, cls: type) -> None:
 
 
 def _is_setting(hint: Any) -> bool:
-    """Whether `_coerce` can check values of this type."""
+    """Return whether `_coerce` can check values of this type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, bool, int, float, str, type(None)) or origin is typing.Literal:
         return True
@@ -235,10 +239,19 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def _settings(instance: Any) -> dict[str, Any]:
+def settings_of(instance: Any) -> dict[str, Any]:
     """The settings of a component as `defaults` gives them, with the values that it has."""
+    if not _is_registered(instance):
+        return {"name": name_of(instance), **plain(_fields_of(instance))}
     values = {field.name: _plain(field, getattr(instance, field.name)) for field in dataclasses.fields(instance)}
     return {"name": name_of(instance), **values}
+
+
+def _fields_of(instance: Any) -> dict[str, Any]:
+    """What an object of any class holds."""
+    if dataclasses.is_dataclass(instance):
+        return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    return dict(getattr(instance, "__dict__", {}))
 
 
 def components(kind: str, name: str) -> dict[str, str]:
@@ -284,9 +297,36 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
         raise UserError(f"{where}={settings['name']} refuses its settings ({reason(error)}).") from error
 
 
+def _is_registered(instance: object) -> bool:
+    return any(type(instance) in known.values() for known in _registry.values())
+
+
+def _code_of(cls: type) -> str:
+    """A hash of the functions of a class that nobody registered; a notebook's cell has no file to read them from."""
+    digest = hashlib.sha256()
+    for base in cls.__mro__[:-1]:
+        for name, value in sorted(vars(base).items()):
+            function = getattr(value, "__func__", None) or getattr(value, "fget", value)
+            if isinstance(function, types.FunctionType):
+                digest.update(f"{name} {_text_of(function.__code__)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _text_of(code: types.CodeType) -> str:
+    """What a function does, wherever it is written, in one version of Python."""
+    consts = [
+        _text_of(one)
+        if isinstance(one, types.CodeType)
+        else repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+        for one in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {consts}"
+
+
 def revision(instance: object) -> str:
-    """What identifies the code of a component: its `revision`, and the hash of its source where it is a plugin's."""
-    source = _plugin_sources.get(type(instance).__module__)
+    """What identifies the code of a component: its `revision`, and a hash of its code where it is not ours."""
+    cls = type(instance)
+    source = _plugin_sources.get(cls.__module__) if _is_registered(instance) else _code_of(cls)
     number = str(getattr(instance, "revision", 1))
     return f"{number}+{source}" if source else number
 
@@ -307,13 +347,15 @@ def describe(instance: Any) -> dict[str, Any]:
     option that came later, which changes nothing while it is off) as long as they have their default; and a component
     may say by `identity()` which values stand for some of its fields (a file's content for its path).
     """
-    plain: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    described: dict[str, Any] = {"name": name_of(instance), "revision": revision(instance)}
+    if not _is_registered(instance):
+        return described | plain(_fields_of(instance))
     for field in dataclasses.fields(instance):
         counts, value = field.metadata.get("identity", True), getattr(instance, field.name)
         if not counts or (counts == "unless default" and value == field.default):
             continue
-        plain[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
-    return plain | (instance.identity() if hasattr(instance, "identity") else {})
+        described[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
+    return described | (instance.identity() if hasattr(instance, "identity") else {})
 
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -321,7 +363,7 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
         if value is None:
             return None
         name = value if isinstance(value, str) else name_of(value)
-        return _settings(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
+        return settings_of(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -3,56 +3,55 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from harness import compose, groups, session
+from harness import compose, groups
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.execute import announce, check_points, execute, execute_each
 from harness.overrides import last_of, plugins_in, points, read, say, value_of
-from harness.prepare import Prepared
+from harness.prepare import Run
+from harness.report.numbers import line, seconds
+from harness.runtime import escape
+from harness.runtime.errors import UserError, unknown
 from harness.study.launch import check_launcher, launch_sweep
 from harness.study.plan import Files, attempts, has_finished
+from harness.study.progress import SweepProgress, show_table
 
 REFUSED = {
     "config_path": "the configuration is the harness's own, in conf/; change it by overrides such as seed=1, and look "
     "at it by --cfg=job",
-    "shell_completion": "python -m harness completes nothing in a shell; --help shows the options",
+    "shell_completion": "python -m harness completion bash (or zsh) prints the script that completes options",
 }
 """Flags of Hydra that nothing here would check, or that it has no use for."""
 REFUSED |= dict.fromkeys(("config_name", "config_dir", "experimental_rerun"), REFUSED["config_path"])
 OPTIONS_OF_COMMANDS = "python -m harness <command> study=<name> scale=<scale> <option>=<value>"
 
 
-def dispatch(arguments: list[str]) -> int:
-    """Run what the arguments ask for; returns the exit status. What points kept for one another ends with them.
+def asked_for(arguments: list[str]) -> Callable[[], int]:
+    """Look at all that arguments ask for; doing it gives the exit status.
 
     Raises:
         UserError: a user's mistake, before anything has run.
     """
-    try:
-        return _dispatch(arguments)
-    finally:
-        session.end()
-
-
-def _dispatch(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "~")):
-        return _command(arguments[0], arguments[1:])
+        return partial(_command, arguments[0], arguments[1:])
     options, replaced = _parsed(arguments)
     overrides = list(options.overrides)
     groups.register(plugins_in(overrides))
     if options.help or options.hydra_help or options.cfg or options.info:
-        return _show(options, [text for text in arguments if text not in options.given] + overrides)
+        return partial(_show, options, [text for text in arguments if text not in options.given] + overrides)
     if study := value_of(overrides, "study"):
         from harness.study import commands
 
-        return commands.run_study(study, [text for text in overrides if not text.startswith("study=")], replaced)
+        of_study = [text for text in overrides if not text.startswith("study=")]
+        return partial(commands.run_study, study, of_study, replaced)
     cluster = value_of(overrides, "cluster") or "local"
     check_launcher(cluster, overrides)
     lists = points(overrides)
@@ -64,8 +63,8 @@ def _dispatch(arguments: list[str]) -> int:
     ready = check_points(composed, here=cluster in compose.THIS_MACHINE)
     say(replaced)
     if cluster == "local":
-        return _run_here([(*point, ready[at]) for at, point in enumerate(composed)], in_sweep=options.multirun)
-    return _over_gpus(composed) if cluster == "gpus" else _launched(cluster, overrides, composed)
+        return partial(_sweep, [label for label, _ in composed], ready) if options.multirun else partial(_run, ready[0])
+    return partial(_over_gpus, composed) if cluster == "gpus" else partial(_launched, cluster, overrides, composed)
 
 
 def _command(name: str, arguments: list[str]) -> int:
@@ -156,21 +155,28 @@ def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
         raise UserError(f"at the point {' '.join(point)}: {error}") from error
 
 
-def _run_here(points: Sequence[tuple[str, RunConfig, Prepared]], *, in_sweep: bool) -> int:
-    """Run points in this process, one after the other. Returns 1 if one has failed or left no record, else 0."""
-    if not in_sweep:
-        [(_, cfg, ready)] = points
-        path, record = execute(cfg, ready, in_sweep=False)
-        print(f"record: {path}", flush=True)
-        return 1 if record.status == "failed" else 0
-    finished = 0
-    numbered = {number: (cfg, ready) for number, (_, cfg, ready) in enumerate(points)}
-    for _, path, record, is_new in execute_each(numbered, lambda number: points[number][0]):
+def _run(run: Run) -> int:
+    """Compute a run. Returns 1 if it has failed, else 0."""
+    path, record, is_new = execute(run, in_sweep=False)
+    if not is_new:
+        announce(record)
+    print(escape.terminal(f"{line(record)}; {seconds(record):.1f} s"), file=sys.stderr, flush=True)
+    print(f"record: {path}", flush=True)
+    return 1 if record.status == "failed" else 0
+
+
+def _sweep(labels: Sequence[str], runs: Sequence[Run]) -> int:
+    """Compute the points of a sweep one after the other. Returns 1 if one has failed or left no record, else 0."""
+    progress = SweepProgress(dict(enumerate(labels)))
+    records = []
+    for number, (path, record, is_new) in execute_each(dict(enumerate(runs)), lambda number: labels[number]):
         if not is_new:
             announce(record)
+        print(progress.ended(number, record, is_new=is_new), file=sys.stderr, flush=True)
         print(f"record: {path}", flush=True)
-        finished += record.status != "failed"
-    return 0 if finished == len(points) else 1
+        records.append(record)
+    show_table(records)
+    return 0 if sum(record.status != "failed" for record in records) == len(runs) else 1
 
 
 def _launched(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str, RunConfig]]) -> int:
@@ -179,6 +185,7 @@ def _launched(cluster: str, overrides: Sequence[str], points: Sequence[tuple[str
     before = attempts(configs)
     launch_sweep(cluster, overrides, points)
     files = Files()
+    show_table([found[-1][1] for cfg in configs if (found := files.records(cfg))])
     return 0 if all(has_finished(cfg, before, files) for cfg in configs) else 1
 
 
@@ -187,5 +194,6 @@ def _over_gpus(points: Sequence[tuple[str, RunConfig]]) -> int:
     from harness.record import schema
     from harness.study.gpus import run_points
 
-    paths = run_points(points)
-    return 0 if all(path and schema.read(Path(path)).status in schema.FINISHED for path in paths) else 1
+    records = [schema.read(Path(path), sites=False) for path in run_points(points) if path]
+    show_table(records)
+    return 0 if sum(record.status in schema.FINISHED for record in records) == len(points) else 1

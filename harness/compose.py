@@ -1,7 +1,8 @@
 """From the overrides of one point to a frozen RunConfig.
 
 Facts and combinations are YAML below `conf/`; the settings of components are the fields of their dataclasses, which
-are the choices of the groups `method`, `allocator`, `planner` and `recovery` (`groups.py`).
+are the choices of the groups `method`, `allocator`, `planner`, `conversion` and `recovery`
+(`groups.py`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from harness import catalogue, groups
 from harness.chosen import as_choices
 from harness.config import RunConfig, Scope
 from harness.core.allocation import Budget
-from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
 from harness.groups import COMPONENT_GROUPS, SCALES, choices, register
 from harness.overrides import explained, plugin_names
+from harness.runtime.errors import UserError, unknown
 from harness.values import (
     amount,
     boolean,
@@ -199,8 +200,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         raise unknown("option", extra.pop(), groups.options())
     integer(composed, "seed")
     one_of(composed, "scale", SCALES)
-    if made is None:
-        made = partial(_made, composed)
+    made = made or partial(_made, composed)
     pattern = made(parse_pattern, "sparsity")
     allocator = made(_allocator, "allocator")
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
@@ -231,7 +231,9 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         force=boolean(composed, "force"),
         share=boolean(composed, "share"),
         layer_error=boolean(composed, "layer_error"),
+        save_form="sliced" if one_of(composed, "save_form", ("padded", "sliced")) == "sliced" else "padded",
         inputs="dense" if one_of(composed, "inputs", ("pruned", "dense")) == "dense" else "pruned",
+        conversion=made(_conversion, "conversion") if "conversion" in composed else None,
         composed=composed,
     )
 
@@ -251,6 +253,10 @@ def _method(settings: Mapping[str, Any]) -> Any:
 
 
 _allocator, _planner, _recovery = (partial(catalogue.build, kind) for kind in ("allocator", "planner", "recovery"))
+
+
+def _conversion(settings: Mapping[str, Any]) -> Any:
+    return None if settings["name"] == "none" else catalogue.build("conversion", settings)
 
 
 def _scope(text: Any) -> Scope:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.core.errors import UserError, unknown
 from harness.core.pattern import Pattern
 from harness.data.windows import Calibration
 from harness.models.checkpoint import ModelChoice
+from harness.runtime.errors import UserError, unknown
 
 Inputs = Literal["pruned", "dense"]
 """What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""
@@ -59,6 +59,11 @@ class Tracker:
             raise unknown("tracker", self.name, TRACKERS)
 
 
+Form = Literal["padded", "sliced"]
+"""How a model is written whose blocks differ in width or lack a part: as a plain one with zeros in between, or in its
+true widths, which only the harness reads."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything one run needs, typed and checked; `composed` is its plain form, `auto` and `null` still in it."""
@@ -82,7 +87,7 @@ class RunConfig:
     offload: str
     tracker: Tracker
     records: Path
-    cache: Path
+    cache: Path | None
     cache_gib: float | None
     checkpoint_every: float | None
     save: Path | None
@@ -91,6 +96,8 @@ class RunConfig:
     inputs: Inputs = "pruned"
     share: bool = True
     layer_error: bool = False
+    save_form: Form = "padded"
+    conversion: Any = None
 
     @property
     def asked(self) -> float:

@@ -10,25 +10,26 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from harness import session
 from harness.calibration import resume
 from harness.config import RunConfig
-from harness.core.environment import blamed
-from harness.core.errors import Failure, Refusal, UserError
-from harness.core.halving import is_out_of_memory
-from harness.prepare import Prepared, look_up, prepare
+from harness.prepare import Run, look_up, prepare
 from harness.record import schema
-from harness.record.claim import LOOK, Busy, Watch, claimed
+from harness.record.lease import LOOK, LeaseTaken, Watch, leased
 from harness.record.provenance import commit
-from harness.record.question import answer_of, answered, question
+from harness.record.request import matcher_of, matcher_of_record, request_key
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
-from harness.run import run, without_numbers
+from harness.run import compute, without_numbers
+from harness.runtime.environment import blamed
+from harness.runtime.errors import Failure, Refusal, UserError
+from harness.runtime.oom import is_out_of_memory
 from harness.save import check_targets, is_saved
 
 K = TypeVar("K")
@@ -40,7 +41,7 @@ OUT_OF_MEMORY = (
 )
 
 
-def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list[Prepared]:
+def check_points(points: Sequence[tuple[str, RunConfig]], *, here: bool) -> list[Run]:
     """Look at every point, by its label, before the first runs.
 
     Args:
@@ -93,7 +94,8 @@ def _check_apart(save: Path, cfg: RunConfig) -> None:
         UserError: they lie there.
     """
     for option, folder in {"records": cfg.records, "cache": cfg.cache}.items():
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(save)):  # a link to itself is said elsewhere
+        # realpath: a link to itself is said elsewhere
+        if folder and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(save)):
             raise UserError(f"{option}={folder} lies inside save={save}, a folder of its own; choose another.")
 
 
@@ -107,23 +109,37 @@ def _check_folders(cfg: RunConfig, made: list[Path]) -> None:
             check_writable(option, folder)
 
 
-def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, watch: Watch | None = None) -> tuple[Path, Record]:
-    """Run a prepared point unless its record is there, write the record, tell the tracker.
+class Executed(NamedTuple):
+    """The record of a point, where it lies, and whether it was made here and now."""
+
+    path: Path
+    record: Record
+    is_new: bool
+
+
+def execute(run: Run, *, in_sweep: bool, watch: Watch | None = None) -> Executed:
+    """Compute a point unless its record is there, write the record, tell the tracker.
 
     In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one. A
     failure never replaces a finished record (`force=true` and then an interrupt, say).
 
     Args:
-        watch: given, a point that another process is at raises `Busy`; otherwise that process is waited for.
+        watch: given, a point that another process is at raises `LeaseTaken`; otherwise that process is waited for.
 
     Raises:
-        UserError: a user's mistake in a single run (no record is written), or the claim cannot be written.
-        Busy: see `watch`.
+        UserError: a user's mistake in a single run (no record is written), or the lease cannot be written.
+        LeaseTaken: see `watch`.
     """
-    path, record, is_new = _once(cfg, ready, in_sweep, watch)
-    if not is_new:
-        announce(record)
-    return path, record
+    commit()  # asked for once, before any work: a slow git delays a sweep, and costs no number
+    if found := _earlier(run):
+        return found
+    with leased(run.cfg.records, run.fingerprint, matcher_of(run.config, run.facts["defaults"]), watch):
+        if found := _earlier(run):  # of a process that was at it until now
+            return found
+        with _as_record(run, in_sweep) as outcome:
+            outcome.record = compute(run, session.of_process() if in_sweep and run.cfg.share else None)
+        assert outcome.record is not None
+        return _written(run, outcome.record)
 
 
 def announce(record: Record) -> None:
@@ -131,25 +147,28 @@ def announce(record: Record) -> None:
     print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
 
 
-def execute_each(
-    points: Mapping[K, tuple[RunConfig, Prepared]], label: Callable[[K], str]
-) -> Iterator[tuple[K, Path, Record, bool]]:
+def execute_each(points: Mapping[K, Run], label: Callable[[K], str]) -> Iterator[tuple[K, Executed]]:
     """Execute the points of a sweep; those that other processes are at come last, and are theirs unless they fail.
+
+    What points keep for one another ends with them.
 
     Of a point that leaves no record (it cannot be written, say) the reason is said, under its label.
 
     Yields:
-        The key of a point, its record's path, the record, and whether it was run here.
+        The key of a point and its record.
     """
-    for key, done in busy_last(points, lambda key, watch: _once(*points[key], True, watch)):
-        if isinstance(done, str):
-            print(f"error: at the point {label(key)}: {done}", file=sys.stderr, flush=True)
-        else:
-            yield key, *done
+    try:
+        for key, done in taken_last(points, lambda key, watch: execute(points[key], in_sweep=True, watch=watch)):
+            if isinstance(done, str):
+                print(f"error: at the point {label(key)}: {done}", file=sys.stderr, flush=True)
+            else:
+                yield key, done
+    finally:
+        session.end()
 
 
-def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done | str]]:
-    """Attempt every point, by its key; one whose attempt raises `Busy` waits until all others are done.
+def taken_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done | str]]:
+    """Attempt every point, by its key; one whose attempt raises `LeaseTaken` waits until all others are done.
 
     Yields:
         The key of a point and what its attempt gave, as they end, or why it gave nothing.
@@ -163,7 +182,7 @@ def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterato
             done: Done | str
             try:
                 done = attempt(key, watch)
-            except Busy as error:
+            except LeaseTaken as error:
                 if not busy and is_first_pass:
                     print(f"{error}; it comes last", file=sys.stderr, flush=True)
                 busy.append(key)
@@ -203,93 +222,110 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) -> tuple[Path, Record, bool]:
-    """The record of a point, found or made here, and whether it was made."""
-    commit()  # asked for once, before any work: a slow git delays a sweep, and costs no number
-    found = finished(cfg, ready)
-    if not found:
-        with claimed(cfg.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"]), watch):
-            found = finished(cfg, ready)  # of a process that was at it until now
-            if not found:
-                return *_run(cfg, ready, in_sweep), True
-    found = _as_asked(cfg, ready, *found)
+def _earlier(run: Run) -> Executed | None:
+    """The finished record of a point, which counts as the last one from now on; None where there is none."""
+    if not (found := finished(run)):
+        return None
+    path, record = _as_asked(run, *found)
     with suppress(OSError):
-        os.utime(found[0])  # of records that answer one question, of other weights say, the last one counts
-    resume.forget(cfg.cache, ready.fingerprint)
-    track(cfg.tracker, found[1], cfg.records)
-    return *found, False
+        os.utime(path)  # of records that answer one question, of other weights say, the last one counts
+    resume.forget(run.cfg.cache, run.fingerprint)
+    track(run.cfg.tracker, record, run.cfg.records)
+    return Executed(path, record, is_new=False)
 
 
-def _as_asked(cfg: RunConfig, ready: Prepared, path: Path, record: Record) -> tuple[Path, Record]:
+def _as_asked(run: Run, path: Path, record: Record) -> tuple[Path, Record]:
     """The record, or a copy under the question asked: its study looks for that, and the model had another name.
 
     Where both have one file name (another path to the same model), the record stays as it is.
     """
-    asked = dataclasses.replace(record, config=ready.config)
-    if question(ready.config) in answered(record) or asked.path(cfg.records) == path:
+    asked = dataclasses.replace(record, config=run.config)
+    if request_key(run.config) in matcher_of_record(record) or asked.path(run.cfg.records) == path:
         return path, record
-    return schema.write(asked, cfg.records), asked
+    return schema.write(asked, run.cfg.records), asked
 
 
-def _find(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
-    asked = question(ready.config)
-    return schema.find(cfg.records, ready.fingerprint, lambda record: asked in answered(record))
+def _find(run: Run) -> tuple[Path, Record] | None:
+    asked = request_key(run.config)
+    return schema.find(run.cfg.records, run.fingerprint, lambda record: asked in matcher_of_record(record))
 
 
-def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]:
-    before = _find(cfg, ready)
-    record = _attempt(cfg, ready, in_sweep, attempt=before[1].attempt + 1 if before else 1)
+def _written(run: Run, record: Record) -> Executed:
+    """Write a record down, unless it is of a failure and there is one of a finished attempt.
+
+    Raises:
+        KeyboardInterrupt: the attempt was interrupted; its record is written.
+    """
+    before = _find(run)
+    record = dataclasses.replace(record, attempt=before[1].attempt + 1 if before else 1)
     if before and before[1].status in schema.FINISHED and record.status == "failed":
         path = before[0]
         print(f"the earlier {before[1].status} record stays", file=sys.stderr)
     else:
-        path = schema.write(record, cfg.records)
+        path = schema.write(record, run.cfg.records)
         if record.status in schema.FINISHED:
-            resume.forget(cfg.cache, ready.fingerprint)
-        track(cfg.tracker, record, cfg.records)
+            resume.forget(run.cfg.cache, run.fingerprint)
+        track(run.cfg.tracker, record, run.cfg.records)
     if record.reason == INTERRUPTED:
         print(f"record: {path}", flush=True)
         raise KeyboardInterrupt
-    return path, record
+    return Executed(path, record, is_new=True)
 
 
-def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
+def finished(run: Run) -> tuple[Path, Record] | None:
     """The record that makes running this point needless, if there is one."""
-    found = None if cfg.force else _find(cfg, ready)
+    found = None if run.cfg.force else _find(run)
     if found is None or found[1].status not in schema.FINISHED:
         return None
-    return None if is_unsaved(cfg, found[1]) else found
+    return None if is_unsaved(run.cfg, found[1]) else found
 
 
 def is_unsaved(cfg: RunConfig, record: Record) -> bool:
-    """Whether the model of a record is to be kept and does not lie in its folder."""
-    return cfg.save is not None and record.status == "ok" and not is_saved(cfg.save, record.fingerprint)
+    """Return whether the model of a record is to be kept and does not lie in its folder."""
+    return cfg.save is not None and record.status == "ok" and not is_saved(cfg.save, record.fingerprint, cfg.save_form)
 
 
-def _attempt(cfg: RunConfig, ready: Prepared, in_sweep: bool, attempt: int) -> Record:
+@dataclass
+class _Outcome:
+    """What an attempt came to."""
+
+    record: Record | None = None
+
+
+@contextmanager
+def _as_record(run: Run, in_sweep: bool) -> Iterator[_Outcome]:
+    """Inside, whatever stops the point becomes its record; a mistake in a single run becomes none.
+
+    Raises:
+        UserError: a mistake in a single run.
+    """
+    outcome = _Outcome()
     try:
-        record = _computed(cfg, ready, in_sweep)
-    except UserError as error:
-        if not in_sweep:
-            raise
-        record = without_numbers(cfg, ready, "skipped" if isinstance(error, Refusal) else "failed", str(error))
-        print(f"{record.status}: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        record = without_numbers(cfg, ready, "failed", INTERRUPTED)
+        yield outcome
     except BaseException as error:
-        record = without_numbers(cfg, ready, "failed", _reason(error))
-        print(f"failed: {record.reason}", file=sys.stderr)
+        outcome.record = _stopped(run, error, in_sweep)
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return dataclasses.replace(record, attempt=attempt)
 
 
-def _computed(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> Record:
-    try:
-        return run(cfg, ready, session.of_process() if in_sweep and cfg.share else None)
-    except Exception as error:
-        if sentence := blamed(error):
-            raise UserError(sentence) from error
-        raise
+def _stopped(run: Run, error: BaseException, in_sweep: bool) -> Record:
+    """The record of a point that an error stopped.
+
+    Raises:
+        UserError: it is a mistake in a single run.
+    """
+    if isinstance(error, Exception) and (sentence := blamed(error)):
+        error = UserError(sentence)
+    if isinstance(error, UserError):
+        if not in_sweep:
+            raise error
+        record = without_numbers(run, "skipped" if isinstance(error, Refusal) else "failed", str(error))
+        print(f"{record.status}: {error}", file=sys.stderr)
+        return record
+    if isinstance(error, KeyboardInterrupt):
+        return without_numbers(run, "failed", INTERRUPTED)
+    record = without_numbers(run, "failed", _reason(error))
+    print(f"failed: {record.reason}", file=sys.stderr)
+    return record

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from harness import catalogue
+from harness.core.places import CONF
 
-CONF = Path(__file__).parent.parent / "conf"
-COMPONENT_GROUPS = ("method", "allocator", "planner", "recovery")
+COMPONENT_GROUPS = ("method", "allocator", "planner", "conversion", "recovery")
 FILE_GROUPS = ("model", "calibration", "evaluation", "tracker", "cluster")
 GROUPS = (*COMPONENT_GROUPS, *FILE_GROUPS)
 SCALES = ("embedded", "proxy", "real", "paper")

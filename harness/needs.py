@@ -7,22 +7,23 @@ size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from harness.calibration import stream
-from harness.calibration.assembler import LOGIT_BYTES as FITNESS_LOGITS
+from harness.calibration import batches
+from harness.calibration.batches import CANDIDATE_LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
-from harness.core.errors import UserError
-from harness.core.memory import AHEAD, GIB
-from harness.core.search import Ladder
-from harness.core.statistic import gram, norms
-from harness.evaluation import perplexity
-from harness.models.machine import available, free_memory, lent_on
+from harness.core.geometry import Geometry
+from harness.core.search import LevelGrid
+from harness.core.statistic import gram, squared_norms
+from harness.core.training import Cost
+from harness.models.machine import available, free_memory, reclaimable_on
+from harness.runtime.errors import UserError
+from harness.runtime.memory import AHEAD, GIB
+from harness.training.costs import cost
 
 LIBRARIES = 1.0 * GIB
 """Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""
@@ -34,85 +35,6 @@ SIGHTLESS = ("uniform", "file", "alphapruning")
 """Allocators that look at no input of a linear."""
 LOGIT_PIECES = 5
 """Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
-TIED = ("opt", "gemma", "gemma2", "gemma3_text")
-"""Families whose head is the embedding where nothing else is said."""
-UNGATED = ("opt", "phi", "gpt_neox")
-"""Families whose feed-forward part has two matrices."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a decoder: what `conf/model` says of it before there is a checkpoint, or its `config.json`."""
-
-    blocks: int
-    hidden: int
-    wide: int
-    query: int
-    key_value: int
-    heads: int
-    vocabulary: int
-    gated: bool
-    tied: bool
-
-    @property
-    def block_parameters(self) -> int:
-        attention = 2 * self.hidden * (self.query + self.key_value)
-        return attention + (3 if self.gated else 2) * self.hidden * self.wide
-
-    @property
-    def outside_parameters(self) -> int:
-        """Embedding and head."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Input widths of the matrices of one block."""
-        return (self.hidden,) * (5 if self.gated else 4) + (self.query, self.wide)
-
-    @property
-    def gram_elements(self) -> int:
-        """Of the Gram matrices of a block's distinct inputs: those of attention, of its output, of the part behind."""
-        return 2 * self.hidden**2 + self.query**2 + self.wide**2
-
-    @property
-    def solver_elements(self) -> int:
-        """Multiplications of one product of each matrix (O, I) of a block with a matrix (I, I) of its inputs."""
-        attention = self.hidden**2 * (2 * self.hidden + 2 * self.key_value)
-        return attention + self.hidden * self.wide * (self.hidden * (2 if self.gated else 1) + self.wide)
-
-    @property
-    def group_elements(self) -> int:
-        """Weights of the largest group of matrices that read the same inputs."""
-        readers = self.hidden * self.wide * (2 if self.gated else 1)
-        return max(readers, self.hidden * (self.hidden + 2 * self.key_value))
-
-
-def of_facts(facts: Mapping[str, Any]) -> Geometry:
-    """The geometry that `conf/model` holds; `head_dim` is there where it is not the hidden size over the heads."""
-    family, hidden, heads = facts["family"], facts["hidden"], facts["heads"]
-    head = facts.get("head_dim", hidden // heads)
-    return Geometry(
-        facts["blocks"], hidden, facts["intermediate"], head * heads, head * facts["kv_heads"], heads,
-        facts["vocabulary"], family not in UNGATED, facts.get("tied", family in TIED),
-    )  # fmt: skip
-
-
-def of_config(config: Mapping[str, Any]) -> Geometry:
-    """The geometry that a checkpoint's `config.json` describes; what it leaves out is as small as it can be."""
-    hidden, heads = int(config.get("hidden_size") or 1), int(config.get("num_attention_heads") or 1)
-    family = str(config.get("model_type"))
-    head = int(config.get("head_dim") or hidden // heads)
-    return Geometry(
-        blocks=int(config.get("num_hidden_layers") or 1),
-        hidden=hidden,
-        wide=int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * hidden),
-        query=head * heads,
-        key_value=head * int(config.get("num_key_value_heads") or heads),
-        heads=heads,
-        vocabulary=int(config.get("vocab_size") or 1),
-        gated=family not in UNGATED,
-        tied=bool(config.get("tie_word_embeddings", family in TIED)),
-    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +42,8 @@ class Need:
     """Bytes. A run has `waiting` beside the weights from pass to pass; that may wait in host memory, as may `blocks`.
 
     `block` are the matrices of one block, `outside` embedding and head. `pruning` is the working memory of one block's
-    calibration and pruning, `scoring` that of evaluation; `under_way` are hidden states on their way to host memory and
+    calibration and pruning, `scoring` that of evaluation, `recovering` that of a recovery, whose weights do not wait;
+    `under_way` are hidden states on their way to host memory and
     back, where they wait there.
     """
 
@@ -131,11 +54,12 @@ class Need:
     pruning: float
     scoring: float
     under_way: float = 0.0
+    recovering: float = 0.0
 
     @property
     def beside_weights(self) -> float:
         """Peak of what is there beside the weights."""
-        return max(self.waiting + self.pruning, self.scoring)
+        return max(self.waiting + self.pruning, self.recovering, self.scoring)
 
     @property
     def resident(self) -> float:
@@ -143,13 +67,15 @@ class Need:
         return self.blocks + self.outside + self.beside_weights
 
     @property
-    def parked(self) -> float:
+    def activations_offloaded(self) -> float:
         """Peak on a GPU that holds the weights, while what waits does so in host memory."""
-        return self.blocks + self.outside + max(self.pruning, self.scoring) + self.under_way
+        return self.blocks + self.outside + max(self.pruning, self.recovering, self.scoring) + self.under_way
 
     @property
     def offloaded(self) -> float:
-        """Peak on a GPU that two blocks at a time visit."""
+        """Peak on a GPU that two blocks at a time visit; a recovery has them all there."""
+        if self.recovering:
+            return self.activations_offloaded
         return 2 * self.block + self.outside + max(self.pruning, self.scoring) + self.under_way
 
     def host(self, *, offload: bool) -> float:
@@ -158,7 +84,7 @@ class Need:
 
     def mode(self, free: float) -> Literal["resident", "offload", "too large"]:
         """How a GPU with so many free bytes can run it."""
-        if self.parked + LIBRARIES <= free:
+        if self.activations_offloaded + LIBRARIES <= free:
             return "resident"
         return "offload" if self.offloaded + LIBRARIES <= free else "too large"
 
@@ -191,13 +117,22 @@ def need_of(
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
-    at_once = max(tokens if calibrated else 0, window, perplexity.tokens_at_once(itemsize, cuda))
+    at_once = max(tokens if calibrated else 0, window, batches.tokens_at_once(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
-    return Need(blocks, block, outside, waiting, pruning, scoring, under_way)
+    recovered = recovery_cost(cfg, geometry, length, itemsize, cuda=cuda)
+    recovering = recovered.kept_bytes + recovered.working_bytes
+    return Need(blocks, block, outside, waiting, pruning, scoring, under_way, recovering)
+
+
+def recovery_cost(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int, *, cuda: bool) -> Cost:
+    """What the recovery of a run asks for, with windows of `length` tokens where it says nothing of them."""
+    in_scope = len(cfg.scope.blocks(geometry.blocks))
+    own = getattr(cfg.recovery, "length", None)
+    return cost(cfg.recovery, geometry, in_scope, 1 - cfg.asked, own or length, itemsize, cuda=cuda)
 
 
 def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
-    """Whether sums are taken in another order than the released codes', several windows at once."""
+    """Return whether sums are taken in another order than the released codes', several windows at once."""
     return cuda and itemsize == 2 and cfg.numerics == "fast"
 
 
@@ -206,8 +141,8 @@ def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
     if cfg.numerics == "exact":
         return 1  # so every window goes alone, as in the released codes
     if not cuda:
-        return stream.CPU_TOKENS_PER_BATCH
-    return stream.SHORT_TOKENS_PER_BATCH if itemsize == 2 else stream.TOKENS_PER_BATCH
+        return batches.CPU_TOKENS_PER_BATCH
+    return batches.SHORT_TOKENS_PER_BATCH if itemsize == 2 else batches.TOKENS_PER_BATCH
 
 
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
@@ -234,7 +169,9 @@ def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int, *, plain
 
 def _grams(cfg: RunConfig, geometry: Geometry) -> float:
     """Gram matrices of all distinct inputs of a block, unless a method says that its statistic has none."""
-    without = getattr(cfg.method, "statistic", gram) in (None, norms) or not getattr(cfg.method, "sees_gram", True)
+    without = getattr(cfg.method, "statistic", gram) in (None, squared_norms) or not getattr(
+        cfg.method, "sees_gram", True
+    )
     return 0.0 if without else 4.0 * geometry.gram_elements
 
 
@@ -300,8 +237,8 @@ def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
 def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
     """The levels of a searching allocator, which has some."""
     search = cfg.allocator
-    ladder = Ladder(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
-    count = sum(rung.sparsity > 0 for rung in ladder.rungs(Budget.of_pattern(cfg.pattern)).values())
+    grid = LevelGrid(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
+    count = sum(pattern.sparsity > 0 for pattern in grid.pattern_of(Budget.of_pattern(cfg.pattern)).values())
     return float(count * len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize)
 
 
@@ -310,8 +247,8 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     if not cfg.evaluators:
         return 0.0
     vocabulary = geometry.vocabulary
-    at_once = max(window, perplexity.tokens_at_once(itemsize, cuda))
-    tokens = min(at_once, window * perplexity.windows_of_logits(window, vocabulary))
+    at_once = max(window, batches.tokens_at_once(itemsize, cuda))
+    tokens = min(at_once, window * batches.windows_of_logits(window, vocabulary))
     logits = tokens * vocabulary * (4 + 4 + itemsize)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
@@ -319,36 +256,36 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     return float(max(logits, inside) + at_once * geometry.hidden * itemsize)
 
 
-class Waits(NamedTuple):
+class Offload(NamedTuple):
     """What is to wait in host memory; activations None: what finds no room."""
 
     blocks: bool
     activations: bool | None
 
 
-def check_memory(need: Need, offload: str, device: torch.device) -> Waits:
+def check_memory(need: Need, offload: str, device: torch.device) -> Offload:
     """Refuse before the work starts what cannot fit; decide what waits in host memory of what can.
 
     Raises:
         UserError: less memory is free than is needed, on the device or in the host.
     """
-    host = free_memory() + lent_on(torch.device("cpu"))
+    host = free_memory() + reclaimable_on(torch.device("cpu"))
     if device.type == "cpu":
         waits = offload == "on"
         _refuse_beyond(need.resident + (2 * need.block if waits else 0), host, device)
-        return Waits(waits, waits)
-    free = available(device) + lent_on(device)
+        return Offload(waits, waits)
+    free = available(device) + reclaimable_on(device)
     mode = need.mode(free)
     if offload == "off":
         advice = "" if mode == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"
         _refuse_beyond(need.resident + LIBRARIES, free, device, advice)
-        return Waits(False, False)
+        return Offload(False, False)
     blocks = offload == "on" or mode != "resident"
     activations = blocks or need.resident + LIBRARIES > free
-    _refuse_beyond((need.offloaded if blocks else need.parked) + LIBRARIES, free, device)
+    _refuse_beyond((need.offloaded if blocks else need.activations_offloaded) + LIBRARIES, free, device)
     if activations:
         _refuse_beyond(need.host(offload=blocks), host, torch.device("cpu"))
-    return Waits(blocks, activations or None)
+    return Offload(blocks, activations or None)
 
 
 def _refuse_beyond(needed: float, free: float, device: torch.device, advice: str = "") -> None:

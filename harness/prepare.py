@@ -5,35 +5,57 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from harness import catalogue
 from harness.calibration.curvature import REVISION as TRACES
 from harness.config import RunConfig
-from harness.core.errors import UserError
-from harness.core.memory import GIB
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
+from harness.core.training import Training
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
 from harness.evaluation.protocol import Context
 from harness.models.anatomy import revised_layout
 from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, tokenizer_hashes, weights_hash
+from harness.models.geometry import of_config
 from harness.models.loading import resolve_dtype
 from harness.models.machine import other_gpus, resolve_device
-from harness.needs import Need, Waits, check_memory, database_bytes, need_of, of_config
+from harness.needs import Need, Offload, check_memory, database_bytes, need_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
+from harness.runtime.errors import UserError
+from harness.runtime.memory import GIB
+from harness.training.loop import REVISION as LOOP
 
 PIPELINE = 3
 """Raised when loading, streaming or sampling change their numbers on purpose; components have their own revision."""
 
 CACHED_BY = (
-    *("pipeline", "weights", "architecture", "layout", "tokenizer", "dtype", "device", "scope", "planner"),
+    *(
+        "pipeline",
+        "weights",
+        "architecture",
+        "layout",
+        "tokenizer",
+        "dtype",
+        "device",
+        "scope",
+        "planner",
+        "conversion",
+    ),
     *("calibration", "calibration_data", "numerics", "traces"),
 )
 """The parts of an identity that traces and searches share with other runs."""
+
+
+class TrainingText(NamedTuple):
+    """The text that a recovery trains on, and the length of its windows."""
+
+    corpus: str
+    split: str
+    length: int
 
 
 @dataclass(frozen=True)
@@ -46,23 +68,25 @@ class Inputs:
     evaluation_window: int
     needs_calibration: bool
     data: Mapping[str, Mapping[str, Any]]
-    """What identifies the text or task behind every evaluation, and `calibration` where it is needed."""
+    """What identifies the text or task behind every evaluation, `calibration` where it is needed, and `recovery`."""
+    training: TrainingText | None = None
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that can start on this machine: its inputs, where it computes, what they are known by."""
+class Run:
+    """A run that can start on this machine: its configuration and inputs, where it computes, what it is known by."""
 
+    cfg: RunConfig
     inputs: Inputs
     device: torch.device
     dtype: torch.dtype
     need: Need
-    waits: Waits
+    offload: Offload
     others: tuple[torch.device, ...]
     """Further GPUs that take a share of the windows."""
     facts: dict[str, Any]
     fingerprint: str
-    belongs: Mapping[str, Any]
+    cache_identity: Mapping[str, Any]
     """What cached values of this run's model and calibration depend on, see `calibration/cache.py`."""
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
@@ -74,7 +98,15 @@ def look_up(cfg: RunConfig) -> Inputs:
     Raises:
         UserError: a file is missing or not the one known, a window is longer than the context, …
     """
-    checkpoint = find_checkpoint(cfg.model)
+    return look_at(cfg, find_checkpoint(cfg.model))
+
+
+def look_at(cfg: RunConfig, checkpoint: Checkpoint) -> Inputs:
+    """The same for a checkpoint that was found.
+
+    Raises:
+        UserError: as `look_up`.
+    """
     if checkpoint.blocks is not None:
         cfg.scope.blocks(checkpoint.blocks)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
@@ -90,10 +122,31 @@ def look_up(cfg: RunConfig) -> Inputs:
             if hasattr(evaluator, "corpus"):
                 refuse_overlap((cfg.calibration.corpus, cfg.calibration.split), (evaluator.corpus, evaluator.split))
         data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
-    return Inputs(checkpoint, window, length, evaluation_window, needed, data)
+    training = _training_text(cfg, length, checkpoint)
+    if training:
+        data["recovery"] = {"corpus": training.corpus, "split": training.split, **_text_facts(*training[:2])}
+    return Inputs(checkpoint, window, length, evaluation_window, needed, data, training)
 
 
-def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
+def _training_text(cfg: RunConfig, length: int, checkpoint: Checkpoint) -> TrainingText | None:
+    """The text of a recovery that trains: its own, or the calibration's; no part of it may be evaluated.
+
+    Raises:
+        UserError: unknown text, a window that is longer than the context, or an evaluation text overlaps.
+    """
+    settings = cfg.recovery
+    if not isinstance(settings, Training):
+        return None
+    own = settings.text is not None
+    corpus, split = (settings.text, "train") if own else (cfg.calibration.corpus, cfg.calibration.split)
+    for evaluator in cfg.evaluators.values():
+        if hasattr(evaluator, "corpus"):
+            evaluated = (evaluator.corpus, evaluator.split)
+            refuse_overlap((str(corpus), split), evaluated, what="training", advice="train")
+    return TrainingText(str(corpus), split, _within("recovery.length", settings.length or length, checkpoint))
+
+
+def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     """Look at everything that can be wrong before a model is loaded, on the machine that will load it.
 
     Args:
@@ -107,9 +160,15 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     need = _need(cfg, inputs, dtype, device)
     _check_database(cfg, inputs, dtype)
-    waits = check_memory(need, cfg.offload, device)
-    if waits.blocks and cfg.inputs == "dense":
+    offload = check_memory(need, cfg.offload, device)
+    if offload.blocks and cfg.inputs == "dense":
         raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
+    if offload.blocks and (inputs.training or cfg.conversion is not None):
+        kind = "recovery" if inputs.training else "conversion"
+        raise UserError(
+            f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
+            "weights would wait in host memory."
+        )
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
@@ -126,12 +185,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "defaults": {"window": inputs.default_window, "dtype": _default_dtype(inputs, device)},
         "revisions": revisions(cfg),
         "data": data,
-        "placement": {"offload": waits.blocks, "devices": 1 + len(others)},
+        "placement": {"offload": offload.blocks, "devices": 1 + len(others)},
     }
     identity = _identity(cfg, inputs, facts, device, context)
-    belongs = {key: identity[key] for key in CACHED_BY if key in identity}
+    cache_identity = {key: identity[key] for key in CACHED_BY if key in identity}
     resolved = _resolved(cfg, inputs, device, dtype)
-    return Prepared(inputs, device, dtype, need, waits, others, facts, fingerprint(identity), belongs, resolved)
+    return Run(
+        cfg, inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
+    )  # fmt: skip
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:
@@ -144,6 +205,8 @@ def revisions(cfg: RunConfig) -> dict[str, Any]:
     """The revision of everything that decides the numbers; a record of others is of an earlier version."""
     parts = {"method": cfg.method, "allocator": cfg.allocator} if cfg.method else {}
     parts |= {"planner": cfg.planner, "recovery": cfg.recovery, **cfg.evaluators}
+    if cfg.conversion is not None:
+        parts["conversion"] = cfg.conversion
     layout = revised_layout(str((cfg.composed["model"].get("geometry") or {}).get("family")))
     revised = {"layout": layout} if layout else {}
     return {"pipeline": PIPELINE, **revised} | {name: catalogue.revision(part) for name, part in parts.items()}
@@ -178,13 +241,15 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 
 def uses_calibration(cfg: RunConfig) -> bool:
-    """Whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
-    if not _is("planner", "none", cfg.planner):
+    """Return whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
+    if not _is("planner", "none", cfg.planner) or getattr(cfg.recovery, "needs_calibration", False):
+        return True
+    if cfg.conversion is not None and getattr(cfg.conversion, "needs_calibration", True):
         return True
     if cfg.method is None:
         return False
     asks = cfg.layer_error or getattr(cfg.allocator, "needs_calibration", True)
-    return asks or getattr(cfg.method, "statistic", norms) is not None
+    return asks or getattr(cfg.method, "statistic", squared_norms) is not None
 
 
 def _is(kind: str, name: str, instance: object) -> bool:
@@ -242,7 +307,7 @@ def _identity(
         "device": device.type,
         "scope": cfg.scope.text,
         "planner": catalogue.describe(cfg.planner),
-        "recovery": catalogue.describe(cfg.recovery),
+        "recovery": _recovery_identity(cfg, inputs, facts),
         "evaluation": {
             name: [str(evaluator.protocol(context)), catalogue.describe(evaluator), facts["data"][name]["sha256"]]
             for name, evaluator in cfg.evaluators.items()
@@ -250,6 +315,8 @@ def _identity(
     }
     if layout := revised_layout(str(inputs.checkpoint.config.get("model_type"))):
         identity["layout"] = layout
+    if cfg.conversion is not None:
+        identity |= {"conversion": catalogue.describe(cfg.conversion), "seed": cfg.seed}
     if cfg.numerics == "exact":
         identity["numerics"] = "exact"
     if cfg.method is not None:
@@ -273,3 +340,14 @@ def _identity(
             "seed": cfg.seed,
         }
     return identity
+
+
+def _recovery_identity(cfg: RunConfig, inputs: Inputs, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the numbers of a recovery: its settings, its text where it has one, the revision of the loop."""
+    described = catalogue.describe(cfg.recovery)
+    if inputs.training is None:
+        return described
+    text = inputs.training._asdict() | {"sha256": facts["data"]["recovery"]["sha256"]}
+    return {key: value for key, value in described.items() if key not in ("text", "length")} | {
+        "training": text | {"loop": LOOP}
+    }

@@ -1,73 +1,36 @@
-"""One run, top to bottom: load → calibrate → plan → allocate → prune → recover → evaluate → record."""
+"""One run, top to bottom: load → compress → evaluate → record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from harness import catalogue
-from harness.calibration.cache import Cache
-from harness.calibration.layer_error import WithLayerErrors
-from harness.calibration.probe import ModelProbe
-from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
-from harness.calibration.shares import Shared
-from harness.calibration.sharing import Sharing
-from harness.calibration.stream import StreamedBlock, batched, stream
 from harness.catalogue import name_of
+from harness.compress import Compressed, compress
 from harness.config import RunConfig
-from harness.core import causes, checked
-from harness.core.allocation import Allocation, Budget
-from harness.core.edit import Edit
-from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Pruned
-from harness.core.pattern import misfit
-from harness.core.remarks import remark, remarks
-from harness.core.rng import rng
-from harness.data.windows import calibration_windows
+from harness.core import causes
 from harness.evaluation.protocol import Context, measured
-from harness.evaluation.zeros import achieved_sites, check_healed, fraction_of_zeros
-from harness.methods.each import as_block_method
+from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
 from harness.models.decoder import Decoder
 from harness.models.fused import fused
 from harness.models.loading import fuse_attention
-from harness.models.surgery import operate
-from harness.needs import is_fast, tokens_at_once
-from harness.prepare import Prepared, protocol_id
+from harness.needs import is_fast
+from harness.prepare import Run, protocol_id
+from harness.record.dense import is_dense, names_of
 from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
+from harness.runtime.errors import UserError
+from harness.runtime.warn import collected_warnings, warn
 from harness.save import save_model
 from harness.session import Session
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
-    and what pruning left of each site.
-
-    `orders` holds the inputs (I,) of a matrix in the order in which its pattern holds, where that is not their own.
-    """
-
-    decoder: Decoder
-    allocation: Allocation
-    scope: Sequence[int]
-    edit: Edit
-    notes: tuple[str, ...]
-    blocks: Mapping[str, Mapping[str, Any]]
-    told: Mapping[str, Any]
-    orders: Mapping[str, Tensor]
-    counts: Mapping[str, causes.Counts]
-
-
-def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Record:
+def compute(run: Run, session: Session | None = None) -> Record:
     """Prune and score one model.
 
     Args:
@@ -78,256 +41,92 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
         Refusal: a component cannot do this point.
         Failure: memory runs out however small the batches are.
     """
-    session = session or Session()
-    with session.point(), remarks() as notes:
-        record = _run(cfg, ready, session)
+    session, stages = session or Session(), Stages(run.device)
+    with session.point(), collected_warnings() as notes:
+        with stages.time("load"):
+            decoder, tokenizer = session.load(run)
+        checkpoint = run.inputs.checkpoint
+        if weights_hash(checkpoint) != run.facts["weights_sha256"]:
+            raise UserError(f"the weights in {checkpoint.folder} changed since they were hashed; run again.")
+        fast = is_fast(run.cfg, run.dtype.itemsize, run.device.type == "cuda")
+        with fused(decoder, wanted=fast), in_pieces(decoder.model):
+            done = compress(run, session, stages, decoder, tokenizer)
+            fuse_attention(done.decoder.model)
+            with stages.time("evaluate"):
+                measures = _measures(run, session, done.decoder, tokenizer)
+        record = _record(run, session, stages, tokenizer, done, measures)
     return replace(record, notes=(*record.notes, *notes))
 
 
-def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
-    stages = Stages(ready.device)
-    with stages.time("load"):
-        decoder, tokenizer = session.load(cfg, ready)
-    if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
-        raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
+def _measures(run: Run, session: Session, decoder: Decoder, tokenizer: Any) -> list[dict[str, Any]]:
+    """What the evaluators measure; of a dense model each evaluation is made once a process."""
+    context = Context(run.inputs.evaluation_window, run.cfg.evaluation_limit, run.cfg.seed, run.device)
+    if is_dense(names_of(run.config)):
+        measures = session.dense_measures(run, decoder, tokenizer, context)
+    else:
+        judges = run.cfg.evaluators.values()
+        measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
+    return [one | {"protocol": protocol_id(run.cfg, one["protocol"])} for one in measures]
 
-    fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
-    with fused(decoder, wanted=fast), in_pieces(decoder.model):
-        reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
-        decoder = reduced.decoder
-        fuse_attention(decoder.model)
-        with stages.time("evaluate"):
-            context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-            if cfg.method is None and not reduced.edit and name_of(cfg.recovery) == "none":
-                measures = session.dense_measures(cfg, ready, decoder, tokenizer, context)
-            else:
-                judges = cfg.evaluators.values()
-                measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
-            measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(decoder, reduced.scope, reduced.allocation, reduced.orders)
-    achieved = fraction_of_zeros(decoder, reduced.scope)
-    _remark_on(cfg, achieved, reduced.counts)
+
+def _record(
+    run: Run, session: Session, stages: Stages, tokenizer: Any, done: Compressed, measures: list[dict[str, Any]]
+) -> Record:
+    """The record of a run, behind saving the model where that is asked for."""
+    cfg, decoder, pruning = run.cfg, done.decoder, done.pruning
+    sites = achieved_sites(decoder, done.scope, pruning.allocation, pruning.orders)
+    achieved = fraction_of_zeros(decoder, done.scope)
+    _warn_about(cfg, achieved, pruning.counts)
     reason = ""
     if cfg.save is not None:
         try:
-            save_model(decoder.model, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders)
+            save_model(
+                decoder, tokenizer, cfg.save, sites, run.fingerprint, pruning.orders, form=cfg.save_form,
+                about=_about(cfg, measures),
+            )  # fmt: skip
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
-            remark(reason)
+            warn(reason)
+    facts = run.facts | ({"session": session.facts} if session.keeps else {})
     return Record(
         status="failed" if reason else "ok",
         reason=reason,
-        fingerprint=ready.fingerprint,
-        config=ready.config,
-        sparsity={
-            "asked": cfg.asked,
-            "achieved": achieved,
-            "model": fraction_of_zeros(decoder, None),
-        },
+        fingerprint=run.fingerprint,
+        config=run.config,
+        sparsity={"asked": cfg.asked, "achieved": achieved, "model": fraction_of_zeros(decoder, None)},
         sites=sites,
         measures=tuple(measures),
         stages=stages.finished,
-        provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
-        edit=asdict(reduced.edit),
-        notes=reduced.notes,
-        blocks=reduced.blocks,
-        allocation=reduced.told,
+        provenance=provenance(run.device, facts),
+        notes=pruning.notes,
+        blocks=pruning.blocks,
+        allocation=pruning.of_allocation,
+        plan=done.plan,
+        parameters={**done.parameters, "saved": None if reason or not cfg.save else done.parameters["model"]},
+        recovery=done.recovery,
     )
 
 
-def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
+def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a saved model says of the run that made it."""
+    parts = {"planner": cfg.planner, "recovery": cfg.recovery}
+    if cfg.method is not None:
+        parts |= {"method": cfg.method, "allocator": cfg.allocator}
+    done = {kind: catalogue.describe(part) for kind, part in parts.items() if name_of(part) != "none"}
+    calibration = {"calibration": asdict(cfg.calibration)} if cfg.method is not None else {}
+    asked = {"sparsity": str(cfg.pattern)} if cfg.method is not None else {}
+    return {"model": cfg.model.name, **done, **asked, **calibration, "seed": cfg.seed, "measures": list(measures)}
+
+
+def _warn_about(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
     """Say why zeros achieved and asked differ, where they do."""
     names = {"method": name_of(cfg.method), "allocator": name_of(cfg.allocator), "recovery": name_of(cfg.recovery)}
     if why := causes.difference(cfg.asked, achieved, counts, **names):
-        remark(why)
+        warn(why)
 
 
-def _reduce(
-    cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, decoder: Decoder, tokenizer: Any
-) -> Reduced:  # fmt: skip
-    """Everything between loading and evaluation; the model is changed in place."""
-    scope: Sequence[int] = cfg.scope.blocks(decoder.dense_blocks)
-    with stages.time("calibrate"):
-        batches = []
-        if ready.inputs.needs_calibration:
-            windows = calibration_windows(cfg.calibration, tokenizer, ready.inputs.calibration_length)
-            at_once = tokens_at_once(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
-            batches = batched(windows.to(ready.device), at_once)
-    with stages.time("plan"):
-        edit = checked.edit(name_of(cfg.planner), cfg.planner.plan(ModelProbe(decoder, batches, scope)))
-        if edit:
-            decoder = operate(decoder, edit)
-            scope = [index for index in scope if index in decoder.indices]
-    sharing = session.sharing(cfg, batches, edited=bool(edit))
-    allocation: Allocation = {}
-    pruned: dict[str, Pruned] = {}
-    told: dict[str, dict[str, Any]] = {}
-    counts: dict[str, causes.Counts] = {}
-    told_of_allocation: dict[str, Any] = {}
-    if cfg.method is not None:
-        with stages.time("allocate"):
-            probe = _probe(cfg, ready, decoder, tokenizer, batches, scope, sharing)
-            allocation, told_of_allocation = _allocated(cfg, probe), probe.told
-            del probe  # with the hidden states that it keeps
-        with stages.time("prune"):
-            method, walk = _method_and_walk(cfg, sharing, allocation)
-            errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, allocation), partial(_weights, decoder))
-            masks = name_of(cfg.recovery) != "none"
-            pruned = prune(
-                decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
-            )
-        if errors:
-            stages.move(errors.seconds, "prune", "layer_error")
-    with stages.time("recover"):
-        kept = {site: result.kept for site, result in pruned.items()}
-        cfg.recovery.heal(decoder.model, tokenizer, kept, rng(cfg.seed, "recovery"))
-        if name_of(cfg.recovery) != "none":
-            check_healed(name_of(cfg.recovery), decoder, scope, kept)
-    notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
-    if back := sum(bool(facts.get("fallback")) for facts in told.values()):
-        notes.append(f"{back} of {len(told)} blocks fell back")
-    orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    return Reduced(decoder, allocation, scope, edit, tuple(notes), told, told_of_allocation, orders, counts)
-
-
-def _allocated(cfg: RunConfig, probe: ModelProbe) -> Allocation:
-    """The pattern of every site; whether the method takes them is asked before a search takes an hour, and after."""
-    check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
-    answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
-    allocation = checked.allocation(name_of(cfg.allocator), answer, probe.shapes)
-    check_fit(cfg.method, allocation, probe.shapes)
-    return allocation
-
-
-def _method_and_walk(
-    cfg: RunConfig, sharing: Sharing | None, allocation: Allocation
-) -> tuple[Any, Callable[..., Iterator[Any]]]:
-    """The method, and the walk over the blocks that it wants, both with what other points left where they take it."""
-    exact = cfg.numerics == "exact"
-    if is_beside_dense(cfg.method):
-        if cfg.inputs == "dense":
-            raise Refusal(f"method={name_of(cfg.method)} compares pruned with dense inputs; it needs inputs=pruned.")
-        return cfg.method, partial(walk_for(cfg.method), exact=exact)
-    method = sharing.method(cfg.method, allocation) if sharing else cfg.method
-    return method, partial(sharing.walk if sharing else stream, exact=exact)
-
-
-def _probe(
-    cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
-    sharing: Sharing | None,
-) -> ModelProbe:  # fmt: skip
-    """What the allocator may ask. Further windows of the calibration text have a seed of their own."""
-
-    def draw(count: int) -> Tensor:
-        seed = rng(cfg.calibration.seed, "windows of a search").randrange(2**32)
-        further = replace(cfg.calibration, windows=count, seed=seed)
-        return calibration_windows(further, tokenizer, ready.inputs.calibration_length).to(ready.device)
-
-    return ModelProbe(
-        decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
-        cache=Cache(cfg.cache, ready.belongs, cfg.cache_gib), weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
-    )  # fmt: skip
-
-
-def _keeping(cfg: RunConfig, ready: Prepared, allocation: Allocation) -> Keeping:
-    """Where finished blocks of this run go, and what they depend on."""
-    belongs = belonging(ready.belongs, catalogue.describe(cfg.method), cfg.seed, allocation)
-    every = cfg.checkpoint_every
-    if ready.waits.blocks and every is not None:
-        every = 0.0  # while a block is on the device
-    if cfg.inputs == "dense":
-        every = None  # each block alone, which is soon done again
-    return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
-
-
-def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:
-    return {site: linear.weight.data for site, linear in decoder.linears(index).items()}
-
-
-def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Ask before the first weight is touched whether every matrix can carry its pattern.
-
-    Raises:
-        Refusal: one cannot, or the method says no.
-    """
-    refuses = getattr(method, "refuses", lambda pattern, shape: None)
-    for site, pattern in allocation.items():
-        if why := misfit(pattern, shapes[site]) or refuses(pattern, shapes[site]):
-            raise Refusal(f"{site} cannot be pruned: {why}.")
-
-
-@torch.no_grad()
-def prune(
-    decoder: Decoder,
-    batches: list[Tensor],
-    scope: Sequence[int],
-    method: Any,
-    allocation: Allocation,
-    told: dict[str, dict[str, Any]] | None = None,
-    walk: Callable[..., Iterator[StreamedBlock | Shared]] | None = None,
-    finished: FinishedBlocks | None = None,
-    counts: dict[str, causes.Counts] | None = None,
-    *,
-    masks: bool = True,
-) -> dict[str, Pruned]:
-    """Block by block, the next one seeing what was done to this one.
-
-    Args:
-        finished: blocks that an earlier attempt left are taken from it, and new ones are kept there.
-        masks: whether to give the masks, which take half as much memory as the weights in 16 bits.
-
-    Returns:
-        Site → what the method gave; what it told about blocks is added to `told`, by index, and the zeros counted in
-        every matrix to `counts`.
-
-    Raises:
-        Failure: the method gave something that cannot be a pruned weight.
-    """
-    done: dict[str, Pruned] = {}
-    seen: dict[str, Tensor] = {}
-    walk = walk or walk_for(method)
-    block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
-    try:
-        for block in walk(decoder, batches, scope, edited=True, label="prune"):
-            earlier = finished.load(block.index) if finished else None
-            pruned, facts, counted = earlier or _pruned_block(block, block_method, allocation)
-            seen |= counted
-            for site, one in pruned.items():
-                block.write(site, one.weight)
-                kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
-                done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
-            if told is not None and facts:
-                told[str(block.index)] = dict(facts)
-            if finished and earlier is None:
-                finished.add(block.index, Block({site: done[site] for site in pruned}, facts, counted))
-    except Exception:
-        checked.counts(who, causes.read(seen, allocation))  # a later block stumbles over what an earlier one became
-        raise
-    found = causes.read(seen, allocation)
-    checked.counts(who, found)
-    if counts is not None:
-        counts |= found
-    if finished and finished.loaded:
-        remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
-    return done
-
-
-def _pruned_block(block: StreamedBlock | Shared, method: Any, allocation: Allocation) -> Block:
-    """What a method makes of a block, and the zeros that are counted in it."""
-    patterns = {site: allocation[site] for site in block.weights}
-    pruned = method.prune_block(block, patterns)
-    weights = getattr(block, "dense", block.weights)  # a method that writes as it goes leaves them there
-    counted = {
-        site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
-        for site, one in pruned.items()
-    }
-    return Block(pruned, block.told, counted)
-
-
-def without_numbers(cfg: RunConfig, ready: Prepared, status: Any, reason: str) -> Record:
+def without_numbers(run: Run, status: Any, reason: str) -> Record:
     """The record of a run that was skipped or failed."""
-    sparsity = {"asked": cfg.asked, "achieved": None, "model": None}
-    facts = provenance(ready.device, ready.facts)
-    return Record(status, reason, ready.fingerprint, ready.config, sparsity=sparsity, provenance=facts)
+    sparsity = {"asked": run.cfg.asked, "achieved": None, "model": None}
+    facts = provenance(run.device, run.facts)
+    return Record(status, reason, run.fingerprint, run.config, sparsity=sparsity, provenance=facts)

@@ -18,20 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.checks import self_check
-from harness.calibration.sharing import Sharing, Store, digest
+from harness.calibration.reuse import ReuseCache, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
-from harness.core.errors import Refusal
+from harness.data.packed import held_out_windows, training_windows
 from harness.data.vocabulary import check_tokens, tell_unknown
 from harness.data.windows import calibration_windows
 from harness.evaluation.protocol import Context, measured
 from harness.models.checkpoint import architecture, tokenizer_hashes
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import load_config, load_model
-from harness.models.machine import available, lend
+from harness.models.machine import available, register_reclaimable
 from harness.models.placement import Where
 from harness.models.tokenizer import load_tokenizer
-from harness.prepare import Prepared
+from harness.prepare import Run
+from harness.runtime.errors import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +71,7 @@ class Session:
         self._tokenizers: dict[str, Any] = {}
         self._measures: dict[str, list[dict[str, Any]]] = {}
         if keeps:
-            lend(self)
+            register_reclaimable(self)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Session:
         """Let go of the model and of everything that belongs to it."""
         self._held = None
 
-    def lent(self, device: torch.device) -> int:
+    def reclaimable(self, device: torch.device) -> int:
         """Bytes on the device that a point may count as free: it takes the model over, or another one its place."""
         held = self._held
         if held is None or held.decoder.model.device.type != device.type:
@@ -103,53 +104,51 @@ class Session:
         kept = held.statistics.used() + held.paths.used()
         return kept + sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
 
-    def load(self, cfg: RunConfig, ready: Prepared) -> tuple[Decoder, Any]:
+    def load(self, run: Run) -> tuple[Decoder, Any]:
         """The dense model and its tokenizer: as the last point found it, or from disk.
 
         Raises:
             UserError: see `load_config`, `load_tokenizer`, `check_tokens`, `load_model` and `self_check`.
         """
-        config = load_config(ready.inputs.checkpoint, cfg.model)
-        tokenizer = self._tokenizer(cfg, ready, config)
+        config = load_config(run.inputs.checkpoint, run.cfg.model)
+        tokenizer = self._tokenizer(run, config)
         rows = int(config.get_text_config().vocab_size)
-        _check_texts(cfg, ready, tokenizer, rows)
-        key = _model_key(cfg, ready)
+        check_texts(run, tokenizer, rows)
+        key = _model_key(run)
         if self._held and self._held.key == key and _restored(self._held):
             self.tally["model"] += 1
         else:
             self.drop()
-            where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
-            model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where, config)
+            where = Where(run.device, run.offload.blocks, run.offload.activations, run.others)
+            model = load_model(run.inputs.checkpoint, run.cfg.model, run.dtype, where, config)
             decoder = decoder_of(model)
             self_check(decoder)
-            if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
+            if not self.keeps or run.offload.blocks or run.others:  # what lies in several places is not kept
                 return decoder, tokenizer
-            self._held = self._hold(key, decoder, ready)
+            self._held = self._hold(key, decoder, run)
         held = self._held
-        self._make_room(held, ready)
+        self._make_room(held, run)
         return held.decoder, tokenizer
 
-    def sharing(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> Sharing | None:
+    def reuse(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> ReuseCache | None:
         """What this point shares; nothing once its structure was edited, None where there is nothing to it."""
         dense = cfg.inputs == "dense"
         held = None if edited or not self.keeps else self._held
         if held is None:
-            return Sharing(*_nothing(batches), dense_inputs=dense) if dense else None
+            return ReuseCache(*_nothing(batches), dense_inputs=dense) if dense else None
         held.statistics.point = held.paths.point = self._points
         windows = torch.cat(list(batches)) if batches else None
-        belongs = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
-        return Sharing(held.statistics, held.paths, belongs, dense, self.tally)
+        cache_key = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
+        return ReuseCache(held.statistics, held.paths, cache_key, dense, self.tally)
 
-    def dense_measures(
-        self, cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, context: Context
-    ) -> list[dict[str, Any]]:
+    def dense_measures(self, run: Run, decoder: Decoder, tokenizer: Any, context: Context) -> list[dict[str, Any]]:
         """The measures of an untouched model, every evaluation made once."""
         found = []
-        for name, evaluator in cfg.evaluators.items():
+        for name, evaluator in run.cfg.evaluators.items():
             asked = [
-                *(_model_key(cfg, ready), tokenizer_hashes(ready.inputs.checkpoint)),
-                *(describe(evaluator), str(evaluator.protocol(context)), ready.facts["data"][name]["sha256"]),
-                *(context.window, context.limit, context.seed, cfg.numerics),
+                *(_model_key(run), tokenizer_hashes(run.inputs.checkpoint)),
+                *(describe(evaluator), str(evaluator.protocol(context)), run.facts["data"][name]["sha256"]),
+                *(context.window, context.limit, context.seed, run.cfg.numerics),
             ]
             key = json.dumps(asked, sort_keys=True)
             self.tally["measures"] += key in self._measures
@@ -158,51 +157,59 @@ class Session:
             found += [dict(measure) for measure in self._measures[key]]
         return found
 
-    def _tokenizer(self, cfg: RunConfig, ready: Prepared, config: Any) -> Any:
-        checkpoint = ready.inputs.checkpoint
-        key = json.dumps([tokenizer_hashes(checkpoint), _code(cfg, ready)], sort_keys=True)
-        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, cfg.model, config)
+    def _tokenizer(self, run: Run, config: Any) -> Any:
+        checkpoint = run.inputs.checkpoint
+        key = json.dumps([tokenizer_hashes(checkpoint), _code(run)], sort_keys=True)
+        tokenizer = self._tokenizers.pop(key, None) or load_tokenizer(checkpoint, run.cfg.model, config)
         self._tokenizers[key] = tokenizer  # the last one again
         for oldest in list(self._tokenizers)[:-TOKENIZERS]:
             del self._tokenizers[oldest]
         return tokenizer
 
-    def _hold(self, key: str, decoder: Decoder, ready: Prepared) -> _Held:
+    def _hold(self, key: str, decoder: Decoder, run: Run) -> _Held:
         """With a copy of every tensor: on the device if there is room, else in host memory, else on disk only."""
         model = decoder.model
         named = dict(_tensors(model))
         size = sum(tensor.nbytes for tensor in named.values())
         cpu = torch.device("cpu")
         master: dict[str, Tensor] = {}
-        if size + ready.need.beside_weights < available(ready.device):
+        if size + run.need.beside_weights < available(run.device):
             master = {name: tensor.detach().clone() for name, tensor in named.items()}
-        elif ready.device.type != "cpu" and size < available(cpu):
+        elif run.device.type != "cpu" and size < available(cpu):
             master = {name: tensor.detach().to(cpu) for name, tensor in named.items()}
-        room = max(0, available(ready.device) - ready.need.beside_weights)
-        host = 0 if ready.device.type == "cpu" else int(PATHS * available(cpu))
-        statistics = Store(ready.device, int(STATISTICS * room), host)
+        room = max(0, available(run.device) - run.need.beside_weights)
+        host = 0 if run.device.type == "cpu" else int(PATHS * available(cpu))
+        statistics = Store(run.device, int(STATISTICS * room), host)
         attention = model.config._attn_implementation
-        paths = Store(ready.device, int(PATHS * room))
+        paths = Store(run.device, int(PATHS * room))
         return _Held(key, decoder, attention, _form(model), master, statistics, paths)
 
-    def _make_room(self, held: _Held, ready: Prepared) -> None:
+    def _make_room(self, held: _Held, run: Run) -> None:
         """A point that needs more than is left takes what others left."""
         for store in (held.paths, held.statistics):
-            if available(ready.device) < ready.need.beside_weights:
+            if available(run.device) < run.need.beside_weights:
                 store.clear()
-        if available(ready.device) < ready.need.beside_weights:
+        if available(run.device) < run.need.beside_weights:
             held.master = {}
 
 
-def _check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> None:
+def check_texts(run: Run, tokenizer: Any, rows: int) -> None:
     """Look at the tokens of all texts before a model is loaded; those of tasks are looked at when they are scored."""
-    inputs = ready.inputs
+    inputs = run.inputs
     texts = {}
     if inputs.needs_calibration:
-        windows = calibration_windows(cfg.calibration, tokenizer, inputs.calibration_length)
-        texts[f"calibration={cfg.calibration.corpus}"] = windows
-    context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
-    for name, evaluator in cfg.evaluators.items():
+        windows = calibration_windows(run.cfg.calibration, tokenizer, inputs.calibration_length)
+        texts[f"calibration={run.cfg.calibration.corpus}"] = windows
+    if training := inputs.training:
+        corpus, split, length = training
+        texts[f"recovery.text={corpus}"] = torch.cat(
+            [
+                training_windows(corpus, split, tokenizer, length, run.cfg.recovery.tokens, run.cfg.seed),
+                held_out_windows(corpus, split, tokenizer, length),
+            ]
+        )
+    context = Context(inputs.evaluation_window, run.cfg.evaluation_limit, run.cfg.seed, run.device)
+    for name, evaluator in run.cfg.evaluators.items():
         if hasattr(evaluator, "tokens"):
             texts[f"evaluation={name}"] = evaluator.tokens(tokenizer, context)
     for text, windows in texts.items():
@@ -215,14 +222,14 @@ def _nothing(batches: Sequence[Tensor]) -> tuple[Store, Store]:
     return Store(device), Store(device)
 
 
-def _model_key(cfg: RunConfig, ready: Prepared) -> str:
-    content = [ready.facts["weights_sha256"], architecture(ready.inputs.checkpoint), str(ready.dtype)]
-    return json.dumps([*content, str(ready.device), _code(cfg, ready)], sort_keys=True)
+def _model_key(run: Run) -> str:
+    content = [run.facts["weights_sha256"], architecture(run.inputs.checkpoint), str(run.dtype)]
+    return json.dumps([*content, str(run.device), _code(run)], sort_keys=True)
 
 
-def _code(cfg: RunConfig, ready: Prepared) -> str | None:
+def _code(run: Run) -> str | None:
     """Where code that no hash covers comes from."""
-    return str(ready.inputs.checkpoint.folder) if cfg.model.trust_remote_code else None
+    return str(run.inputs.checkpoint.folder) if run.cfg.model.trust_remote_code else None
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

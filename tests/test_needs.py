@@ -11,11 +11,13 @@ import torch
 from helpers import TINY, linears, tiny
 
 from harness import compose, needs
-from harness.core.errors import UserError
-from harness.core.memory import GIB
+from harness.core.places import ROOT
 from harness.models.decoder import decoder_of
-from harness.needs import LIBRARIES, Need, check_memory, need_of, of_config, of_facts
-from harness.record.provenance import ROOT
+from harness.models.geometry import of_config, of_facts
+from harness.needs import LIBRARIES, Need, check_memory, need_of
+from harness.runtime.errors import UserError
+from harness.runtime.memory import GIB
+from harness.study.estimate import estimate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEED = Need(blocks=20 * GIB, block=GIB, outside=GIB, waiting=4 * GIB, pruning=3 * GIB, scoring=2 * GIB)
@@ -61,7 +63,7 @@ def test_published_sizes(model: str) -> None:
 
 
 def test_where_everything_is_adds_up() -> None:
-    assert (NEED.resident, NEED.parked, NEED.offloaded) == (28 * GIB, 24 * GIB, 6 * GIB)
+    assert (NEED.resident, NEED.activations_offloaded, NEED.offloaded) == (28 * GIB, 24 * GIB, 6 * GIB)
     assert (NEED.host(offload=True), NEED.host(offload=False)) == (24 * GIB, 4 * GIB)
     sizes = [24 * GIB + LIBRARIES, 24 * GIB + LIBRARIES - 1, 6 * GIB + LIBRARIES, 6 * GIB]
     assert [NEED.mode(size) for size in sizes] == ["resident", "offload", "offload", "too large"]
@@ -71,7 +73,7 @@ def test_what_is_counted() -> None:
     """LLaMA-2-7B in 16 bits, by hand: 202 M weights a block, 262 M outside; 128 windows of 2048 are 2 GiB."""
     wanda, gpt, dense = needed("method=wanda"), needed("method=sparsegpt"), needed("method=none", calibrated=False)
     assert wanda.blocks == 32 * wanda.block == 32 * 2 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert wanda.outside == 2 * 2 * 32000 * 4096
+    assert wanda.outside == 2 * (2 * 32000 * 4096 + 4096)  # the last norm too
     assert wanda.waiting == 2 * GIB and dense.waiting == 0 and dense.pruning == 0
     assert needed("method=wanda", "allocator=owl").waiting == 4 * GIB  # what a dense block gives, beside what it got
     inside, chosen = 2 * (8 * 4096 + 3 * 11008), 10 * 4096 * 11008 + wanda.block
@@ -157,3 +159,38 @@ def test_a_cpu_has_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [check_memory(NEED, offload, CPU) for offload in ("auto", "off")] == [(False, False)] * 2
     with pytest.raises(UserError, match=r"needs about 30\.0 GiB on cpu and 29\.0 GiB are free"):
         check_memory(NEED, "on", CPU)
+
+
+def test_what_a_recovery_takes() -> None:
+    """LLaMA-2-7B in 16 bits at half its weights, by hand: 16 bytes a trained value, a byte of mask a weight."""
+    sizes = {"q, k, v, o": 4 * 4096**2, "gate, up, down": 3 * 4096 * 11008}
+    weights = 32 * sum(sizes.values())
+    tokens, block = 8192, sum(sizes.values())
+    states = 32 * tokens * 4096 * 2
+    graph = tokens * (8 * 4096 + 6 * 11008) * 2 + 2 * block
+    beside = 3 * 4 * 4096 * 11008 + tokens * 32000 * 14
+    kept = needed("method=wanda", "recovery=kept_weights")
+    assert kept.recovering == pytest.approx(weights / 2 * 16 + weights + states + graph + beside)
+    assert kept.offloaded == kept.activations_offloaded > 50 * GIB and needed("method=wanda").recovering == 0
+    low_rank = 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    lora = needed("method=wanda", "recovery=lora")
+    assert lora.recovering == pytest.approx(low_rank * 16 + weights + states + graph + beside)
+    half = needed("method=wanda", "recovery=lora", "scope=first_half")
+    assert lora.recovering - half.recovering == pytest.approx((low_rank * 16 + weights) / 2)
+    whole = needed("method=wanda", "recovery=lora", "recovery.checkpointing=false")
+    assert whole.recovering - lora.recovering == pytest.approx(31 * graph - states)
+    assert needed("recovery=lora", "recovery.length=128", "recovery.batch=1").recovering < lora.recovering
+
+
+def test_what_a_recovery_asks_of_the_model() -> None:
+    """Three learning rates of 10 steps: tokens forward and backward, blocks run again, and held-out windows."""
+    quick = ("recovery.tokens=40960", "recovery.batch=2", "recovery.length=2048", "recovery.checks=3")
+    cfg = configured("recovery=lora", *quick, "recovery.lr=[1e-4,3e-4,1e-3]")
+    geometry = of_facts(cfg.composed["model"]["geometry"])
+    cost = needs.recovery_cost(cfg, geometry, 2048, 2, cuda=True)
+    assert cost.backwards == 3 * 40960 and cost.forwards == 2 * 3 * 40960 + 3 * 4 * 16 * 2048
+    assert needs.recovery_cost(cfg, geometry, 2048, 4, cuda=False).forwards == 3 * 40960 + 3 * 4 * 16 * 2048
+    with_it, without = (estimate(one, "cuda").seconds for one in (cfg, configured()))
+    passes = cost.forwards + 2 * cost.backwards
+    parameters = 32 * geometry.block_parameters + 32000 * 4096
+    assert with_it - without == pytest.approx(2 * passes * parameters / 590e12, rel=0.2)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from harness.core.files import staged
+from harness.runtime.files import staged
 
 TEMPLATES = [{"name": "default", "template": "{{ a }}"}, {"name": "tool_use", "template": "{{ b }}"}]
 
@@ -100,3 +101,20 @@ def test_what_is_staged_takes_the_place_of_what_was_there(before: str, comes: st
     else:
         assert (tmp_path / "it").read_text(encoding="utf-8") == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+def test_the_folder_says_what_was_done(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    """By matrix in `pruning.json`, in short in a model card; a user's own README stays."""
+    kept = tmp_path / "kept"
+    record = typed(*options, "method=wanda", "sparsity=2of4", f"save={kept}").record
+    mark, card = json.loads((kept / "pruning.json").read_text(encoding="utf-8")), (kept / "README.md")
+    assert mark["fingerprint"] == record["fingerprint"] and mark["sites"] == record["sites"]
+    assert (mark["method"]["name"], mark["sparsity"], mark["seed"]) == ("wanda", "2of4", 0)
+    assert mark["calibration"]["windows"] == 2 and mark["measures"] == record["measures"]
+    assert mark["parameters"] == sum(one.numel() for one in load_file(kept / "model.safetensors").values())
+    assert all(told in card.read_text(encoding="utf-8") for told in ("* method: wanda\n", "* 50.0 % zeros in "))
+    mark["files"].remove("README.md")
+    (kept / "pruning.json").write_text(json.dumps(mark), encoding="utf-8")
+    card.write_text("mine", encoding="utf-8")
+    assert typed(*options, "method=magnitude", f"save={kept}").status == 0
+    assert card.read_text(encoding="utf-8") == "mine"

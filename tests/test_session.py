@@ -17,17 +17,17 @@ from torch import Tensor
 from harness import compose, session
 from harness.calibration.stream import Stream
 from harness.config import RunConfig
-from harness.core.errors import Refusal, UserError
 from harness.data import windows
 from harness.evaluation.perplexity import Perplexity
 from harness.execute import execute
 from harness.models.loading import load_model
 from harness.models.placement import Where
 from harness.prepare import prepare
-from harness.record.question import answered, question
+from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
 from harness.report.outputs import refuse_unlike
-from harness.run import run
+from harness.run import compute
+from harness.runtime.errors import Refusal, UserError
 from harness.session import Session
 from tests.commands import save_tiny
 from tests.end_to_end.test_identity import DROP
@@ -86,7 +86,7 @@ def numbers(cfg: RunConfig, monkeypatch: pytest.MonkeyPatch, here: Session | Non
 
     with monkeypatch.context() as patch:
         patch.setattr("harness.run.fuse_attention", catch)
-        return Numbers(run(cfg, prepare(cfg), here), caught)
+        return Numbers(compute(prepare(cfg), here), caught)
 
 
 def dense_tensors(cfg: RunConfig) -> dict[str, Tensor]:
@@ -141,12 +141,12 @@ def test_the_model_is_dense_again_after_every_kind_of_point(options: list[str], 
     fresh = dense_tensors(config(options))
     for overrides in CHANGES:
         cfg = config(options, *overrides)
-        run(cfg, prepare(cfg), here)
-        model = here.load(cfg, prepare(cfg))[0].model
-        found = dict(session._tensors(model))
+        compute(prepare(cfg), here)
+        decoder, _ = here.load(prepare(cfg))
+        found = dict(session._tensors(decoder.model))
         assert found.keys() == fresh.keys()
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.items()), overrides
-        assert model.config._attn_implementation == "eager"
+        assert decoder.config._attn_implementation == "eager"
 
 
 def test_a_changed_structure_is_loaded_again(options: list[str]) -> None:
@@ -158,43 +158,43 @@ def test_a_changed_structure_is_loaded_again(options: list[str]) -> None:
         lambda model: model.model.layers[0].mlp.up_proj.register_parameter("scale", torch.nn.Parameter(torch.ones(1))),
         lambda model: setattr(model.config, "rms_norm_eps", 1.0),
     ):
-        before = here.load(cfg, prepare(cfg))[0].model
-        change(before)
-        after = here.load(cfg, prepare(cfg))[0].model
+        before, _ = here.load(prepare(cfg))
+        change(before.model)
+        after, _ = here.load(prepare(cfg))
         assert after is not before
-        assert here.load(cfg, prepare(cfg))[0].model is after
+        assert here.load(prepare(cfg))[0] is after
 
 
 def test_another_model_dtype_or_failure_takes_the_place_of_what_was_kept(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, cfg = Session(keeps=True), config(options)
-    run(cfg, prepare(cfg), here)
+    compute(prepare(cfg), here)
     first = here._held
     half = config(options, "dtype=bfloat16")
-    run(half, prepare(half), here)
+    compute(prepare(half), here)
     assert here._held is not first
     kept = here._held
     with monkeypatch.context() as patch:
-        patch.setattr("harness.run.prune", lambda *_, **__: 1 / 0)
+        patch.setattr("harness.compress.prune", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run(half, prepare(half), here)
+            compute(prepare(half), here)
     assert kept is not None and here._held is None
     refused = config(options, "sparsity=3of5")
-    run(cfg, prepare(cfg), here)
+    compute(prepare(cfg), here)
     kept = here._held
     with pytest.raises(Refusal):
-        run(refused, prepare(refused), here)
+        compute(prepare(refused), here)
     assert here._held is kept
 
 
 def test_a_single_run_keeps_nothing(options: list[str]) -> None:
     cfg = config(options)
-    execute(cfg, prepare(cfg), in_sweep=False)
+    execute(prepare(cfg), in_sweep=False)
     assert session._here is None
-    execute(config(options, "seed=1", "share=false"), prepare(config(options, "seed=1")), in_sweep=True)
+    execute(prepare(config(options, "seed=1", "share=false")), in_sweep=True)
     assert session._here is None
-    execute(config(options, "seed=2"), prepare(config(options, "seed=2")), in_sweep=True)
+    execute(prepare(config(options, "seed=2")), in_sweep=True)
     assert session.of_process()._held is not None
 
 
@@ -241,7 +241,7 @@ def test_a_sweep_of_63_points_does_once_what_is_the_same(options: list[str], mon
     here, count = Session(keeps=True), Count(monkeypatch)
     for overrides in (["method=none"], *SWEEP, ["method=none", "tracker=csv"]):
         cfg = config(options, *overrides)
-        run(cfg, prepare(cfg), here)
+        compute(prepare(cfg), here)
     assert (count["loads"], count["evaluations"]) == (1, 64)
     assert count["metrics of blocks"] == 3
     assert (count["spectra"], count["histograms"]) == (21, 21)
@@ -253,18 +253,18 @@ def test_a_sweep_of_63_points_does_once_what_is_the_same(options: list[str], mon
 def test_dense_inputs_are_another_experiment(options: list[str], tmp_path: Path) -> None:
     """Another fingerprint, protocol and question; a dense model is the same one."""
     both = [config(options), config(options, "inputs=dense")]
-    usual, other = (execute(cfg, prepare(cfg), in_sweep=True)[1] for cfg in both)
+    usual, other = (execute(prepare(cfg), in_sweep=True)[1] for cfg in both)
     assert usual.fingerprint != other.fingerprint
     assert usual.measures[0]["value"] != other.measures[0]["value"]
     protocols = [record.measures[0]["protocol"] for record in (usual, other)]
     assert protocols[1] == protocols[0].replace("#", ",inputs=dense#")
     assert other.provenance["data"]["embedded-a"]["protocol"]["id"] == protocols[1]
-    assert question(other.config) not in answered(usual)
+    assert request_key(other.config) not in matcher_of_record(usual)
     older = {key: value for key, value in usual.config.items() if key not in ("inputs", "share")}
-    assert question(older) == question(usual.config)
+    assert request_key(older) == request_key(usual.config)
     none = [prepare(config(options, "method=none", *more)) for more in ([], ["inputs=dense"])]
     assert none[0].fingerprint == none[1].fingerprint
-    assert question(none[0].config) == question(none[1].config)
+    assert request_key(none[0].config) == request_key(none[1].config)
 
 
 def test_no_table_puts_dense_inputs_beside_others_unless_it_says_so() -> None:
@@ -293,7 +293,7 @@ def test_mrp_asks_what_a_run_on_dense_inputs_would_leave(options: list[str], mon
 def test_a_gpu_model_is_dense_again_too(options: list[str]) -> None:
     cfg = config(options, "dtype=float16", "device=cuda", "method=sparsegpt")
     here, fresh = Session(keeps=True), dense_tensors(cfg)
-    run(cfg, prepare(cfg), here)
-    model = here.load(cfg, prepare(cfg))[0].model
+    compute(prepare(cfg), here)
+    decoder, _ = here.load(prepare(cfg))
     assert here.tally["model"] == 1
-    assert all(torch.equal(tensor, fresh[name]) for name, tensor in session._tensors(model))
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in session._tensors(decoder.model))

@@ -41,8 +41,10 @@ from benchmarks.speed.common import (
     timed,
     write,
 )  # fmt: skip
+from harness.calibration.batches import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched
 from harness.calibration.reference import walk_for
-from harness.calibration.stream import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched, stream
+from harness.calibration.walk import stream
+from harness.compress import prune
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT
@@ -50,7 +52,6 @@ from harness.methods.wanda import Wanda
 from harness.models.attention import in_pieces
 from harness.models.decoder import decoder_of
 from harness.models.fused import fused
-from harness.run import prune
 
 METHODS: dict[str, Any] = {"sparsegpt": SparseGPT(), "wanda": Wanda()}
 SPARSITY = 0.5

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.common import SHAPES, gib, random_model, random_tokens, timed, write
-from harness.calibration.stream import batched
+from harness.calibration.batches import batched
+from harness.compress import prune
 from harness.core.pattern import Unstructured
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place
-from harness.run import prune
 
 METHODS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 SPARSITY = 0.5

@@ -20,11 +20,11 @@ from typing import NamedTuple
 from benchmarks.speed.authors import MOST_WINDOWS, Order, digest
 from benchmarks.speed.points import ALLOCATORS, METHODS, Given, Point, Side
 from harness import compose
+from harness.core.places import ROOT
 from harness.data.corpora import corpus_named
 from harness.data.windows import calibration_windows, evaluation_windows
 from harness.models.tokenizer import load_tokenizer
 from harness.prepare import look_up
-from harness.record.provenance import ROOT
 
 REVISIONS = {"wanda": "8e8fc87", "OWL": "dddb7a4", "AlphaPruning": "5f0e984"}
 """Clones, and the commits that were looked at."""

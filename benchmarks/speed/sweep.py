@@ -42,15 +42,15 @@ from benchmarks.speed import pointwise
 from benchmarks.speed.common import SHAPES, shaped, write, write_raw
 from benchmarks.speed.points import SPARSITIES, Given, Point, Side, points
 from harness import compose
+from harness.core.places import ROOT
 from harness.execute import execute
 from harness.prepare import prepare
-from harness.record.provenance import ROOT
 
 TOLERANCE = 1e-3
 COUNTED = {
     "loads": ("harness.session.load_model",),
     "block forwards": ("harness.calibration.stream.Stream.run_piece",),
-    "factorisations": ("harness.core.statistic.damped_inverse", "harness.core.statistic.hoped_factor"),
+    "factorisations": ("harness.core.statistic.damped_inverse", "harness.core.statistic.unchecked_factor"),
     "spectra": ("harness.allocators.alphapruning.power_law_exponent",),
     "evaluations": ("harness.evaluation.perplexity.mean_nll",),
 }
@@ -124,7 +124,7 @@ def child(order: dict[str, Any], overrides: Sequence[str]) -> None:
     for point in (Point(*one) for one in order["points"]):
         started = time.perf_counter()
         cfg = compose.compose_run([*overrides, f"records={folder}", *point.overrides])
-        _, record = execute(cfg, prepare(cfg), in_sweep=True)
+        record = execute(prepare(cfg), in_sweep=True).record
         if record.status != "ok":
             raise SystemExit(f"{point.name}: {record.status}: {record.reason}")
         values = [measure["value"] for measure in record.measures]

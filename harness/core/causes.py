@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from harness.core.pattern import NofM, Pattern
+from harness.core.tolerance import TOLERANCE
 
-TOLERANCE = 0.0005
-"""What achieved and asked sparsity may differ by, in fractions of zeros, without a word."""
 CAUSES = {
     "zero": "weights that were zero before",
     "unseen": "inputs that calibration never saw",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from harness.core.allocation import Allocation
 from harness.core.causes import Counts
-from harness.core.edit import Edit
-from harness.core.errors import Failure
+from harness.core.cost import check
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
+from harness.core.structure import Cut, Part, Plan, Unit
+from harness.runtime.errors import Failure
 
+T = TypeVar("T")
 FEW = 3
 """Names in a sentence."""
 
@@ -44,7 +47,7 @@ def pruned(method: str, site: str, result: Any, weight: Tensor) -> Pruned:
 
 def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
     """Look at what a method need not say."""
-    for name, tensor, shape in (("sound", result.sound, []), ("unseen", result.unseen, [width])):
+    for name, tensor, shape in (("ok", result.ok, []), ("unseen", result.unseen, [width])):
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool or list(tensor.shape) != shape:
@@ -55,7 +58,7 @@ def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
 
 
 def _is_permutation(order: Any, width: int) -> bool:
-    """Whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
+    """Return whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
     if not isinstance(order, Tensor) or order.is_floating_point() or list(order.shape) != [width]:
         return False
     return torch.equal(order.sort().values, torch.arange(width, dtype=order.dtype, device=order.device))
@@ -114,17 +117,35 @@ def allocation(allocator: str, answer: Any, sites: Iterable[str]) -> Allocation:
     return answer
 
 
-def edit(planner: str, answer: Any) -> Edit:
-    """A planner's answer.
+def plan(planner: str, answer: Any, geometry: Geometry) -> Plan:
+    """A planner's answer: units that the model has, and tensors.
 
     Raises:
-        Failure: it is no edit.
+        Failure: it is no plan.
+        Refusal: the model has not what is to go, or nothing would be left.
     """
-    if not isinstance(answer, Edit):
-        raise Failure(f"the planner '{planner}' returned {_what(answer)}, where an Edit is due.")
-    blocks = answer.dropped_blocks
-    if not isinstance(blocks, tuple) or not all(type(index) is int for index in blocks):
-        raise Failure(f"the planner '{planner}' dropped {blocks!r}, where a tuple of the numbers of blocks is due.")
+    who = f"the planner '{planner}'"
+    if not isinstance(answer, Plan) or not isinstance(answer.edit, Cut):
+        raise Failure(f"{who} returned {_what(answer)}, where Plan(Cut(units)) is due.")
+    for unit in answer.edit.units:
+        whole = isinstance(unit, Unit) and type(unit.block) is int and type(unit.index) is int
+        if not whole or unit.part not in get_args(Part):
+            raise Failure(f"{who} would cut {unit!r}, where Unit(part, block, index) is due.")
+    for name, tensor in answer.tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise Failure(f"{who} gave {_what(tensor)} as {name}, where a tensor is due.")
+    check(answer.edit, geometry)
+    return answer
+
+
+def decoder(conversion: str, answer: Any, kind: type[T]) -> T:
+    """A conversion's answer.
+
+    Raises:
+        Failure: it is no decoder.
+    """
+    if not isinstance(answer, kind):
+        raise Failure(f"the conversion '{conversion}' returned {_what(answer)}, where a {kind.__name__} is due.")
     return answer
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from harness.core.allocation import Allocation, Budget
-from harness.core.edit import Edit
+from harness.core.geometry import Geometry
 from harness.core.pattern import Pattern
-from harness.core.statistic import Gram, Seen, Statistic
+from harness.core.statistic import ActivationStats, Gram, Statistic
+from harness.core.structure import Cut, Part, Plan, Unit
 
 Site = str
 """The full name of one weight matrix, such as `model.layers.0.mlp.up_proj`."""
@@ -22,7 +24,7 @@ Site = str
 class Pruned(NamedTuple):
     """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback).
 
-    `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
+    `ok` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
     `order` (I,) are the inputs in the order in which an N:M pattern holds; None where it is their own.
     `unseen` (I,) is True for inputs that calibration never saw, None where nobody knows; methods need not say it.
     """
@@ -30,7 +32,7 @@ class Pruned(NamedTuple):
     weight: Tensor
     kept: Tensor
     note: str = ""
-    sound: Tensor | None = None
+    ok: Tensor | None = None
     order: Tensor | None = None
     unseen: Tensor | None = None
 
@@ -50,15 +52,15 @@ class FeedForward(NamedTuple):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Its matrices, as the block runs them."""
-        return (*self.readers, self.down)
+        """Its matrices, as the block runs them; none where the block has no such part any more."""
+        return (*self.readers, self.down) if self.readers else ()
 
 
 class BlockView(Protocol):
     """One block under calibration: its weights, and what its linears see with all earlier blocks as they are now.
 
     `observe` takes one statistic for all linears, or one for each of some; linears that read the same input share it.
-    `tell` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
+    `log` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
     """
 
     index: int
@@ -69,9 +71,9 @@ class BlockView(Protocol):
     @property
     def feed_forward(self) -> FeedForward: ...
 
-    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]: ...
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, ActivationStats]: ...
 
-    def tell(self, **facts: Any) -> None: ...
+    def log(self, **facts: Any) -> None: ...
 
 
 class Difference(NamedTuple):
@@ -146,16 +148,16 @@ class Entry(Protocol):
     def held(self) -> AbstractContextManager[None]: ...
 
 
-class Probe(Protocol):
+class ModelView(Protocol):
     """Read-only questions to the model: sizes, weights, statistics of the inputs, curvature; all as it is now.
 
     `method` and `seed` are the run's own, `window` is the length of a calibration window. `pruned` walks the blocks as
-    pruning would leave them, each once it is pruned; `again` says that a walk with this method went before, and leaves
-    out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration windows;
-    `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to every level of its ladder, the
-    blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
-    text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long as the
-    process: scores before they are fitted to a budget. `tell` puts facts (a trajectory) into the record.
+    pruning would leave them, each once it is pruned; `reuse_prefix` says that a walk with this method went before, and
+    leaves out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration
+    windows; `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to each of its levels,
+    the blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the
+    calibration text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long
+    as the process: scores before they are fitted to a budget. `log` puts facts (a trajectory) into the record.
     """
 
     method: Any
@@ -176,7 +178,7 @@ class Probe(Protocol):
 
     def observe(self, statistic: Statistic) -> Iterator[BlockView]: ...
 
-    def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[BlockView]: ...
+    def pruned(self, method: Any, allocation: Allocation, *, reuse_prefix: bool = False) -> Iterator[BlockView]: ...
 
     def fisher_trace(self, windows: int) -> Mapping[Site, Trace]: ...
 
@@ -185,7 +187,7 @@ class Probe(Protocol):
     def assembler(
         self,
         method: Any,
-        ladders: Mapping[Site, Sequence[Pattern]],
+        levels: Mapping[Site, Sequence[Pattern]],
         *,
         inputs: Mapping[Site, Pattern] | None,
         windows: int,
@@ -199,7 +201,75 @@ class Probe(Protocol):
         self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
     ) -> Any: ...
 
-    def tell(self, **facts: Any) -> None: ...
+    def log(self, **facts: Any) -> None: ...
+
+
+class Passage(NamedTuple):
+    """Hidden states (N, L, D) of some windows in front of a block or a sub-layer and behind it, in float32.
+
+    A sub-layer is measured across its own residual addition: behind it is in front of it plus what it adds.
+    """
+
+    unit: Unit
+    before: Tensor
+    behind: Tensor
+
+
+class Gradients(Protocol):
+    """One block's weights with the gradients of a loss, all (O, I), or (D,) for the weight of a norm; in float32.
+
+    `squares` holds the mean over windows of the squared gradients of each window's own loss, if they were asked for.
+    """
+
+    index: int
+    weights: Mapping[Site, Tensor]
+    gradients: Mapping[Site, Tensor]
+    squares: Mapping[Site, Tensor]
+
+    def by_unit(self, part: Part, values: Mapping[Site, Tensor]) -> Mapping[Site, Tensor]:
+        """Sums (units,) of values (O, I) over the rows or columns that each head or channel has of each matrix."""
+        ...
+
+
+Masks = Mapping[Part, Tensor]
+"""For heads and channels (K, blocks, units), for blocks and sub-layers (K, blocks): factors, 1 where a unit stays.
+
+Blocks are all those of the dense model."""
+
+Question = Literal["nll", "kl", "distance"]
+"""How far a cut model is from the dense one on a window: its mean negative log-likelihood and the mean KL divergence of
+the dense distribution from its own, in nats per token, or the mean Euclidean distance of their logits."""
+
+
+class StructureView(ModelView, Protocol):
+    """What planners may ask, beside what allocators may; nothing is changed in the model.
+
+    `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
+    are those of the blocks in scope. `hidden` passes over the calibration windows. Losses are those of each cut, or of
+    each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one another in a batch.
+    `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
+    (blocks, units) for heads and channels, (blocks,) for blocks and sub-layers.
+    """
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def windows(self) -> Tensor: ...
+
+    def draw(self, count: int) -> Tensor: ...
+
+    def units(self, part: Part) -> tuple[Unit, ...]: ...
+
+    def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]: ...
+
+    def gradients(self, windows: Tensor, *, squares: bool = False) -> Iterator[Gradients]: ...
+
+    def gate_gradients(self, windows: Tensor, parts: Sequence[Part]) -> Mapping[Part, Tensor]: ...
+
+    def losses(self, cuts: Sequence[Cut], windows: Tensor, objective: Question = "nll") -> Tensor: ...
+
+    def masked_losses(self, masks: Masks, windows: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
@@ -209,20 +279,20 @@ class LinearMethod(Protocol):
     @property
     def statistic(self) -> Statistic | None: ...
 
-    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned: ...
+    def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned: ...
 
 
 @runtime_checkable
-class SharingMethod(LinearMethod, Protocol):
-    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `sound`.
+class GroupedMethod(LinearMethod, Protocol):
+    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `ok`.
 
     `prepare` is told of what was seen before anything is pruned, so that work can start beside other work.
     """
 
-    def prepare(self, seen: Seen) -> None: ...
+    def prepare(self, stats: ActivationStats) -> None: ...
 
     def prune_together(
-        self, weights: Sequence[Tensor], seen: Seen, patterns: Sequence[Pattern]
+        self, weights: Sequence[Tensor], stats: ActivationStats, patterns: Sequence[Pattern]
     ) -> Sequence[Pruned]: ...
 
 
@@ -237,18 +307,160 @@ class BlockMethod(Protocol):
 class Allocator(Protocol):
     """How much to remove where: site → pattern, with the budget as parameter-weighted mean."""
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation: ...
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation: ...
 
 
 @runtime_checkable
 class Planner(Protocol):
     """Which structures go (depth, width, experts), as data."""
 
-    def plan(self, probe: Probe) -> Edit: ...
+    def plan(self, view: StructureView) -> Plan: ...
+
+
+class Adapter(NamedTuple):
+    """What is trained of one matrix: tensors in float32 by name, and what they add to its weight (O, I).
+
+    `delta(weight, parts)` (O, I) is in float32 and has gradients in `parts`. With the parts as they are here, where
+    training begins, it is zero. `merges` is what is added in the end where that is something else (a masked product).
+    """
+
+    parts: Mapping[str, Tensor]
+    delta: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    merges: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
 
 
 @runtime_checkable
 class Recovery(Protocol):
-    """How a pruned model is healed: changes `model` in place, and leaves the zeros outside `kept` (O, I) alone."""
+    """What is trained of a pruned model, as data; `harness/training` has the loop that every recovery shares.
 
-    def heal(self, model: nn.Module, tokenizer: Any, kept: Mapping[Site, Tensor], generator: Random) -> None: ...
+    It inherits its settings from `core.training.Training`. `keeps_zeros` promises that what is merged is zero wherever
+    a weight was pruned. `adapter` is given the weight (O, I) and what may train of it: the mask `kept` of pruning, or
+    that of `Scored`; None leaves the matrix as it is. With `vectors = True` it is asked of the norms and biases (n,) of
+    blocks too, of which everything may train. `trained` is the number of trained values of a matrix of which a share is
+    kept.
+
+    It may be `Scored` and a `Selector` too. One that is not trained so has `heal` instead, see `WholeRecovery`.
+    """
+
+    @property
+    def keeps_zeros(self) -> bool: ...
+
+    def adapter(self, weight: Tensor, kept: Tensor, generator: torch.Generator) -> Adapter | None: ...
+
+    def trained(self, outputs: int, inputs: int, kept: float) -> float: ...
+
+
+class ScoreView(Protocol):
+    """The pruned model before it is trained: weights and masks (O, I) by site, and gradients of the training loss.
+
+    `gradients` is that of the mean loss of so many training windows, in float32, at pruned weights too.
+    """
+
+    @property
+    def weights(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def kept(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    def gradients(self, windows: int) -> Mapping[Site, Tensor]: ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Chooses the weights that train, over the whole model at once: site → mask (O, I), one for every site."""
+
+    def supports(self, view: ScoreView) -> Mapping[Site, Tensor]: ...
+
+
+class Trial(Protocol):
+    """What a selector may ask in front of a step: the adapted blocks, random numbers, losses on training windows.
+
+    `losses` multiplies what adapters add by a strength in some blocks (by index; 1 in all others), one loss in nats per
+    token for each such choice, all on the same windows.
+    """
+
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+
+    @property
+    def generator(self) -> Random: ...
+
+    def losses(self, strengths: Sequence[Mapping[int, float]]) -> list[float]: ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Chooses the blocks whose adapters train in a step; the others work and rest.
+
+    `state` is None in front of the first step and then whatever was given back, as JSON has it: it is part of
+    checkpoints.
+    """
+
+    def select(self, step: int, state: Any, trial: Trial) -> tuple[Collection[int], Any]: ...
+
+
+class RecoveryView(Protocol):
+    """The pruned model, for a recovery that has it to itself: a decoder (`models/decoder.py`), its masks and inputs.
+
+    `kept` holds the mask (O, I) of every matrix in scope, False where a weight is gone; `windows` are the calibration
+    windows, batches (B, L). `log` puts facts into the record.
+    """
+
+    @property
+    def decoder(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def kept(self) -> Mapping[Site, Tensor]: ...
+
+    @property
+    def windows(self) -> Sequence[Tensor]: ...
+
+    @property
+    def generator(self) -> Random: ...
+
+    def log(self, **facts: Any) -> None: ...
+
+
+@runtime_checkable
+class WholeRecovery(Protocol):
+    """A recovery with another loop than the harness's: it changes the decoder's model in place.
+
+    It leaves the zeros outside `kept` alone unless it says `keeps_zeros = False`, and the model as plain as it came: no
+    hooks, no modules of its own, `requires_grad` as before. One that looks at calibration windows says
+    `needs_calibration = True`.
+    """
+
+    def heal(self, view: RecoveryView) -> None: ...
+
+
+class ConversionView(Protocol):
+    """What a conversion may use beside the decoder: calibration windows (B, L), and the blocks in scope."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def windows(self) -> Sequence[Tensor]: ...
+
+    @property
+    def scope(self) -> Sequence[int]: ...
+
+    @property
+    def generator(self) -> Random: ...
+
+
+@runtime_checkable
+class Conversion(Protocol):
+    """Makes another model out of a decoder's, which may be of another class.
+
+    It gives a decoder with the new model and its anatomy; the old one is not used afterwards, and may lose its weights
+    to it. One that looks at no calibration window says `needs_calibration = False`.
+    """
+
+    def convert(self, decoder: Any, view: ConversionView) -> Any: ...

@@ -10,18 +10,23 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from harness.core.errors import UserError, unknown
-from harness.core.files import at_home
-from harness.core.hub import asking, why_nothing
+from torch import Tensor
+
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.files import at_home
+from harness.runtime.hub import asking, why_nothing
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "assets"
 Sampling = Literal["documents", "stream"]
+HELD_JOIN = "\n\n"
+"""Between the documents of a text in memory where perplexity joins them, as WikiText-2's protocol does."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,14 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Text:
-    """A split in memory: its rows, what joins them, and what identifies it."""
+    """A split in memory: its rows, what joins them and identifies it; or, without rows, windows (N, L) of tokens."""
 
     rows: tuple[str, ...]
     join: str
     sha256: str
     source: str
     revision: str | None
+    windows: Tensor | None = None
 
 
 def _json_lines(data: bytes) -> list[str]:
@@ -216,12 +222,37 @@ def assets() -> Path | None:
     return at_home(folder) if folder else None
 
 
+_held: dict[str, Text] = {}
+"""Texts that a caller has in memory, by the names that they have meanwhile."""
+
+
+@contextmanager
+def held(name: str, content: Sequence[str] | Tensor) -> Iterator[str]:
+    """While inside, documents, or token windows (N, L), that a caller has in memory are a corpus.
+
+    Yields:
+        The name of the corpus, `<name>-<the beginning of the sha256 of its content>`.
+    """
+    windows = content if isinstance(content, Tensor) else None
+    rows = () if isinstance(content, Tensor) else tuple(content)
+    data = "\0".join(rows).encode() if windows is None else json.dumps(windows.tolist()).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    corpus = f"{name}-{digest[:8]}"
+    _held[corpus] = Text(rows, HELD_JOIN, digest, "memory", None, windows)
+    try:
+        yield corpus
+    finally:
+        _held.pop(corpus, None)
+
+
 def corpus_named(name: str) -> Corpus:
     """The corpus of a name.
 
     Raises:
         UserError: unknown name.
     """
+    if name in _held:
+        return Corpus(name, "documents", dict.fromkeys(("train", "test"), Split(None, None, _json_lines, HELD_JOIN)))
     if name not in CORPORA:
         raise unknown("corpus", name, CORPORA)
     return CORPORA[name]
@@ -237,6 +268,8 @@ def read_text(name: str, split: str) -> Text:
     corpus = corpus_named(name)
     if split not in corpus.splits:
         raise unknown(f"split of corpus '{name}':", split, corpus.splits)
+    if name in _held:
+        return _held[name]
     part = corpus.splits[split]
     if part.local and (path := local_file(part.local)):
         data, digest = read_known(name, part.local, path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from harness.core.errors import UserError
 from harness.data.corpora import read_text
+from harness.runtime.errors import UserError
 
 LONG = 100
 """Characters from which on a row that two texts share is no coincidence (a heading, a formula)."""
@@ -22,8 +22,13 @@ def shared_rows(one: tuple[str, str], other: tuple[str, str]) -> float:
     return len(rows & {row.strip() for row in read_text(*other).rows}) / len(rows)
 
 
-def refuse_overlap(calibration: tuple[str, str], evaluation: tuple[str, str]) -> None:
-    """Numbers on a text that a method or a search has seen say nothing.
+def refuse_overlap(
+    calibration: tuple[str, str], evaluation: tuple[str, str], *, what: str = "calibration", advice: str = "calibrate"
+) -> None:
+    """Numbers on a text that a method, a search or a recovery has seen say nothing.
+
+    Args:
+        what: what the first text is for, and `advice` the verb for it.
 
     Raises:
         UserError: more than 1 % of the long rows of either are rows of the other.
@@ -32,6 +37,6 @@ def refuse_overlap(calibration: tuple[str, str], evaluation: tuple[str, str]) ->
     shared = 1.0 if same else max(shared_rows(calibration, evaluation), shared_rows(evaluation, calibration))
     if shared > ALLOWED:
         raise UserError(
-            f"the calibration text {calibration[0]} ({calibration[1]}) overlaps the evaluation text {evaluation[0]} "
-            f"({evaluation[1]}): {shared:.0%} of the longer rows are the same; calibrate on another text or split."
+            f"the {what} text {calibration[0]} ({calibration[1]}) overlaps the evaluation text {evaluation[0]} "
+            f"({evaluation[1]}): {shared:.0%} of the longer rows are the same; {advice} on another text or split."
         )

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError, reason
 from harness.data.corpora import Text, corpus_named, read_text
+from harness.runtime.errors import UserError, reason
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ _drawn: WeakKeyDictionary[Any, dict[Hashable, Tensor]] = WeakKeyDictionary()
 """Windows by tokenizer, for as long as it lives: every point of a sweep asks for the same ones."""
 
 
-def _once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
+def once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
     """What was drawn under a key, which tells the text by its hash, with this tokenizer; or what is drawn now."""
     known = _drawn.setdefault(tokenizer, {})
     if key not in known:
@@ -67,14 +67,17 @@ def calibration_windows(calibration: Calibration, tokenizer: Any, length: int) -
     """Windows (N, L), drawn exactly as the SparseGPT and Wanda loaders draw them (`datautils.py`, `lib/data.py`).
 
     Documents: Python's generator picks documents until one is longer than the window, then a start in it.
-    Stream: all rows joined, one random start per window.
+    Stream: all rows joined, one random start per window. Windows of tokens that were given are taken as they are, from
+    the first one on.
 
     Raises:
         UserError: no document, or the whole text, is not longer than the window.
     """
     text = read_text(calibration.corpus, calibration.split)
+    if text.windows is not None:
+        return text.windows[: calibration.windows].clone()
     key = ("calibration", text.sha256, calibration, length)
-    return _once(tokenizer, key, lambda: _draw(calibration, text, tokenizer, length))
+    return once(tokenizer, key, lambda: _draw(calibration, text, tokenizer, length))
 
 
 def _draw(calibration: Calibration, text: Text, tokenizer: Any, length: int) -> Tensor:
@@ -129,8 +132,10 @@ def evaluation_windows(
         UserError: the text is shorter than one window.
     """
     text = read_text(corpus, split)
+    if text.windows is not None:
+        return text.windows[:limit].clone()
     key = ("evaluation", text.sha256, corpus, split, length, documents, limit)
-    return _once(tokenizer, key, lambda: _cut_up(corpus, text, tokenizer, length, documents, limit))
+    return once(tokenizer, key, lambda: _cut_up(corpus, text, tokenizer, length, documents, limit))
 
 
 def _cut_up(corpus: str, text: Text, tokenizer: Any, length: int, documents: int | None, limit: int | None) -> Tensor:

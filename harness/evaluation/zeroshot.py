@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.catalogue import component
-from harness.core.errors import UserError, unknown
-from harness.core.hub import asking, why_nothing
 from harness.data.corpora import Local, local_file, read_known
 from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
@@ -33,6 +31,8 @@ from harness.evaluation.zeroshot_lm import (
     templates,
 )
 from harness.models.decoder import Decoder
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.hub import asking, why_nothing
 
 EMBEDDED_VERSION = 1
 
@@ -47,9 +47,13 @@ class ZeroShot:
     """
 
     task: str
+    """The task, as lm-eval calls it."""
     fewshot: int = 0
+    """Solved examples in front of each question."""
     add_bos_token: bool = False
+    """Put a BOS in front of each question."""
     batch_size: int = 16
+    """Questions at a time; moves results in the third digit."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS and self.task not in (known := installed_tasks()):

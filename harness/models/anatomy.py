@@ -1,16 +1,79 @@
-"""Where the prunable matrices of a decoder live, as data: one entry per model family."""
+"""What the harness knows of a model family, as data: one entry each, where its matrices, heads and norms live."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
-from harness.core.errors import UserError
+from torch import Tensor
+
 from harness.core.structure import Cut
+from harness.runtime.errors import UserError
 
 COVERAGE = 0.99
 """The share of a block's matrix weights that a layout has to name."""
+
+
+Order = Literal["separate", "parts", "groups"]
+"""How the rows of queries, keys and values lie: in three matrices; in one, all queries, then all keys, then all values;
+in one, group by group, each the query heads that read a key and value head, then these two."""
+
+
+class Keys(NamedTuple):
+    """Names of sizes in a configuration; None where the class computes them from others, so that they cannot change."""
+
+    wide: str | None = "intermediate_size"
+    groups: str | None = "num_key_value_heads"
+    head: str | None = "head_dim"
+    attention_bias: str | None = None
+    mlp_bias: str | None = None
+
+
+class Norms(NamedTuple):
+    """The norms of a block by the sub-layer that they go with, in front of it or behind.
+
+    A block has those of them that its configuration asks for. Where one sub-layer has none of its own, both read the
+    other's, which then goes with neither.
+    """
+
+    attention: tuple[str, ...] = ("input_layernorm",)
+    mlp: tuple[str, ...] = ("post_attention_layernorm",)
+
+
+KEYS, NORMS = Keys(), Norms()
+Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def _named(**names: str) -> Reader:
+    """A reader of configurations that have other names for what most call so."""
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, **{ours: config[its] for ours, its in names.items() if config.get(its) is not None}}
+
+    return read
+
+
+_AS_IT_IS = _named()
+
+
+def _gelu_of_bloom() -> Callable[[Tensor], Tensor]:
+    """The formula of a module that brings a gradient of its own."""
+    from transformers.models.bloom.modeling_bloom import bloom_gelu_forward
+
+    formula: Callable[[Tensor], Tensor] = bloom_gelu_forward
+    return formula
+
+
+def _falcon(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Falcon's key/value heads are counted where its new decoder is asked for, one or as many as query heads else."""
+    read = _named(intermediate_size="ffn_hidden_size")(config)
+    heads = config.get("num_attention_heads")
+    new, one = config.get("new_decoder_architecture", False), config.get("multi_query", True)
+    read["num_key_value_heads"] = (config.get("num_kv_heads") or heads) if new else 1 if one else heads
+    return read
 
 
 @dataclass(frozen=True)
@@ -20,6 +83,17 @@ class Anatomy:
     `blocks` is the path of the block list; `attention` and `mlp` name the linears of a block, those that read the same
     input in one tuple, a gate before what it gates. `activation` is the path of the module between the two groups of
     the mlp, `gated` says whether it is applied to the first half of what they give.
+
+    The rest is what structural edits ask for. `parts` are the modules of attention and of the mlp, "" where the block
+    runs the linears itself; `order` is that of the rows of queries, keys and values. `heads_alone` says that a head
+    goes without moving others: no norm spans all of them. `slopes` says that every head has its own, by its number
+    (ALiBi). `tuples` says that a block gives a tuple that opens with the hidden states. `tied` says whether the head is
+    the embedding where the configuration does not. `norms_behind` says that a norm stands behind each sub-layer;
+    `norm_in_stream` names an entry of the configuration and its value with which norms stand in the residual stream
+    itself. `conv1d` says that the linears are transposed on disk. `sdpa` says that transformers has fused
+    attention for it, `sdpa_only_with` names an entry of the configuration with which its plain attention is wrong.
+    `plain_activation` gives the activation as a function of which derivatives of any kind can be taken, where the
+    module is none. `standard` gives a `config.json` with the sizes by the names that most families have.
     """
 
     blocks: str
@@ -27,6 +101,21 @@ class Anatomy:
     mlp: tuple[tuple[str, ...], ...]
     activation: str
     gated: bool = True
+    parts: tuple[str, str] = ("self_attn", "mlp")
+    order: Order = "separate"
+    norms: Norms = NORMS
+    keys: Keys = KEYS
+    heads_alone: bool = True
+    slopes: bool = False
+    tuples: bool = False
+    tied: bool = False
+    norms_behind: bool = False
+    norm_in_stream: tuple[str, Any] | None = None
+    conv1d: bool = False
+    sdpa: bool = True
+    sdpa_only_with: str | None = None
+    plain_activation: Callable[[], Callable[[Tensor], Tensor]] | None = None
+    standard: Reader = _AS_IT_IS
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -44,40 +133,169 @@ class Anatomy:
         """The linears grouped by the input they share."""
         return self.attention + self.mlp
 
+    @property
+    def attention_output(self) -> str:
+        """The linear through which attention writes to the residual stream."""
+        return self.attention[-1][0]
+
+    @property
+    def mlp_output(self) -> str:
+        """The linear through which the feed-forward part writes to the residual stream."""
+        return self.mlp[-1][0]
+
+    @property
+    def digest(self) -> str:
+        """The digest of where the matrices that are pruned live: what records of pruned models depend on.
+
+        What structural edits ask for is not in it: without an edit it decides nothing, and records of before it was
+        known would be of another layout.
+        """
+        names = ("blocks", "attention", "mlp", "activation", "gated")
+        canonical = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATED = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
-_LLAMA = Anatomy("model.layers", (_QKV, ("self_attn.o_proj",)), _GATED, "mlp.act_fn")
+_OF_ATTENTION = Keys(attention_bias="attention_bias")
+
+
+def _like_llama(**changes: Any) -> Anatomy:
+    return Anatomy("model.layers", (_QKV, ("self_attn.o_proj",)), _GATED, "mlp.act_fn", **changes)
+
+
+_FOUR_NORMS = Norms(
+    ("input_layernorm", "post_attention_layernorm"), ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+)
+_OF_BIGSCIENCE = (("self_attention.query_key_value",), ("self_attention.dense",))
+_MEGATRON = (("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",))
 
 FAMILIES = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
+    "llama": _like_llama(keys=Keys(attention_bias="attention_bias", mlp_bias="mlp_bias")),
+    "mistral": _like_llama(),
+    "qwen2": _like_llama(),
+    "qwen3": _like_llama(keys=_OF_ATTENTION),
+    "gemma": _like_llama(keys=_OF_ATTENTION, tied=True),
+    "gemma2": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True, sdpa=False),
+    "gemma3_text": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True),
     "opt": Anatomy(
-        "model.decoder.layers", (_QKV, ("self_attn.out_proj",)), (("fc1",), ("fc2",)), "activation_fn", False
+        "model.decoder.layers",
+        (_QKV, ("self_attn.out_proj",)),
+        (("fc1",), ("fc2",)),
+        "activation_fn",
+        gated=False,
+        parts=("self_attn", ""),
+        norms=Norms(("self_attn_layer_norm",), ("final_layer_norm",)),
+        keys=Keys(wide="ffn_dim", groups=None, head=None),
+        tied=True,
+        norm_in_stream=("do_layer_norm_before", False),
+        standard=_named(intermediate_size="ffn_dim"),
     ),
     "phi": Anatomy(
-        "model.layers", (_QKV, ("self_attn.dense",)), (("mlp.fc1",), ("mlp.fc2",)), "mlp.activation_fn", False
+        "model.layers",
+        (_QKV, ("self_attn.dense",)),
+        (("mlp.fc1",), ("mlp.fc2",)),
+        "mlp.activation_fn",
+        gated=False,
+        norms=Norms(mlp=()),
     ),
     "gpt_neox": Anatomy(
         "gpt_neox.layers",
         (("attention.query_key_value",), ("attention.dense",)),
-        (("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",)),
+        _MEGATRON,
         "mlp.act",
-        False,
+        gated=False,
+        parts=("attention", "mlp"),
+        order="groups",
+        keys=Keys(groups=None, head=None),
     ),
     "phi3": Anatomy(
         "model.layers",
         (("self_attn.qkv_proj",), ("self_attn.o_proj",)),
         (("mlp.gate_up_proj",), ("mlp.down_proj",)),
         "mlp.activation_fn",
+        order="parts",
+    ),
+    "gpt2": Anatomy(
+        "transformer.h",
+        (("attn.c_attn",), ("attn.c_proj",)),
+        (("mlp.c_fc",), ("mlp.c_proj",)),
+        "mlp.act",
+        gated=False,
+        parts=("attn", "mlp"),
+        order="parts",
+        norms=Norms(("ln_1",), ("ln_2",)),
+        keys=Keys(wide="n_inner", groups=None, head=None),
+        tied=True,
+        conv1d=True,
+        standard=_named(
+            num_hidden_layers="n_layer",
+            hidden_size="n_embd",
+            num_attention_heads="n_head",
+            intermediate_size="n_inner",
+            max_position_embeddings="n_positions",
+        ),
+    ),
+    "bloom": Anatomy(
+        "transformer.h",
+        _OF_BIGSCIENCE,
+        _MEGATRON,
+        "mlp.gelu_impl",
+        gated=False,
+        parts=("self_attention", "mlp"),
+        order="groups",
+        keys=Keys(wide=None, groups=None, head=None),
+        slopes=True,
+        tuples=True,
+        tied=True,
+        sdpa=False,
+        plain_activation=_gelu_of_bloom,
+        norm_in_stream=("apply_residual_connection_post_layernorm", True),
+        standard=_named(
+            num_hidden_layers="n_layer",
+            hidden_size="n_embed",
+            num_attention_heads="n_head",
+            max_position_embeddings="seq_length",
+        ),
+    ),
+    "falcon": Anatomy(
+        "transformer.h",
+        _OF_BIGSCIENCE,
+        _MEGATRON,
+        "mlp.act",
+        gated=False,
+        parts=("self_attention", "mlp"),
+        order="groups",
+        norms=Norms(("input_layernorm", "ln_attn"), ("post_attention_layernorm", "ln_mlp")),
+        keys=Keys(wide="ffn_hidden_size", groups=None, head=None),
+        slopes=True,
+        tuples=True,
+        tied=True,
+        sdpa_only_with="alibi",  # transformers 5.23 adds the slopes twice: to the scores, and in the mask
+        standard=_falcon,
+    ),
+    "olmo2": _like_llama(
+        keys=_OF_ATTENTION,
+        norms=Norms(("post_attention_layernorm",), ("post_feedforward_layernorm",)),
+        heads_alone=False,
+        norms_behind=True,
     ),
 }
 """`model_type` of the Hugging Face configuration → layout."""
+
+
+def family(name: str, layout: Anatomy) -> Anatomy:
+    """Register the layout of a family that the harness does not bring, from a file that `plugins=` names.
+
+    It is checked against every model of the family, as ours are: it has to name 99 % of the weights of each block.
+
+    Raises:
+        UserError: the family has another layout.
+    """
+    if FAMILIES.setdefault(name, layout) != layout:
+        raise UserError(f"the model family '{name}' has a layout; a plugin cannot bring another one.")
+    return layout
+
 
 _FIRST_LLAMA = "308bacc610f15a42"
 FIRST_LAYOUTS = {
@@ -93,8 +311,7 @@ def revised_layout(family: str) -> str | None:
     """The digest of a family's layout, None while it is the first one: it is part of what a record is of."""
     if family not in FAMILIES:
         return None
-    canonical = json.dumps(asdict(FAMILIES[family]), sort_keys=True)
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    digest = FAMILIES[family].digest
     return None if digest == FIRST_LAYOUTS.get(family) else digest
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
+from harness.models.conv1d import to_linears
+from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,16 +100,30 @@ class Decoder:
         return f"{self.anatomy.blocks}.{index}.{name}".removesuffix(".")
 
     def feed_forward(self, index: int) -> FeedForward:
-        """The feed-forward part of one block, which has it."""
-        activation = self.block(index).get_submodule(self.anatomy.activation)
+        """The feed-forward part of one block; one without matrices where it is gone."""
+        if self.cut.gone("mlp", index):
+            return FeedForward((), "", self.anatomy.gated, nn.Identity(), {})
+        plain = self.anatomy.plain_activation
+        activation = plain() if plain else self.block(index).get_submodule(self.anatomy.activation)
         readers, (down,) = (tuple(self.site(index, name) for name in group) for group in self.anatomy.mlp)
         linears = self.linears(index)
         biases = {site: linears[site].bias for site in (*readers, down) if linears[site].bias is not None}
         return FeedForward(readers, down, self.anatomy.gated, activation, biases)
 
 
+_CUTS: WeakKeyDictionary[nn.Module, Cut] = WeakKeyDictionary()
+"""What was cut from models."""
+
+
+def remember_cut(decoder: Decoder) -> None:
+    """Let `decoder_of` know what was cut from a model."""
+    _CUTS[decoder.model] = decoder.cut
+
+
 def decoder_of(model: nn.Module) -> Decoder:
-    """The dense model with the layout of its family, checked against its weights.
+    """The model with the layout of its family, checked against its weights, and what was cut from it before.
+
+    Matrices that the family keeps transposed become ordinary linears.
 
     Raises:
         UserError: unknown family, or the layout names less than 99 % of the blocks' matrix weights.
@@ -116,7 +132,9 @@ def decoder_of(model: nn.Module) -> Decoder:
     family = getattr(config, "model_type", "?")
     if family not in FAMILIES:
         raise no_layout(family)
-    decoder = Decoder(cast("PreTrainedModel", model), FAMILIES[family])
+    decoder = Decoder(cast("PreTrainedModel", model), FAMILIES[family], _CUTS.get(model, UNCUT))
+    if decoder.anatomy.conv1d:
+        to_linears(model)
     for index in decoder.indices:
         matrices = sum(p.numel() for p in decoder.block(index).parameters() if p.dim() >= 2)
         try:

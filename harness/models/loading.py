@@ -11,11 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from harness.core.errors import UserError, reason
 from harness.models.account import account, stored_tensor
+from harness.models.anatomy import FAMILIES
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.placement import Placement, Where, place
+from harness.models.sliced import SLICED, self_slicing
+from harness.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -53,9 +55,13 @@ def load_config(checkpoint: Checkpoint, choice: ModelChoice) -> PretrainedConfig
 
     where = checkpoint.folder / "config.json"
     try:
-        config = AutoConfig.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=choice.trust_remote_code
-        )
+        if SLICED in checkpoint.config:  # a model type that transformers does not know
+            said = {name: value for name, value in checkpoint.config.items() if name != SLICED}
+            config = AutoConfig.for_model(said.pop("model_type"), **said)
+        else:
+            config = AutoConfig.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=choice.trust_remote_code
+            )
     except Exception as error:
         raise UserError(f"{where} describes no model that transformers can make ({reason(error)}).") from error
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
@@ -63,7 +69,7 @@ def load_config(checkpoint: Checkpoint, choice: ModelChoice) -> PretrainedConfig
             part._attn_implementation = part._experts_implementation = None
             for name, value in SAYS.items():
                 setattr(part, name, value)
-    return cast("PretrainedConfig", config)
+    return config
 
 
 def load_model(
@@ -83,10 +89,13 @@ def load_model(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    attention = _attention(checkpoint, dtype)
+    attention = attention_for(checkpoint.config, dtype)
     config = config or load_config(checkpoint, choice)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        kind: Any = AutoModelForCausalLM
+        if about := checkpoint.config.get(SLICED):
+            kind = self_slicing(kind._model_mapping[type(config)], about)
+        loaded: Any = kind.from_pretrained(
             checkpoint.folder,
             config=config,
             output_loading_info=True,
@@ -102,13 +111,18 @@ def load_model(
     model, info = loaded
     homes = account(model, info, checkpoint)
     _check_code(model, choice, attention)
-    model.eval().requires_grad_(False)
-    _cached[model], model.config.use_cache = model.config.use_cache, False
+    still(model)
     decoder = decoder_of(model)
     placement = place(decoder, where)
     if (name := first_not_finite(decoder, placement)) is not None:
         raise UserError(_why_not_finite(name, homes, checkpoint, dtype))
     return cast("PreTrainedModel", model)
+
+
+def still(model: nn.Module) -> None:
+    """Put a model in evaluation mode, without gradients and without a cache of keys and values."""
+    config: Any = model.eval().requires_grad_(False).config
+    _cached[model], config.use_cache = config.use_cache, False
 
 
 @contextmanager
@@ -166,18 +180,26 @@ def first_not_finite(decoder: Decoder, placement: Placement) -> str | None:
     return None
 
 
-def _attention(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+def attention_for(config: Mapping[str, Any], dtype: torch.dtype) -> str:
     """Plain attention in float32, the dtype of comparisons; fused attention in 16 bits.
 
     The released codes ran on a transformers that had plain attention only. SparseGPT is chaotic: with it, its masks on
     the proxies are the authors', bit for bit; with fused attention, tenths of a per cent of them are not by the second
-    block. Soft-capped attention (Gemma 2) has no fused form.
+    block. Some families have no fused form.
     """
-    plain = dtype == torch.float32 or checkpoint.config.get("attn_logit_softcapping")
-    return "eager" if plain else "sdpa"
+    layout = FAMILIES.get(str(config.get("model_type")))
+    if layout and layout.sdpa_only_with and config.get(layout.sdpa_only_with):
+        return "sdpa"
+    return "sdpa" if dtype != torch.float32 and _has_fused(config) else "eager"
+
+
+def _has_fused(config: Mapping[str, Any]) -> bool:
+    """Return whether transformers has fused attention for a model; soft-capped attention has none."""
+    layout = FAMILIES.get(str(config.get("model_type")))
+    return not config.get("attn_logit_softcapping") and (layout is None or layout.sdpa)
 
 
 def fuse_attention(model: PreTrainedModel) -> None:
-    """Fused attention for evaluation, where nothing is chaotic and it only rounds the seventh digit (not Gemma 2's)."""
-    if not getattr(model.config, "attn_logit_softcapping", None):
+    """Fused attention for evaluation, where nothing is chaotic and it only rounds the seventh digit."""
+    if _has_fused(model.config.to_dict()) and model._can_set_attn_implementation():
         model.set_attn_implementation("sdpa")

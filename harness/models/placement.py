@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.core.memory import Ferry, Mark, Parked, page_locked, unlock
 from harness.models.decoder import Decoder
+from harness.runtime.memory import CopyStreams, Mark, OffloadableTensors, page_locked, unlock
 
 ALIGNMENT = 512
 """Bytes at whose multiples matrices start in a buffer, as the GPU's own allocator has it."""
@@ -49,7 +49,7 @@ class Placement:
 
     @property
     def offloaded(self) -> bool:
-        """Whether blocks wait in host memory."""
+        """True if blocks wait in host memory."""
         return self._visits is not None
 
     @contextmanager
@@ -68,9 +68,15 @@ class Placement:
         if self._visits:
             self._visits.settle()
 
-    def parked(self, tensors: Any = ()) -> Parked:
+    def restructured(self) -> None:
+        """The blocks have other matrices, or are fewer: those in host memory find their places anew."""
+        self._replicas = []
+        if isinstance(self._visits, _Visits):
+            self._visits.restructured()
+
+    def offloadable(self, tensors: Any = ()) -> OffloadableTensors:
         """A list of activations, which wait where this placement has them wait."""
-        return Parked(self.device, tensors, waits=self._parks)
+        return OffloadableTensors(self.device, tensors, on_host=self._parks)
 
     def replicas(self, decoder: Decoder, most: int) -> list[Decoder]:
         """At most so many copies of this placement's model, one on each further device; they follow its weights."""
@@ -80,6 +86,10 @@ class Placement:
         for device in wanted[len(self._replicas) :]:
             self._replicas.append(_replica(decoder, device, self._parks))
         return self._replicas[: len(wanted)]
+
+    def outdated(self) -> None:
+        """More than the matrices of blocks has changed, which is all that replicas follow: they are made anew."""
+        self._replicas = []
 
 
 _PLACED: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
@@ -146,6 +156,19 @@ class _Home:
             else:
                 parameter.data = parameter.data.to(device)
 
+    @property
+    def pointers(self) -> list[int]:
+        """The addresses of the memory in which the matrices wait."""
+        return [tensor.data_ptr() for tensor in self.waiting]
+
+    def holds(self, block: nn.Module) -> bool:
+        """Return whether the matrices of the block are those that wait here."""
+        now = [parameter for parameter in block.parameters() if parameter.dim() > 1]
+        return len(now) == len(self.waiting) and all(
+            mine.data_ptr() == waits.data_ptr() and mine.shape == waits.shape
+            for mine, waits in zip(now, self.waiting, strict=True)
+        )
+
 
 class _Slot:
     """Room for one block on the device: which one is there or on its way, from when on, and until when it is read."""
@@ -161,18 +184,32 @@ class _Visits:
     """The blocks of a model in host memory, and two slots on the device that they visit."""
 
     def __init__(self, blocks: nn.ModuleList, device: torch.device) -> None:
-        self._blocks, self._ferry = blocks, Ferry(device)
+        self._blocks, self._copy_streams = blocks, CopyStreams(device)
         self._homes = {block: _Home(block, device) for block in blocks}
         largest = max(home.size for home in self._homes.values())
         self._slots = [_Slot(largest, device), _Slot(largest, device)]
         for slot in self._slots:
-            self._ferry.lend(slot.flat)
+            self._copy_streams.record_use(slot.flat)
         self._entered: list[nn.Module] = []
         self._written: set[nn.Module] = set()
         for block in blocks:
             _run_inside(block, self.visit)
-        locked = [tensor.data_ptr() for home in self._homes.values() for tensor in home.waiting]
-        weakref.finalize(self, unlock, locked).atexit = False
+        self._locked = [pointer for home in self._homes.values() for pointer in home.pointers]
+        weakref.finalize(self, unlock, self._locked).atexit = False
+
+    def restructured(self) -> None:
+        """New homes for matrices that are others, or of another shape, than those that waited; none for blocks gone."""
+        assert not self._entered, "blocks are cut while they wait"
+        self.settle()
+        left = set(self._blocks)
+        for block, home in list(self._homes.items()):
+            if block in left and home.holds(block):
+                continue
+            unlock(home.pointers)
+            del self._homes[block]
+            if block in left:
+                self._homes[block] = _Home(block, self._copy_streams.device)
+        self._locked[:] = [pointer for home in self._homes.values() for pointer in home.pointers]
 
     @contextmanager
     def visit(self, block: nn.Module) -> Iterator[None]:
@@ -181,7 +218,7 @@ class _Visits:
             return
         slot, home = self._on_its_way(block), self._homes[block]
         self._entered.append(block)
-        self._ferry.wait(slot.ready)
+        self._copy_streams.wait(slot.ready)
         on_device = _views(slot.flat, home.matrices)
         _point(home.matrices, on_device)
         self._fetch_next(block)
@@ -189,10 +226,10 @@ class _Visits:
             yield
         finally:
             _point(home.matrices, home.waiting)
-            slot.free = self._ferry.mark()
+            slot.free = self._copy_streams.mark()
             if block in self._written:
                 pairs = list(zip(on_device, home.waiting, strict=True))
-                slot.free = home.settled = self._ferry.send(pairs, [slot.free])
+                slot.free = home.settled = self._copy_streams.send(pairs, [slot.free])
                 self._written.discard(block)
             slot.block = None
             self._entered.remove(block)
@@ -202,7 +239,7 @@ class _Visits:
         self._written.add(block)
 
     def settle(self) -> None:
-        self._ferry.finish()
+        self._copy_streams.finish()
         for slot in self._slots:
             if slot.block not in self._entered:
                 slot.block = None
@@ -215,7 +252,7 @@ class _Visits:
             found = min(free, key=lambda slot: slot.block is not None)
             home = self._homes[block]
             pairs = list(zip(home.waiting, _views(found.flat, home.matrices), strict=True))
-            found.ready = self._ferry.fetch(pairs, [found.free, home.settled])
+            found.ready = self._copy_streams.fetch(pairs, [found.free, home.settled])
             found.block = block
         return found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.catalogue import component
-from harness.core.edit import Edit
-from harness.core.interfaces import Probe
+from harness.core.interfaces import StructureView
+from harness.core.structure import Plan
 
 
 @component("planner", "none")
@@ -14,5 +14,5 @@ from harness.core.interfaces import Probe
 class NoPlan:
     """All structures stay."""
 
-    def plan(self, probe: Probe) -> Edit:
-        return Edit()
+    def plan(self, view: StructureView) -> Plan:
+        return Plan()

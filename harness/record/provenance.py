@@ -7,12 +7,12 @@ import platform
 import subprocess
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parent.parent.parent
+from harness.core.places import IS_INSTALLED, ROOT
+
 PACKAGES = ("torch", "transformers", "hydra-core", "lm-eval", "datasets", "safetensors", "tokenizers")
 OTHER = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 """What makes git speak of another repository than this folder's, as inside a hook."""
@@ -27,7 +27,7 @@ def commit() -> dict[str, Any]:
     It is asked for once in a process, so it has to be asked before the work of which a slow git would take the end.
     """
     exported = os.environ.get("HARNESS_COMMIT")  # a copied tree has no history, or another one: its maker says which
-    commit = None if exported else _git("rev-parse", "HEAD")
+    commit = None if exported or IS_INSTALLED else _git("rev-parse", "HEAD")
     if not commit:
         return {"commit": exported, "dirty": None}
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness.core.errors import UserError
-from harness.core.files import atomically, write_atomically
-from harness.core.remarks import remark
-from harness.record.told import check_number, check_told
+from harness.record.dense import BESIDE, changes, is_pruned, names_of
+from harness.record.diagnostics import check_diagnostics, check_number
+from harness.runtime.errors import UserError
+from harness.runtime.files import atomically, write_atomically
+from harness.runtime.warn import warn
 
 SCHEMA = 1
 PACKED = "records.jsonl.gz"
@@ -40,7 +41,10 @@ class Record:
     """One run. `sites` and `measures` are plain dicts with the keys that the contract names.
 
     `blocks` holds what a method told about blocks, by their index (SparseLLM: the loss of every epoch), `allocation`
-    what the allocator told (scores, sensitivities, the trajectory of a search).
+    what the allocator told (scores, sensitivities, the trajectory of a search), `plan` the planner's edit and what it
+    told (scores, an order), `recovery` what a recovery did (tokens, trained parameters, losses). `parameters` counts
+    those of the `dense` model, of the `model` as it is now, those that one token meets (`active`) and those of a
+    `saved` folder. `edit` is what records from before `plan` have.
     """
 
     status: Status
@@ -56,16 +60,20 @@ class Record:
     notes: tuple[str, ...] = ()
     blocks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allocation: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, int | None] = field(default_factory=dict)
+    recovery: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     schema: int = SCHEMA
 
     @property
     def slug(self) -> str:
-        """A readable name: model, method, allocator, sparsity, scope, seed."""
-        config = self.config
+        """A readable name: model, method, allocator, sparsity, what else changes the model, scope, seed."""
+        config, names = self.config, names_of(self.config)
         parts = [config["model"]["name"], config["method"]["name"]]
-        if config["method"]["name"] != "none":
+        if is_pruned(names):
             parts += [config["allocator"]["name"], config["sparsity"]]
+        parts += [names[kind] for kind in BESIDE if changes(names, kind)]
         parts += [config["scope"], f"s{config['seed']}"]
         return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)) for part in parts)[:LONGEST].lstrip(".")
 
@@ -164,24 +172,27 @@ def _check(record: Record) -> None:
         raise ValueError(f"status {record.status!r}")
     if not isinstance(record.fingerprint, str) or not re.fullmatch(r"[A-Za-z0-9]{1,64}", record.fingerprint):
         raise ValueError(f"fingerprint {str(record.fingerprint)[:80]!r}")
-    for name in ("config", "sparsity", "sites", "stages", "provenance", "edit", "blocks", "allocation"):
+    logged = ("edit", "blocks", "allocation", "plan", "parameters", "recovery")
+    for name in ("config", "sparsity", "sites", "stages", "provenance", *logged):
         if not isinstance(getattr(record, name), dict):
             raise TypeError(f"{name} is no object")
     if not isinstance(record.reason, str) or type(record.attempt) is not int:
         raise TypeError("reason is no text, or attempt no number")
-    for name, value in record.sparsity.items():
-        if value is not None:
-            check_number(f"sparsity.{name}", value)
+    for part in ("sparsity", "parameters"):
+        for name, value in getattr(record, part).items():
+            if value is not None:
+                check_number(f"{part}.{name}", value)
     if not all(isinstance(note, str) for note in record.notes):
         raise TypeError("a note is no text")
     for measure in record.measures:
         _check_measure(measure)
-    check_told(record.blocks, record.allocation)
+    check_diagnostics(record.blocks, record.allocation)
     for stage in record.stages.values():
         check_number("seconds", stage["seconds"])
     if record.stages:
         hardware_name(record.provenance["hardware"])
-    shown = [record.reason, record.config, record.measures, record.provenance.get("hardware"), record.allocation]
+    shown = [record.reason, record.config, record.measures, record.provenance.get("hardware")]
+    shown += [record.allocation, record.plan, record.recovery]
     json.dumps(shown, ensure_ascii=False).encode()  # there is text that no file can hold
     record.name  # noqa: B018 (names the parts of the configuration that it needs)
 
@@ -218,7 +229,7 @@ def find(
         try:
             record = read(folder / name)
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
             continue
         if record.fingerprint == fingerprint:
             found.append((folder / name, record))
@@ -234,12 +245,12 @@ def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
         try:
             yield path, read(path, sites=False)
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
     if (packed := folder / PACKED).is_file():
         try:
             yield from ((packed, record) for record in unpack(packed))
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
 
 
 def hardware_name(hardware: Mapping[str, Any]) -> str:

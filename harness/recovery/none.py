@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor, nn
 
 from harness.catalogue import component
+from harness.core.interfaces import RecoveryView
 
 
 @component("recovery", "none")
@@ -17,5 +13,5 @@ from harness.catalogue import component
 class NoRecovery:
     """The pruned model stays as it is."""
 
-    def heal(self, model: nn.Module, tokenizer: Any, kept: Mapping[str, Tensor], generator: random.Random) -> None:
-        """Leaves `model` alone."""
+    def heal(self, view: RecoveryView) -> None:
+        """Leaves the model alone."""

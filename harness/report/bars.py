@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.record.dense import dense_rows
 from harness.report.style import (
     Drawing,
     Style,
@@ -36,12 +37,12 @@ def bars(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
     Seconds of all models stand in one panel, for there they are compared.
     """
     data = shown(data, metric)
-    looks = styles(data[data["method"] != "none"], "method")
+    looks = styles(data[~dense_rows(data)], "method")
     models, tasks = list(dict.fromkeys(data["model"])), list(dict.fromkeys(data["task"]))
     tasks = [task for task in tasks if task.startswith("mean")] or tasks
     rows = [models] if metric == "seconds" else [[model] for model in models]
     panels = [[data[data["model"].isin(together) & (data["task"] == task)] for task in tasks] for together in rows]
-    most = max(len(_groups(here[here["method"] != "none"])[1]) for line in panels for here in line)
+    most = max(len(_groups(here[~dense_rows(here)])[1]) for line in panels for here in line)
     lying = most > MOST_STANDING
     size = (3.6 * len(tasks) * max(1, len(rows[0]) / 3) + 1.2, 2.6 * len(rows) + 0.8)
     if lying:
@@ -50,7 +51,7 @@ def bars(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
     for together, frames, line in zip(rows, panels, axes, strict=True):
         for task, here, axis in zip(tasks, frames, line, strict=True):
             dense_line(axis, here, across=not lying)
-            _panel(axis, here[here["method"] != "none"], looks, lying=lying)
+            _panel(axis, here[~dense_rows(here)], looks, lying=lying)
             axis.set_title(task if len(together) > 1 else f"{together[0]}: {task}", fontsize=8)
             if metric == "seconds" or is_wide(here["shown"], 20):  # methods differ by orders of magnitude
                 (axis.set_xscale if lying else axis.set_yscale)("log")

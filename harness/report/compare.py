@@ -16,11 +16,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from harness.record.dense import is_dense, is_pruned
 from harness.report import tidy
 from harness.report.reported import ACCURACIES, Pair, flagged, pair_of
 
 Verdict = Literal["within tolerance", "off", "not comparable", "missing"]
+SIZES = ("parameters", "of_dense")
 ABSENT = {"ours": math.nan, "sd": math.nan, "n": 0, "achieved": math.nan, "missed": 0.0}
+ABSENT |= dict.fromkeys(SIZES, math.nan)
 Values = Mapping[str, Any]
 """One row of a frame, by column."""
 
@@ -28,7 +31,7 @@ POINT = ("study", "scale", "model", "method", "variant", "allocator", "scope", "
 JOIN = ("model", "method", "allocator", "scope", "sparsity", "pattern")
 COLUMNS = (
     *POINT, "task", "metric", "protocol", "state", "achieved", "ours", "sd", "n", "reported", "paper", "table", "seeds",
-    "difference", "tolerance", "verdict", "why", "also", "missed",
+    "difference", "tolerance", "verdict", "why", "also", "missed", "parameters", "of_dense",
 )  # fmt: skip
 
 
@@ -98,15 +101,17 @@ class Measured:
     def gate(self) -> tuple[str, str, str]:
         """The dense value that this cell depends on; dense cells depend on none."""
         values = self.values
-        return values["scale"], "" if values["method"] == "none" else values["model"], values["protocol"]
+        return values["scale"], "" if is_dense(values) else values["model"], values["protocol"]
 
 
 def _point(row: Values, axes: Sequence[str]) -> dict[str, Any]:
     """The coordinates of a row; a dense model has no allocator, scope or sparsity."""
     point = {name: "" if _is_empty(row.get(name)) else row[name] for name in _names(axes)}
     point["sparsity"] = math.nan if point["sparsity"] == "" else round(float(point["sparsity"]), 6)
-    if point["method"] == "none":
-        point |= {"allocator": "uniform", "scope": "all", "sparsity": 0.0, "pattern": "dense"}
+    if not is_pruned(point):
+        point |= {"allocator": "uniform", "sparsity": 0.0}
+    if is_dense(point):
+        point |= {"scope": "all", "pattern": "dense"}
     return point
 
 
@@ -115,7 +120,7 @@ def _names(axes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value of a row is missing: None, NaN."""
+    """Return whether a value of a row is missing: None, NaN."""
     return value is None or value != value
 
 
@@ -140,7 +145,7 @@ def _cells(located: Iterable[tuple[dict[str, Any], Values]]) -> list[Measured]:
             groups.setdefault(tuple(point.values()), (point, []))[1].append(row)
     return [
         Measured(
-            point | {"state": rows[0].get("status", "")},
+            point | {"state": rows[0].get("status", "")} | {name: _number(rows[0].get(name)) for name in SIZES},
             {_seed(row): _number(row["value"]) for row in rows},
             fmean(_number(row["stderr"]) for row in rows),
             _number(rows[0]["samples"]),
@@ -164,7 +169,7 @@ def _gates(cells: Iterable[Measured], dense: pd.DataFrame) -> dict[tuple[str, st
     scales: set[str] = set()
     for cell in cells:
         scales.add(cell.values["scale"])
-        if cell.values["method"] == "none":
+        if is_dense(cell.values):
             found[cell.values["scale"], cell.values["model"], cell.values["protocol"]].append(cell.mean)
     gates = {}
     for known in dense.to_dict("records"):
@@ -253,7 +258,7 @@ def _meet(cell: Measured, rows: Sequence[Values], pair: Pair | None) -> Meeting:
     if reason := _refusal(cell, rows[0], pair):
         return Meeting(rows, "not comparable", reason)
     assert pair is not None
-    seeded = [row for row in rows if not pd.isna(row["seed"]) and cell.values["method"] != "none"]
+    seeded = [row for row in rows if not pd.isna(row["seed"]) and not is_dense(cell.values)]
     matched = [row for row in seeded if row["seed"] in cell.by_seed]
     if seeded and not matched:
         return Meeting(rows, "not comparable", f"reported for seed {seeded[0]['seed']:g}, which is not measured")
@@ -315,8 +320,8 @@ def _row(cell: Measured, meetings: Sequence[Meeting], gate: str) -> dict[str, An
         "sd": stdev(values) if len(values) > 1 else math.nan,
         "n": len(cell.by_seed),
         "achieved": fmean(achieved for achieved, _ in cell.zeros) if cell.zeros else math.nan,
-        # nothing is asked of a dense model
-        "missed": max((abs(one - asked) for one, asked in cell.zeros if cell.values["method"] != "none"), default=0.0),
+        # nothing is asked where no method prunes
+        "missed": max((abs(one - asked) for one, asked in cell.zeros if is_pruned(cell.values)), default=0.0),
     }
     if not meetings:
         return row | _nothing("missing", "no reported number")

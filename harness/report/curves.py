@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from harness.record.dense import dense_rows
 from harness.report.style import Drawing, Style, dense_line, legend, plot, series, shown, styles, told_apart, unit_of
 
 
 def curves(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
     """A panel per model and scope (rows) and task (columns), N:M as single points."""
     data = shown(data, metric)
-    pruned = data[data["method"] != "none"]
+    pruned = data[~dense_rows(data)]
     rows = list(dict.fromkeys(zip(pruned["model"], pruned["scope"], strict=True)))
     tasks = list(dict.fromkeys(data["task"]))
     others = told_apart(pruned, but=("scope", "level"))
@@ -24,7 +25,7 @@ def curves(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
         for task, axis in zip(tasks, line, strict=True):
             here = data[(data["model"] == model) & (data["task"] == task)]
             dense_line(axis, here)
-            here = here[(here["scope"] == scope) & (here["method"] != "none")]
+            here = here[(here["scope"] == scope) & (~dense_rows(here))]
             _panel(axis, here, ["method", *others], looks)
             axis.set_title(f"{model}, {scope.replace('_', ' ')}: {task}", fontsize=8)
     axes[-1][0].set_xlabel("sparsity (fraction of zeros)")

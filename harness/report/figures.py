@@ -8,15 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from harness.record.dense import dense_rows
 from harness.report.bars import bars
 from harness.report.curves import curves
+from harness.report.diagnostics import generations, units
 from harness.report.files import write_csv
-from harness.report.layout import figure_of, is_number, level, listed, metric_of
+from harness.report.layout import figure_of, heading, is_number, level, listed, metric_of
 from harness.report.lines import lines, losses
 from harness.report.scatter import scatter
 from harness.report.style import Drawing, named, save
 from harness.report.tidy import Cell
-from harness.report.told import generations, units
 from harness.report.trajectory import trajectory
 
 
@@ -32,10 +33,10 @@ def draw(
     metric = "loss" if wanted["kind"] == "losses" else metric_of(layout)
     data = _data(compared, cells, metric, wanted)
     write_csv(data, folder / "figure.csv")
-    pruned = data if wanted["kind"] in ("trajectory", "scatter") else data[data["method"] != "none"]
+    pruned = data if wanted["kind"] in ("trajectory", "scatter") else data[~dense_rows(data)]
     if pruned.empty or (wanted["kind"] == "lines" and not any(map(is_number, pruned.get(wanted["x"], ())))):
         return
-    save(_panels(Drawing(), named(data), metric, wanted), f"{title} · scale {scale}", folder, "figure")
+    save(_panels(Drawing(), named(data), metric, wanted), heading(title, scale), folder, "figure")
 
 
 def _data(compared: pd.DataFrame, cells: Sequence[Cell], metric: str, wanted: Mapping[str, Any]) -> pd.DataFrame:

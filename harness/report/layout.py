@@ -3,6 +3,7 @@
     metric: perplexity       or acc, acc_norm; `seconds` is the time of pruning, `loss` the training loss of a block,
                              `fitness` the best of a search, `spearman` how well sensitivities rank losses
     mean: true               the mean over the tasks too
+    parameters: true         a column with the parameters of the model; it is there, too, where a model was cut
     block: last              whose loss: a block by number, or the last one that has any
     rows: [model, sparsity]  axes of the study (`method.alpha` too), `variant` and `task`
     columns: task            one of the same
@@ -25,11 +26,18 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from harness.record.dense import NONE
+
 if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("bars", "curves", "lines", "losses", "trajectory", "scatter")
 """The figures there are."""
+
+
+def heading(title: str, scale: str) -> str:
+    """The title of a table or figure; records of several scales, or of none, name no scale."""
+    return f"{title} · scale {scale}" if scale else title
 
 
 def metric_of(layout: Mapping[str, Any]) -> str:
@@ -86,4 +94,4 @@ def axis_text(value: Any) -> str:
 
 def level(row: Any) -> str:
     """The sparsity of a row as it is shown: a fraction, or `NofM`; 0 for a dense model."""
-    return "0" if row.method == "none" else row.pattern if "of" in row.pattern else f"{row.sparsity:g}"
+    return "0" if row.method == NONE else row.pattern if "of" in row.pattern else f"{row.sparsity:g}"

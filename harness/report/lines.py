@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.record.dense import dense_rows
 from harness.report.layout import axis_text, column_of, is_number
 from harness.report.style import (
     Drawing,
@@ -35,7 +36,7 @@ def lines(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str, panels
         return _by_method(plt, data, metric, x, by)
     by = column_of(by)
     data = shown(data if by in data else data.assign(**{by: ""}), metric)
-    on_axis = (data["method"] != "none") & data[x].map(is_number)
+    on_axis = ~dense_rows(data) & data[x].map(is_number)
     needed = data[on_axis]["method"].nunique() > 1 or (data[on_axis][by] == "").any()
     several = ["method"] if needed else []
     keys = list(dict.fromkeys([by, *several, *told_apart(data[on_axis], but=(column_of(x), by))]))
@@ -47,7 +48,7 @@ def lines(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str, panels
         for task, axis in zip(tasks, row, strict=True):
             mine = (data["model"] == model) & (data["task"] == task)
             dense_line(axis, data[mine])
-            _references(axis, data[mine & ~on_axis & (data["method"] != "none")], own_colour=by == "method")
+            _references(axis, data[mine & ~on_axis & ~dense_rows(data)], own_colour=by == "method")
             _panel(axis, data[mine & on_axis], x, keys, looks)
             axis.set_title(f"{model}: {task}", fontsize=8)
             _scale_y(axis, data[mine]["shown"])
@@ -60,7 +61,7 @@ def lines(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str, panels
 def _by_method(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str) -> Any:
     task = data["task"].iloc[0]
     data = shown(data[(data["task"] == task) & ~data["pattern"].str.contains("of")], metric)
-    pruned = data["method"] != "none"
+    pruned = ~dense_rows(data)
     looks = styles(data[pruned], by)
     models, methods = list(dict.fromkeys(data["model"])), list(dict.fromkeys(data[pruned]["method"]))
     size = (2.8 * len(methods) + 1, 2.5 * len(models) + 0.8)
@@ -71,7 +72,7 @@ def _by_method(plt: Drawing, data: pd.DataFrame, metric: str, x: str, by: str) -
             dense_line(axis, mine)
             _panel(axis, mine[mine["method"] == method], x, [by], looks)
             axis.set_title(f"{model}: {method}", fontsize=8)
-            _scale_y(axis, mine[mine["method"].isin(("none", method))]["shown"])
+            _scale_y(axis, mine[dense_rows(mine) | (mine["method"] == method)]["shown"])
     axes[-1][0].set_xlabel(x)
     axes[0][0].set_ylabel(f"{task} {unit_of(metric)}")
     legend(figure, axes)

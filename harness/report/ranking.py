@@ -14,14 +14,15 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.causes import TOLERANCE
-from harness.core.errors import UserError
+from harness.core.tolerance import TOLERANCE
+from harness.record.dense import dense_rows
 from harness.record.schema import hardware_name
 from harness.report.interval import mean_interval
 from harness.report.layout import column_of, level, metric_of
 from harness.report.profile import factors
 from harness.report.reported import ACCURACIES
 from harness.report.tidy import AXES, COLUMNS, Cell
+from harness.runtime.errors import UserError
 
 WITHIN = (1.1, 2.0)
 """The shares of cells within these factors of the best stand in the table."""
@@ -61,7 +62,7 @@ def contest(measured: pd.DataFrame, cells: Sequence[Cell], layout: Mapping[str, 
     """
     wanted, metric = layout["ranking"], metric_of(layout)
     of, over = column_of(wanted["of"]), tuple(dict.fromkeys(map(column_of, [*wanted["over"], "seed"])))
-    rows = measured[(measured["metric"] == metric) & measured["protocol"].notna() & (measured["method"] != "none")]
+    rows = measured[(measured["metric"] == metric) & measured["protocol"].notna() & ~dense_rows(measured)]
     rows = rows.assign(level=[level(row) for row in rows.itertuples()], loss=rows["value"])
     rows = rows[~rows["task"].str.startswith("mean")]  # its tasks are here already
     if metric in ACCURACIES:

@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
-from harness.core.causes import TOLERANCE
+from harness.core.tolerance import TOLERANCE
 from harness.report.files import write_csv, write_text
-from harness.report.layout import axis_text
+from harness.report.layout import axis_text, heading
 from harness.report.profile import profile
 from harness.report.ranking import WITHIN, Contest, against, contest, group_columns, standings
 from harness.report.ranking_figure import draw
 from harness.report.style import Drawing, save
 from harness.report.tables import markdown_lines
 from harness.report.tidy import Cell
+from harness.runtime import escape
 
 RANKS = "Ranks are of each cell ({over}), 1 the best; their means are over {ranked} cells{interval}. "
 INTERVAL = (
@@ -57,7 +57,7 @@ def write_ranking(
     write_csv(profile(found.losses), folder / "ranking_profile.csv")
     if baseline:
         write_csv(ratios, folder / "ranking_ratios.csv")
-    title = f"{title}: ranking · scale {scale}"
+    title = heading(f"{title}: ranking", scale)
     write_text(to_markdown(found, order, ratios, baseline, title), folder / "ranking.md")
     save(draw(Drawing(), found, order, baseline), title, folder, "ranking")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
-from harness.core.causes import TOLERANCE
-from harness.report.layout import level
+from harness.core.tolerance import TOLERANCE
+from harness.record.dense import dense_rows
+from harness.report.layout import heading, level
 from harness.report.tables import MISSED, markdown_lines
 from harness.report.tidy import Cell
+from harness.runtime import escape
 
 AGAINST = "uniform"
 POINT = ["model", "level", "method"]
@@ -27,7 +28,7 @@ LEGEND = (
 
 def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     """One row per model, sparsity, method and allocator that has the uniform one beside it; empty where none has."""
-    done = measured[(measured["metric"] == "perplexity") & measured["value"].notna() & (measured["method"] != "none")]
+    done = measured[(measured["metric"] == "perplexity") & measured["value"].notna() & ~dense_rows(measured)]
     done = done.assign(level=[level(row) for row in done.itertuples()])
     keys = [*POINT, "seed", "task"]
     uniform = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)
@@ -100,7 +101,7 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:
             "evaluations": ["" if pd.isna(value) else f"{value:.0f}" for value in table["evaluations"]],
         }
     )
-    head = f"### {escape.markdown(title)}: against uniform · scale {escape.markdown(scale)}"
+    head = f"### {heading(f'{escape.markdown(title)}: against uniform', escape.markdown(scale))}"
     return "\n".join([head, "", *markdown_lines(shown), "", LEGEND, ""])
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "reported"
+from harness.core.places import REPORTED
+
 SCHEMA = (
     "paper", "arxiv", "table", "model", "method", "allocator", "scope", "sparsity", "pattern", "task", "metric",
     "value", "protocol", "seed", "digits", "source", "confidence", "note",
@@ -34,7 +35,7 @@ FLAGS = ("misprint:", "not comparable:")
 """A note that begins so says why its number may not be compared."""
 
 
-def load_reported(folder: Path = FOLDER) -> pd.DataFrame:
+def load_reported(folder: Path = REPORTED) -> pd.DataFrame:
     """Every reported number, verified ones first, then `secondary/`.
 
     Raises:
@@ -49,12 +50,12 @@ def load_reported(folder: Path = FOLDER) -> pd.DataFrame:
     return reported
 
 
-def load_pairs(folder: Path = FOLDER) -> pd.DataFrame:
+def load_pairs(folder: Path = REPORTED) -> pd.DataFrame:
     """Which reported protocol may meet which of ours, in file order: the first row that fits decides."""
     return _read([folder / "pairs.csv"], PAIR, ("min_sparsity", "max_sparsity", "tolerance"))
 
 
-def load_dense(folder: Path = FOLDER) -> pd.DataFrame:
+def load_dense(folder: Path = REPORTED) -> pd.DataFrame:
     """Known values of dense models under our protocols, with an absolute tolerance."""
     return _read([folder / "dense.csv"], DENSE, ("value", "tolerance"))
 

@@ -19,7 +19,7 @@ def scatter(plt: Drawing, data: pd.DataFrame) -> Any:
     Points are means over seeds, and so is the rank correlation in the title, which is that of the panel's units.
 
     Args:
-        data: what `told.units` made.
+        data: what `diagnostics.units` made.
     """
     names = list(data.columns)
     keys = names[names.index("kind") : names.index("seed")]
@@ -52,7 +52,8 @@ def _panel(axis: Any, here: pd.DataFrame, places: Mapping[str, int]) -> None:
     points = here.groupby(["unit", "block", "matrix"], sort=False, dropna=False)[["sensitivity", "loss"]].mean()
     for name, cells in points.groupby("matrix", sort=False):
         place = places.get(str(name), 0)
-        marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]  # ten kinds are more than there are colours
+        turn = place // len(COLOURS)  # ten kinds are more than there are colours
+        marker = MARKERS[(place + turn) % len(COLOURS)]  # of as many markers as colours: no two kinds look alike
         look = {"color": COLOURS[place % len(COLOURS)], "marker": marker}
         axis.plot(cells["sensitivity"], cells["loss"], linestyle="", markersize=4, label=name or None, **look)
     for (_, block, name), point in points.iterrows():

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.core import escape
+from harness.record.dense import dense_rows
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
+from harness.runtime import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
 MARKERS = "osD^vP*X<"
@@ -156,12 +157,12 @@ def plot(axis: Any, x: str, cells: pd.DataFrame, style: Style, **more: Any) -> N
 
 def dense_line(axis: Any, here: pd.DataFrame, *, across: bool = True) -> None:
     """The dense model as a grey dashed line, across or from top to bottom."""
-    for value in here[here["method"] == "none"]["shown"]:
+    for value in here[dense_rows(here)]["shown"]:
         (axis.axhline if across else axis.axvline)(value, color="0.5", linestyle="--", linewidth=1, label="dense")
 
 
 def is_wide(values: Iterable[float], ratio: float) -> bool:
-    """Whether values differ so much that a logarithmic axis tells more."""
+    """Return whether values differ so much that a logarithmic axis tells more."""
     known = [float(value) for value in values]
     return bool(known) and min(known) > 0 and max(known) > ratio * min(known)
 

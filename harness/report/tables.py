@@ -8,18 +8,24 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
-from harness.core.causes import TOLERANCE
+from harness.core.pattern import read_n_of_m
+from harness.core.tolerance import TOLERANCE
+from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
-from harness.report.layout import axis_text, column_of, is_number, level, metric_of, varying
+from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
+from harness.report.numbers import number
+from harness.runtime import escape
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
 MISSED = "‡"
 UNITS = {"seconds": " (s)", "fitness": " (nats)"}
-LEGEND = (
+REPORTED_LEGEND = (
     "In brackets: the reported number and the verdict on ours (✓ within tolerance, ✗ off, n/c not comparable). "
-    "No bracket: nothing is reported for the cell. Sparsity NofM keeps N of every M weights. "
+    "No bracket: nothing is reported for the cell."
+)
+ZEROS_LEGEND = (
+    "Sparsity NofM keeps N of every M weights. "
     f"Achieved is the fraction of zeros counted in the weights, the mean over seeds (or the range of a row's cells); "
     f"{MISSED} a seed is more than {TOLERANCE:g} from what was asked of it."
 )
@@ -31,7 +37,7 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     """The wide table: the `rows` axes as index columns, the values of the `columns` axis as columns, cells as text.
 
     An axis that the layout does not name, and of which one method has several values, becomes an index column too. So
-    do the zeros that were counted, behind the sparsity, where any are known.
+    do the zeros that were counted, behind the sparsity, where any are known, and the parameters where a model was cut.
     """
     metric = metric_of(layout)
     shown = compared[(compared["metric"] == metric) | compared["task"].isna()]
@@ -46,21 +52,42 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     heads: dict[str, tuple[Any, ...]] = {}
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     zeros: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
+    sizes: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
     for row in _spread(shown, [*row_keys, column_key]):
         head, place = _head(row, column_key, rank)
         heads.setdefault(head, place)
         values = tuple(row.get(key, "") for key in row_keys)
         rows.setdefault(values, {}).setdefault(head, row["text"])
         zeros.setdefault(values, {}).setdefault(head, (row.get("achieved"), row.get("missed")))
+        sizes.setdefault(values, {}).setdefault(head, (row.get("parameters"), row.get("of_dense")))
     order = sorted(rows, key=lambda values: [rank(key, value) for key, value in zip(row_keys, values, strict=True)])
     columns = sorted(heads, key=lambda head: heads[head])
     lines = [[*map(axis_text, values), *(rows[values].get(head, "") for head in columns)] for values in order]
     table = pd.DataFrame(lines, columns=[*row_names, *(head + UNITS.get(metric, "") for head in columns)])
-    achieved = [_achieved(zeros[values].values()) for values in order]
-    if any(achieved):
-        behind = row_names.index("sparsity") + 1 if "sparsity" in row_names else len(row_names)
-        table.insert(behind, "achieved", achieved, allow_duplicates=True)
+    behind = row_names.index("sparsity") + 1 if "sparsity" in row_names else len(row_names)
+    counted = (
+        {"parameters": [_parameters(sizes[values].values()) for values in order]} if _counts(shown, layout) else {}
+    )
+    counted["achieved"] = [_achieved(zeros[values].values()) for values in order]
+    for name, texts in counted.items():
+        if any(texts):
+            table.insert(behind, name, texts, allow_duplicates=True)
     return table
+
+
+def _counts(shown: pd.DataFrame, layout: Mapping[str, Any]) -> bool:
+    """Return whether the table counts parameters: if it is asked to, or if a model was cut."""
+    return bool(layout.get("parameters") or (shown["parameters"] < shown["of_dense"]).any())
+
+
+def _parameters(sizes: Iterable[tuple[Any, Any]]) -> str:
+    """What the models of a row have, in millions, and of the dense one: a number, or the least and the most."""
+    known = [(size, dense) for size, dense in sizes if is_number(size) and not pd.isna(size)]
+    if not known:
+        return ""
+    ends = {f"{end(size for size, _ in known) / 1e6:.2f}": None for end in (min, max)}
+    shares = {f"{end(size / dense for size, dense in known):.1%}": None for end in (min, max)}
+    return f"{'–'.join(ends)} M ({'–'.join(shares)})"
 
 
 def _achieved(zeros: Iterable[tuple[Any, Any]]) -> str:
@@ -75,11 +102,11 @@ def _achieved(zeros: Iterable[tuple[Any, Any]]) -> str:
 def _spread(shown: pd.DataFrame, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows wherever they belong: an unmeasured point to every task, a dense cell to every scope of its model."""
     tasks = list(dict.fromkeys(shown["task"].dropna())) or [""]
-    pruned = shown[shown["method"] != "none"]
+    pruned = shown[~dense_rows(shown)]
     scopes = pruned.groupby("model")["scope"].unique().to_dict() if "scope" in keys else {}
     for row in shown.to_dict("records"):
         in_tasks = tasks if pd.isna(row["task"]) else [row["task"]]
-        in_scopes = scopes.get(row["model"], [row["scope"]]) if row["method"] == "none" else [row["scope"]]
+        in_scopes = scopes.get(row["model"], [row["scope"]]) if is_dense(row) else [row["scope"]]
         for task, scope in itertools.product(in_tasks, in_scopes):
             yield row | {"task": task, "scope": scope}
 
@@ -88,7 +115,7 @@ def _head(row: Mapping[str, Any], key: str, rank: Callable[[str, Any], Any]) -> 
     """The column of a row and its place; one that the axis does not concern has a column named by its method."""
     value = row.get(key, "")
     if value == "" and key != "task":
-        return ("dense" if row["method"] == "none" else row["method"]), (0, rank("method", row["method"]))
+        return name_of_row(row), (0, rank("method", row["method"]))
     return axis_text(value), (1, rank(key, value))
 
 
@@ -96,7 +123,7 @@ def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any]
     """Where a value stands on an axis: nothing first, numbers ascending, the rest in the study's order; dense first."""
     order = {key: list(dict.fromkeys(measured[key].unique())) for key in measured}
     order["task"] = list(dict.fromkeys(shown["task"]))
-    order["method"] = ["none", *(name for name in order["method"] if name != "none")]
+    order["method"] = [NONE, *(name for name in order["method"] if name != NONE)]
 
     def rank(key: str, value: Any) -> tuple[Any, ...]:
         if key == "level":
@@ -110,8 +137,8 @@ def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any]
 
 
 def _fraction(level: str) -> float:
-    if "of" in level:
-        keep, of = map(int, level.split("of"))
+    if found := read_n_of_m(level):
+        keep, of = found
         return 1 - keep / of
     return float(level)
 
@@ -136,28 +163,25 @@ def _absent(row: Any) -> str:
     return {"done": done, "to do": "—"}.get(state, state) + known
 
 
-def number(value: float, metric: str) -> str:
-    """A perplexity with two decimals, or none above a thousand; an accuracy in percent; others as they are."""
-    if metric == "seconds":
-        return f"{value:.2f}"
-    if metric == "loss":
-        return f"{value:.3g}"
-    if metric in ("fitness", "spearman"):
-        return f"{value:.3f}"
-    if metric != "perplexity":
-        return f"{100 * value:.2f}"
-    return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e5 else f"{value:.2e}"
-
-
 def to_markdown(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:
     """A Markdown table with its title, scale, legend and a count of verdicts."""
-    lines = [f"### {escape.markdown(title)} · scale {escape.markdown(scale)}", "", *markdown_lines(table)]
+    lines = [f"### {heading(escape.markdown(title), escape.markdown(scale))}", "", *markdown_lines(table)]
     verdicts = compared["verdict"].value_counts().to_dict()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     stale = [STALE_LEGEND] if (compared["state"] == "stale").any() else []
     hardware = compared.loc[(compared["metric"] == "seconds") & compared["protocol"].notna(), "protocol"].unique()
     timed = [f"Seconds on {escape.markdown(', '.join(hardware))}."] if len(hardware) else []
-    return "\n".join([*lines, "", LEGEND, *stale, *timed, f"Verdicts: {counts}.", ""])
+    said = [f"Verdicts: {counts}."] if _has_reported(compared) else []
+    return "\n".join([*lines, "", _legend(compared), *stale, *timed, *said, ""])
+
+
+def _legend(compared: pd.DataFrame) -> str:
+    return " ".join([REPORTED_LEGEND, ZEROS_LEGEND] if _has_reported(compared) else [ZEROS_LEGEND])
+
+
+def _has_reported(compared: pd.DataFrame) -> bool:
+    """Return whether reported numbers are spoken of: in the table of a study, or where one stands beside a cell."""
+    return bool((compared["study"] != "").any() or compared["reported"].notna().any())
 
 
 def markdown_lines(table: pd.DataFrame) -> list[str]:
@@ -171,15 +195,16 @@ def _line(values: Any, widths: list[int]) -> str:
     return "| " + " | ".join(str(value).ljust(width) for value, width in zip(values, widths, strict=True)) + " |"
 
 
-def to_latex(table: pd.DataFrame, title: str, scale: str) -> str:
+def to_latex(table: pd.DataFrame, title: str, scale: str, compared: pd.DataFrame) -> str:
     """A booktabs table."""
+    caption = f"{escape.latex(title)}, scale {escape.latex(scale)}" if scale else escape.latex(title)
     body = [" & ".join(map(escape.latex, row)) + r" \\" for row in table.itertuples(index=False)]
     head = " & ".join(map(escape.latex, table.columns)) + r" \\"
     return "\n".join(
         [
             r"% needs \usepackage{booktabs,amssymb}",
             r"\begin{table}",
-            rf"\caption{{{escape.latex(title)}, scale {escape.latex(scale)}. {escape.latex(LEGEND)}}}",
+            rf"\caption{{{caption}. {escape.latex(_legend(compared))}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
             r"\toprule",
             head,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from harness.core.pattern import read_n_of_m
+from harness.record.dense import BESIDE, KINDS, changes, is_dense, is_pruned, names_of
 from harness.record.schema import Record
 from harness.report.derived import derived
 from harness.report.layout import is_number
@@ -15,13 +17,16 @@ from harness.report.layout import is_number
 COLUMNS = [
     *("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "seed"),
     *("task", "metric", "value", "stderr", "protocol", "samples", "status", "reason", "fingerprint"),
-    *("achieved", "asked"),
+    *("achieved", "asked", "parameters", "of_dense"),
 ]
 AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 """Axes with a column among `COLUMNS`; every other axis of a study becomes a column of its own name."""
 
-UNUSED_BY_DENSE = ("method", "allocator", "calibration", "inputs")
-"""Options that a dense model ignores: its cells have no value on such an axis."""
+UNIFORM = "uniform"
+UNUSED = ("method", "allocator", "inputs")
+"""Options that a model ignores which no method prunes: its cells have no value on such an axis."""
+UNUSED_BY_DENSE = (*UNUSED, "calibration")
+"""Those that a dense model ignores."""
 
 
 class Cell(NamedTuple):
@@ -41,12 +46,19 @@ def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any
     axes = beyond(cells)
     rows = [row for cell in cells for row in _rows(study, scale, cell, axes, layout)]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *axes])
-    return frame.astype(dict.fromkeys(("value", "stderr", "achieved", "asked"), "float64"))
+    return frame.astype(dict.fromkeys(("value", "stderr", "achieved", "asked", "parameters", "of_dense"), "float64"))
 
 
 def beyond(cells: Sequence[Cell]) -> list[str]:
-    """The axes of a study beyond `AXES`."""
-    return list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis not in AXES))
+    """The axes of a study beyond `AXES`, and what changes a model beside its method, where anything does."""
+    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes if axis not in AXES))
+    return axes + [kind for kind in BESIDE if kind not in axes and any(changes(_names(cell), kind) for cell in cells)]
+
+
+def _names(cell: Cell) -> dict[str, str]:
+    """Kind → name of what the point of a cell chooses; nothing where it is not said."""
+    known = names_of(cell.record.config) if cell.record else {}
+    return known | {kind: str(cell.axes[kind]) for kind in KINDS if kind in cell.axes}
 
 
 def place(cell: Cell, axes: Iterable[str]) -> dict[str, Any]:
@@ -62,6 +74,7 @@ def _rows(study: str, scale: str, cell: Cell, axes: Sequence[str], layout: Mappi
         return [head]
     head["fingerprint"] = record.fingerprint
     head |= {key: record.sparsity.get(key) for key in ("achieved", "asked")}
+    head |= {"parameters": record.parameters.get("model"), "of_dense": record.parameters.get("dense")}
     return [
         head | {key: measure[key] for key in ("task", "metric", "value", "stderr", "protocol", "samples")}
         for measure in measures
@@ -69,17 +82,17 @@ def _rows(study: str, scale: str, cell: Cell, axes: Sequence[str], layout: Mappi
 
 
 def _coordinates(cell: Cell) -> dict[str, Any]:
-    """Where a cell stands; dense cells have no sparsity and belong to every scope."""
+    """Where a cell stands; one that no method pruned has no sparsity, and dense ones belong to every scope."""
     config: Mapping[str, Any] = cell.record.config if cell.record else {}
     axes = cell.axes
-    method = str(axes.get("method", config.get("method", {}).get("name", "")))
-    dense = method == "none"
-    sparsity, pattern = (0.0, "dense") if dense else _sparsity(axes.get("sparsity", config.get("sparsity", 0.5)))
+    names = {"method": "", **_names(cell)}
+    pruned, dense = is_pruned(names), is_dense(names)
+    sparsity, pattern = _sparsity(axes.get("sparsity", config.get("sparsity", 0.5))) if pruned else (0.0, "dense")
     return {
         "model": axes.get("model", config.get("model", {}).get("name")),
-        "method": method,
+        "method": names["method"],
         "variant": axes.get("method.variant", config.get("method", {}).get("variant", "")),
-        "allocator": "uniform" if dense else axes.get("allocator", config.get("allocator", {}).get("name", "uniform")),
+        "allocator": axes.get("allocator", config.get("allocator", {}).get("name", UNIFORM)) if pruned else UNIFORM,
         "scope": "all" if dense else axes.get("scope", config.get("scope", "all")),
         "sparsity": sparsity,
         "pattern": pattern,
@@ -89,7 +102,13 @@ def _coordinates(cell: Cell) -> dict[str, Any]:
 
 def _further(cell: Cell, axis: str) -> Any:
     """The value of a cell on an axis beyond `AXES`; nothing where the axis does not concern it."""
-    if axis not in cell.axes or (cell.axes.get("method") == "none" and axis.split(".")[0] in UNUSED_BY_DENSE):
+    kind, names = axis.partition(".")[0], {"method": "", **_names(cell)}
+    if kind in BESIDE and not changes(names, kind):
+        return ""
+    if axis in BESIDE:
+        return names[axis]
+    unused = UNUSED_BY_DENSE if is_dense(names) else () if is_pruned(names) else UNUSED
+    if axis not in cell.axes or kind in unused:
         return ""
     value = cell.axes[axis]
     if isinstance(value, Mapping):  # a nested component with its settings
@@ -99,7 +118,7 @@ def _further(cell: Cell, axis: str) -> Any:
 
 def _sparsity(value: Any) -> tuple[float, str]:
     text = str(value)
-    if "of" in text:
-        keep, of = map(int, text.split("of"))
+    if found := read_n_of_m(text):
+        keep, of = found
         return 1 - keep / of, text
     return float(text), "unstructured"

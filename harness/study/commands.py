@@ -15,25 +15,28 @@ import torch
 
 from harness import compose, groups
 from harness.allocators.file import read_allocation
+from harness.cli import words
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
+from harness.core.places import IS_INSTALLED, ROOT
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.overrides import plugins_in, say
-from harness.prepare import Prepared, look_up
+from harness.prepare import Run, look_up
 from harness.record import schema
-from harness.record.claim import submitted
-from harness.record.provenance import ROOT
-from harness.record.question import Answer, only, question
+from harness.record.lease import submitted
+from harness.record.request import RequestMatcher, only, request_key
 from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
+from harness.report.numbers import duration
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
+from harness.runtime.errors import UserError, unknown
 from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
 from harness.study.plan import Found, Progress, progress_of
+from harness.study.progress import SweepProgress
 
 
 def dispatch(command: str, overrides: Sequence[str], replaced: Sequence[str] = ()) -> int:
@@ -48,7 +51,7 @@ def dispatch(command: str, overrides: Sequence[str], replaced: Sequence[str] = (
     if command == "allocation":
         return show_allocation(overrides)
     if command not in COMMANDS:
-        raise unknown("command", command, [*COMMANDS, "allocation"])
+        raise unknown("command", command, words.COMMANDS)
     groups.register(plugins_in(overrides))
     if command == "prefetch" and not any(text.startswith("study=") for text in overrides):
         return prefetch_run(overrides)
@@ -127,25 +130,26 @@ def _run_points(study: Study, chosen: Iterable[int], announcement: str = "") -> 
     return {}
 
 
-def _asked(study: Study, number: int) -> Answer:
-    return only(question(_config(study, number).composed))
+def _asked(study: Study, number: int) -> RequestMatcher:
+    return only(request_key(_config(study, number).composed))
 
 
-def _ended(study: Study, numbers: Iterable[int]) -> set[Answer]:
+def _ended(study: Study, numbers: Iterable[int]) -> set[RequestMatcher]:
     """Those of these points that have a record, of a failure too."""
     items = progress_of(study)
     return {_asked(study, number) for number in numbers if items[number].record}
 
 
 def _wanted(cfg: RunConfig, item: Progress) -> bool:
-    """Whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by now."""
+    """Return whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by
+    now."""
     if item.to_run or cfg.force or item.record is None:
         return item.to_run or cfg.force
     return is_unsaved(cfg, item.record) or _has_other_weights(cfg, item)
 
 
 def _has_other_weights(cfg: RunConfig, item: Progress) -> bool:
-    """Whether the weights at a record's path are others by now; they are hashed only where they are younger."""
+    """Return whether the weights at a record's path are others by now; they are hashed only where they are younger."""
     assert item.record is not None and item.path is not None
     checkpoint = find_checkpoint(cfg.model)
     if max(path.stat().st_mtime for path in checkpoint.weights) <= item.path.stat().st_mtime:
@@ -157,18 +161,18 @@ def _announce(study: Study, cells: int, todo: int) -> None:
     print(f"{study.name} at scale {study.scale}: {cells - todo} cells done, {todo} to run", flush=True)
 
 
-def _run_here(study: Study, ready: Mapping[int, Prepared]) -> dict[int, Found]:
-    todo = [number for number, item in ready.items() if not finished(_config(study, number), item)]
+def _run_here(study: Study, ready: Mapping[int, Run]) -> dict[int, Found]:
+    todo = [number for number, item in ready.items() if not finished(item)]
     _announce(study, len(ready), len(todo))
     made = {}
     ran = 0
-    points = {number: (_config(study, number), item) for number, item in ready.items()}
-    for number, path, record, here in execute_each(points, lambda number: str(study.points[number])):
+    progress = SweepProgress({number: str(study.points[number]) for number in ready})
+    for number, (path, record, here) in execute_each(ready, lambda number: str(study.points[number])):
         made[number] = (path, record)
+        said = progress.ended(number, record, is_new=here)
         if here:
             ran += 1
-            seconds = sum(stage["seconds"] for stage in record.stages.values())
-            print(f"[{len(made)}/{len(ready)}] {study.points[number]}: {record.status} in {seconds:.1f} s", flush=True)
+            print(said, flush=True)
         print(f"record: {path}", flush=True)
     print(f"ran {ran} of {len(ready)} cells", flush=True)
     return made
@@ -192,10 +196,10 @@ def plan(study: Study) -> int:
         guess = estimate(item.point.cfg, device) if item.point.cfg and item.to_run else None
         if guess:
             total += guess.seconds
-        cost = f"  ~{_duration(guess.seconds)}, {_memory(guess, device)}" if guess else ""
+        cost = f"  ~{duration(guess.seconds)}, {_memory(guess, device)}" if guess else ""
         print(f"{item.state:8}{item.point}{cost}{'  (' + item.why + ')' if item.why else ''}")
     print(
-        f"{_counts(items)}; about {_duration(total)} left on {device}, by the rates stated in harness/study/estimate.py"
+        f"{_counts(items)}; about {duration(total)} left on {device}, by the rates stated in harness/study/estimate.py"
     )
     return 0
 
@@ -252,8 +256,11 @@ def publish(study: Study) -> int:
     """Pack records (without this machine's paths), table and figure of a study into `results/published`.
 
     Raises:
-        UserError: fewer records are there than are published, of a study that was narrowed, or of another folder.
+        UserError: fewer records are there than are published, of a study that was narrowed, or of another folder; or
+            this is no checkout.
     """
+    if IS_INSTALLED:
+        raise UserError("publish writes into a checkout of the project; run it there by python -m harness.")
     items = progress_of(study)
     folder = ROOT / "results" / "published" / study.name / study.scale
     found = [item for item in items if item.path]
@@ -327,16 +334,6 @@ def _write(study: Study, items: Sequence[Progress], folder: Path) -> Outputs:
 
 def _counts(items: Sequence[Progress]) -> str:
     return ", ".join(f"{count} {state}" for state, count in Counter(item.state for item in items).items())
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 COMMANDS: dict[str, Callable[[Study], int]] = {

@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.calibration import batches
 from harness.config import RunConfig
-from harness.core.memory import GIB
+from harness.core.geometry import Geometry
 from harness.core.refit import STEPS as REFIT_STEPS
-from harness.core.statistic import gram, norms
-from harness.evaluation import perplexity
-from harness.needs import LIBRARIES, Geometry, Need, need_of, of_facts, tokens_at_once
+from harness.core.statistic import gram, squared_norms
+from harness.core.training import Cost
+from harness.models.geometry import of_facts
+from harness.needs import LIBRARIES, Need, need_of, recovery_cost, tokens_at_once
 from harness.prepare import uses_calibration
+from harness.runtime.memory import GIB
+from harness.training.loop import TOKENS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ FISHER, HESSIAN = 4, 13
 """Forward passes that a window costs in the Fisher trace, and a window and probe in the Hessian's (measured)."""
 TRACED = 137e12
 """Operations a second that traces of a 16-bit model reach on a GPU, which are computed in TF32: as SparseLLM's fit."""
+BACKWARD = 2
+"""Forward passes that a backward costs: the gradients of inputs and those of weights."""
 UPDATES = 3
 """Times the launches of a forward that SparseLLM's updates of a window take."""
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
@@ -115,7 +121,7 @@ class Estimate:
             )
         if need.resident + LIBRARIES <= size:
             return f"{need.resident / GIB:.1f} GiB"
-        return f"{need.parked / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
+        return f"{need.activations_offloaded / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
 
 
 def estimate(cfg: RunConfig, device: str) -> Estimate | None:
@@ -131,19 +137,20 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     window = _tokens(cfg, facts)
     in_scope = replace(geometry, blocks=len(cfg.scope.blocks(geometry.blocks)))
     calibrated = uses_calibration(cfg)
-    cuda = device == "cuda"
+    cuda, length = device == "cuda", cfg.calibration.length or window
     need = need_of(
-        cfg, geometry, length=cfg.calibration.length or window, window=cfg.evaluation_window or window,
+        cfg, geometry, length=length, window=cfg.evaluation_window or window,
         itemsize=narrow, calibrated=calibrated, cuda=cuda,
     )  # fmt: skip
     seconds = START + speed.read * (need.blocks + need.outside)
-    seconds += _evaluation(cfg, geometry, window, perplexity.tokens_at_once(narrow, cuda), speed)
+    seconds += _evaluation(cfg, geometry, window, batches.tokens_at_once(narrow, cuda), speed)
     if calibrated:
         drawn = cfg.calibration.windows * window
         seconds += TOKEN * (DRAWN * drawn if cfg.calibration.corpus.startswith("c4") else max(drawn, TRAINING))
     if cfg.method is not None:
         at_once = tokens_at_once(cfg, narrow, cuda)
         seconds += _pruning(cfg, in_scope, window, at_once, speed) + _allocating(cfg, in_scope, window, speed)
+    seconds += _recovering(recovery_cost(cfg, geometry, length, narrow, cuda=cuda), geometry, length, speed, cuda=cuda)
     return Estimate(seconds, need)
 
 
@@ -160,7 +167,7 @@ def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, spee
     batches = tokens / max(window, at_once)
     products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
     seconds = speed.forward(products, 2 * batches)
-    if statistic is not norms:
+    if statistic is not squared_norms:
         seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
     seconds += 2 * _products(cfg.method) * geometry.solver_elements / speed.fit
     if cfg.composed["method"]["name"] == "sparsellm":
@@ -210,6 +217,14 @@ def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -
     forwards = speed.forward(windows * whole, windows / JUDGED * geometry.blocks)
     forwards += replace(speed, rate=min(speed.rate, TRACED)).forward(traced * whole, traced / JUDGED * geometry.blocks)
     return forwards + levels * geometry.blocks * _choosing(geometry, speed)
+
+
+def _recovering(cost: Cost, geometry: Geometry, length: int, speed: Speed, *, cuda: bool) -> float:
+    """Seconds of a recovery: its tokens forward, and backward at twice the products of a forward."""
+    passes = cost.forwards + BACKWARD * cost.backwards
+    per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
+    at_once = max(length, TOKENS_AT_ONCE["cuda" if cuda else "cpu"])
+    return speed.forward(passes * per_token, passes / at_once * geometry.blocks)
 
 
 def _epoch(geometry: Geometry, tokens: int, windows: int, speed: Speed) -> float:

@@ -21,10 +21,10 @@ import torch
 
 from harness import compose
 from harness.config import RunConfig
-from harness.core import streams
-from harness.core.errors import UserError
-from harness.execute import execute
+from harness.execute import announce, execute
 from harness.prepare import prepare
+from harness.runtime import streams
+from harness.runtime.errors import UserError
 
 Point = tuple[str, RunConfig]
 """A point's label and configuration."""
@@ -163,12 +163,14 @@ def serve(lines: IO[str], answers: IO[str]) -> None:
 def _run(label: str, composed: Mapping[str, Any]) -> str:
     try:
         cfg = compose.typed_here(dict(composed))
-        path, _ = execute(cfg, prepare(cfg), in_sweep=True)
+        done = execute(prepare(cfg), in_sweep=True)
     except UserError as error:
         print(f"error: at the point {label}: {error}", file=sys.stderr, flush=True)
         return ""
-    print(f"record: {path}", flush=True)
-    return str(path)
+    if not done.is_new:
+        announce(done.record)
+    print(f"record: {done.path}", flush=True)
+    return str(done.path)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from typing import Any
 
 from harness import compose
 from harness.config import RunConfig
-from harness.core import streams
-from harness.core.files import write_atomically
-from harness.execute import busy_last, execute
-from harness.prepare import Prepared, prepare
+from harness.execute import announce, execute, taken_last
+from harness.prepare import Run, prepare
 from harness.record import schema
-from harness.record.claim import Watch
+from harness.record.lease import Watch
 from harness.record.provenance import commit
 from harness.record.schema import Record
+from harness.runtime import streams
+from harness.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,14 @@ def run_job(folder: Path, number: int) -> list[str]:
     points = content["points"]
 
     @cache  # one that another process is at is looked at again and again
-    def ready(at: int) -> tuple[RunConfig, Prepared]:
-        cfg = compose.typed_here(points[at]["config"])
-        return cfg, prepare(cfg)
+    def ready(at: int) -> Run:
+        return prepare(compose.typed_here(points[at]["config"]))
 
     def attempt(at: int, watch: Watch) -> tuple[Path, Record]:
-        return _run_point(*ready(at), job.stat().st_mtime, watch)
+        return _run_point(ready(at), job.stat().st_mtime, watch)
 
     ended: list[dict[str, str]] = []
-    for at, done in busy_last(range(len(points)), attempt):
+    for at, done in taken_last(range(len(points)), attempt):
         label = points[at]["point"]
         ended.append({"point": label} | ({"error": done} if isinstance(done, str) else {"record": str(done[0])}))
         if not isinstance(done, str):
@@ -156,11 +155,14 @@ def run_job(folder: Path, number: int) -> list[str]:
     return Ended([], ended).records
 
 
-def _run_point(cfg: RunConfig, ready: Prepared, since: float, watch: Watch) -> tuple[Path, Record]:
-    found = schema.find(cfg.records, ready.fingerprint)
-    if cfg.force and found and found[1].status in schema.FINISHED and found[0].stat().st_mtime >= since:
+def _run_point(run: Run, since: float, watch: Watch) -> tuple[Path, Record]:
+    found = schema.find(run.cfg.records, run.fingerprint)
+    if run.cfg.force and found and found[1].status in schema.FINISHED and found[0].stat().st_mtime >= since:
         return found  # the job was stopped and queued again: what it forced once is done
-    return execute(cfg, ready, in_sweep=True, watch=watch)
+    done = execute(run, in_sweep=True, watch=watch)
+    if not done.is_new:
+        announce(done.record)
+    return done.path, done.record
 
 
 def ended(folder: Path, number: int) -> Ended:

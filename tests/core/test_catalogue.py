@@ -10,10 +10,10 @@ import pytest
 from helpers import PLUGIN
 
 from harness import catalogue
-from harness.core.errors import UserError
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def nested(monkeypatch: pytest.MonkeyPatch) -> type:
 
 
 def test_defaults_build_what_the_class_builds(nested: type) -> None:
-    for kind in ("method", "allocator", "planner", "recovery"):
+    for kind in ("method", "allocator", "planner", "conversion", "recovery"):
         for name in catalogue.names(kind):
             built = catalogue.build(kind, catalogue.defaults(kind, name))
             assert built == catalogue.lookup(kind, name)() and catalogue.name_of(built) == name

@@ -11,13 +11,14 @@ from torch import Tensor
 from harness.core import causes, checked
 from harness.core.allocation import Budget
 from harness.core.causes import Counts
-from harness.core.edit import Edit
-from harness.core.errors import Failure
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
+from harness.core.structure import Cut, Plan, Unit
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import Failure, Refusal
 
 
 def counts(dense: Tensor, weight: Tensor, asked: Pattern, unseen: Tensor | None = None) -> Counts:
@@ -148,13 +149,27 @@ def test_an_allocator_that_returns_something_else(answer: Any, says: str) -> Non
     assert str(caught.value).startswith("the allocator 'mine' ") and says in str(caught.value)
 
 
-@pytest.mark.parametrize("answer", [None, (1, 2), Edit([1]), Edit(("1",)), Edit((True,))])  # type: ignore[arg-type]
+GEOMETRY = Geometry(4, 8, 16, 8, 8, 2, 32, gated=True, tied=False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(None, (1, 2), Cut.of_blocks([1]), Plan(None), Plan(Cut.of_blocks(["1"])), Plan(Cut.of_blocks([True]))),  # type: ignore[list-item]
+        *(Plan(Cut(frozenset({Unit("layer", 1)}))), Plan(tensors={"a": 1.0})),  # type: ignore[dict-item]
+    ],
+)
 def test_a_planner_that_returns_something_else(answer: Any) -> None:
     with pytest.raises(Failure, match="the planner 'mine' "):
-        checked.edit("mine", answer)
+        checked.plan("mine", answer, GEOMETRY)
+
+
+def test_a_planner_that_takes_what_is_not_there() -> None:
+    with pytest.raises(Refusal, match="block 4 cannot go: the model has the blocks 0-3"):
+        checked.plan("mine", Plan(Cut.of_blocks([4])), GEOMETRY)
 
 
 def test_what_is_right_passes() -> None:
-    assert checked.edit("none", Edit((1,))) == Edit((1,))
+    assert checked.plan("none", Plan(Cut.of_blocks([1])), GEOMETRY) == Plan(Cut.of_blocks([1]))
     assert checked.allocation("uniform", {"a": NofM(0, 4)}, "a") == {"a": NofM(0, 4)}
     assert Budget(0.5).of is None and checked.pruned("mine", "a", Pruned(WEIGHT, KEPT), WEIGHT).weight is WEIGHT

@@ -16,6 +16,7 @@ import torch
 from helpers import inputs, linears, normal, pattern, tiny, windows
 
 from harness.calibration.curvature import fisher_trace, hessian_trace
+from harness.compress import prune
 from harness.core import columns
 from harness.core.linalg import mirrored
 from harness.core.pattern import NofM, Unstructured, keep
@@ -24,7 +25,6 @@ from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place, placement_of
-from harness.run import prune
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")

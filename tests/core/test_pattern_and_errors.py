@@ -8,10 +8,9 @@ import pytest
 import torch
 from helpers import normal
 
-from harness.core.edit import Edit
-from harness.core.errors import Refusal, UserError, unknown
 from harness.core.pattern import NofM, Unstructured, keep, misfit, parse_pattern, satisfies
 from harness.core.rng import rng
+from harness.runtime.errors import Refusal, UserError, unknown
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,3 @@ def test_unknown_names_the_nearest() -> None:
 def test_draws_by_purpose_are_apart() -> None:
     assert rng(0, "recovery").random() == rng(0, "recovery").random()
     assert len({rng(seed, purpose).random() for seed in range(5) for purpose in ("a", "b")}) == 10
-
-
-def test_the_empty_edit_is_none() -> None:
-    assert not Edit() and Edit((0,))

@@ -18,7 +18,7 @@ PLUGIN = """
 from dataclasses import dataclass
 import torch
 from harness.catalogue import component
-from harness.core.edit import Edit
+from harness.core.structure import Cut, Plan
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured, keep
 from harness.evaluation.protocol import Measure, Protocol
@@ -39,7 +39,7 @@ class Odd:
             "dtype": lambda: Pruned(weight.double(), all),
             "mask": lambda: Pruned(weight.clone(), ~all),
             "numbers": lambda: Pruned(weight, all.float()),
-            "sound": lambda: Pruned(weight, all, sound=True),
+            "ok": lambda: Pruned(weight, all, ok=True),
             "order": lambda: Pruned(weight, all, order=torch.zeros(weight.shape[1], dtype=torch.long)),
             "unseen": lambda: Pruned(weight, all, unseen=torch.zeros(3)),
         }[self.how]()
@@ -81,15 +81,16 @@ class NoneAtAll:
 @component("recovery", "breaks")
 @dataclass(frozen=True)
 class Breaks:
-    def heal(self, model, tokenizer, kept, generator):
-        model.get_input_embeddings().weight.data[3] = float("nan")
+    def heal(self, view):
+        view.decoder.model.get_input_embeddings().weight.data[3] = float("nan")
 
 @component("recovery", "fills")
 @dataclass(frozen=True)
 class Fills:
     by: float = 1.0
-    def heal(self, model, tokenizer, kept, generator):
-        model.get_submodule(next(iter(kept))).weight.data.add_(self.by)
+    def heal(self, view):
+        view.log(by=self.by)
+        view.decoder.model.get_submodule(next(iter(view.kept))).weight.data.add_(self.by)
 """
 
 
@@ -115,8 +116,8 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (["method=odd", "method.how=mask"], "other than zero where its mask says that they went"),
         (["method=odd", "method.how=numbers"], "as float32, where bool is due"),
         (
-            ["method=odd", "method.how=sound"],
-            "returned a bool as sound of model.layers.0.self_attn.q_proj, where None or",
+            ["method=odd", "method.how=ok"],
+            "returned a bool as ok of model.layers.0.self_attn.q_proj, where None or",
         ),
         (["method=odd", "method.how=order"], "returned int64 [32] as order of model.layers.0.self_attn.q_proj, where"),
         (

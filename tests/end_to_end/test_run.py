@@ -125,7 +125,7 @@ def test_an_interrupt_leaves_a_failed_record_that_runs_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.run.prune", interrupted)
+        patch.setattr("harness.compress.prune", interrupted)
         stopped = typed(*options)
     assert stopped.status == 1
     assert (stopped.record["status"], stopped.record["reason"]) == ("failed", INTERRUPTED)

@@ -12,6 +12,7 @@ from oracles.slow import sparsegpt
 from torch import Tensor
 
 from harness import catalogue
+from harness.compress import prune
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, satisfies
 from harness.core.statistic import Gram, gram
@@ -19,7 +20,6 @@ from harness.methods.isc import ISC
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.models.decoder import decoder_of
-from harness.run import prune
 
 OUTPUTS, INPUTS = 6, 24
 DEAD = {"few": [1, 9], "a whole block": [0, 1, 2, 3, 4, 5, 6, 7, 12], "nearly all": [*range(5), *range(6, 24)]}

@@ -49,7 +49,8 @@ def test_a_model_gives_the_same_bits(family: str, scores: int, monkeypatch: Any)
         before = model(tokens, use_cache=False).logits
         with in_pieces(model) as where:
             inside = model(tokens, use_cache=False).logits
-    assert len(where) == 1 and torch.equal(inside, before)
+    in_class = family in ("bloom", "falcon")  # their attention is no function that others could call
+    assert len(where) == (0 if in_class else 1) and torch.equal(inside, before)
     assert not any("pieced" in str(vars(sys.modules[name])[NAME]) for name in where)
 
 

@@ -10,12 +10,12 @@ import torch
 from helpers import pattern, tiny, windows
 from torch import Tensor
 
+from harness.compress import prune
 from harness.core.statistic import Gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
 from harness.methods.sparsellm.released import released_epochs
 from harness.models.decoder import decoder_of
-from harness.run import prune
 
 WINDOWS, LENGTH, ASKED = 12, 24, "0.5"
 

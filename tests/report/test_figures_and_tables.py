@@ -13,8 +13,9 @@ import pytest
 from harness.report.bars import MOST_STANDING, bars
 from harness.report.compare import COLUMNS
 from harness.report.figures import draw
+from harness.report.numbers import number
 from harness.report.style import Drawing
-from harness.report.tables import comparison_text, lay_out, number, to_latex, to_markdown
+from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
 
 
 def cells(metric: str) -> pd.DataFrame:
@@ -93,7 +94,7 @@ def test_a_table_shows_means_spreads_verdicts_and_what_is_absent() -> None:
     markdown = to_markdown(table, "A title", "embedded", compared)
     assert "### A title · scale embedded" in markdown
     assert "1 within tolerance" in markdown
-    latex = to_latex(table, "50 % of_it", "embedded")
+    latex = to_latex(table, "50 % of_it", "embedded", compared)
     assert r"50 \% of\_it" in latex
     assert r"$\checkmark$" in latex
     assert "within tolerance" in comparison_text(compared)

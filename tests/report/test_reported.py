@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 
+from harness.core.places import REPORTED
 from harness.evaluation.perplexity import Perplexity
 from harness.evaluation.protocol import Context
-from harness.report.reported import FOLDER, flagged, load_dense, load_pairs, load_reported, of_tables, pair_of
+from harness.report.reported import flagged, load_dense, load_pairs, load_reported, of_tables, pair_of
 
-ROOT = FOLDER.parents[1]
+ROOT = REPORTED.parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_every_row_names_its_source_and_how_far_it_is_trusted(reported: pd.DataF
     for column in ("paper", "table", "model", "method", "allocator", "task", "metric", "protocol", "source"):
         assert (reported[column] != "").all(), column
     assert set(reported["confidence"]) == {"verified", "secondary"}
-    verified = pd.concat(pd.read_csv(path) for path in FOLDER.glob("*.csv") if "confidence" in path.read_text()[:300])
+    verified = pd.concat(pd.read_csv(path) for path in REPORTED.glob("*.csv") if "confidence" in path.read_text()[:300])
     assert set(verified["confidence"]) == {"verified"}
 
 
@@ -131,7 +132,7 @@ def test_known_misprints_are_kept_and_flagged(reported: pd.DataFrame) -> None:
 
 
 def test_a_file_of_another_shape_or_unit_is_refused(tmp_path: Path) -> None:
-    lines = (FOLDER / "ria.csv").read_text().splitlines()
+    lines = (REPORTED / "ria.csv").read_text().splitlines()
     (tmp_path / "ria.csv").write_text("\n".join(lines).replace("sparsity", "density", 1))
     with pytest.raises(ValueError, match=r"ria\.csv has the columns"):
         load_reported(tmp_path)
@@ -248,14 +249,14 @@ def test_amounts_are_fractions_of_zeros_in_scope(printed: str, allocator: str, s
 @pytest.mark.skipif(not Path(os.environ.get("HARNESS_ASSETS", ""), "reported").is_dir(), reason="needs HARNESS_ASSETS")
 def test_cleaning_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = cleaner()
-    shutil.copytree(FOLDER, tmp_path / "reported")
+    shutil.copytree(REPORTED, tmp_path / "reported")
     for path in (tmp_path / "reported" / "secondary").glob("*.csv"):
         path.unlink()
     monkeypatch.setattr(module, "OUTPUT", tmp_path / "reported")
     module.main()
     written = {path.relative_to(tmp_path / "reported") for path in (tmp_path / "reported").rglob("*.csv")}
-    assert written == {path.relative_to(FOLDER) for path in FOLDER.rglob("*.csv")}
-    assert all((tmp_path / "reported" / name).read_bytes() == (FOLDER / name).read_bytes() for name in written)
+    assert written == {path.relative_to(REPORTED) for path in REPORTED.rglob("*.csv")}
+    assert all((tmp_path / "reported" / name).read_bytes() == (REPORTED / name).read_bytes() for name in written)
 
 
 def printed_row(**changes: str) -> dict[str, str]:
@@ -275,6 +276,6 @@ def printed_row(**changes: str) -> dict[str, str]:
 def test_what_is_known_of_a_papers_protocol_holds_for_numbers_to_come(
     paper: str, task: str, protocol: str, refused: bool
 ) -> None:
-    rules = cleaner().Rules.read(FOLDER / "cleaning")
+    rules = cleaner().Rules.read(REPORTED / "cleaning")
     row = cleaner().clean(printed_row(paper=paper, dataset_or_task=task), rules)
     assert row.protocol == protocol and bool(flagged({"note": row.note})) is refused

@@ -11,13 +11,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from harness.core.errors import UserError
+from harness.report.diagnostics import generations, in_block, units
 from harness.report.layout import named_axes
 from harness.report.outputs import Subject, write_outputs
 from harness.report.scatter import correlation, scatter
 from harness.report.tidy import Cell
-from harness.report.told import generations, in_block, units
 from harness.report.trajectory import trajectory
+from harness.runtime.errors import UserError
 from tests.report.test_further_axes import cell
 
 matplotlib.use("Agg")
@@ -187,6 +187,16 @@ def test_panels_of_blocks_and_of_matrices() -> None:
     assert matrices[0] == "tiny-7b, matrices\nSpearman's ρ = 0.99"
     assert matrices[1].get_legend_handles_labels()[1] == ["q_proj", "o_proj", "up_proj", "down_proj", "dense"]
     assert matrices[1].get_xlabel() == "sensitivity (fisher)"
+
+
+def test_no_two_kinds_of_matrices_look_alike() -> None:
+    """A LLaMA and an OPT together have more kinds than there are colours, or markers."""
+    kinds = [f"matrix_{number}" for number in range(20)]
+    data = units([verified("matrix")]).iloc[[0]]
+    data = pd.concat([data.assign(matrix=kind, unit=kind) for kind in kinds])
+    (axis,) = panels(scatter(plt, data)).values()
+    drawn = {line.get_label(): (line.get_color(), line.get_marker()) for line in axis.get_lines()}
+    assert len({drawn[kind] for kind in kinds}) == 20
 
 
 def test_an_estimated_trace_may_be_negative_and_a_loss_infinite() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness import execute, groups
+from harness.prepare import Run
 from harness.record.schema import Record
 from harness.study import commands
 from tests.commands import SMALL, Typed
@@ -41,7 +42,7 @@ def test_one_sentence_or_a_clean_run(
     monkeypatch.chdir(tmp_path / "here")  # .. lies within what is looked at
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.setattr(commands, "ROOT", tmp_path)  # published results stay as they are
-    monkeypatch.setattr(execute, "run", _run_or_pretend)
+    monkeypatch.setattr(execute, "compute", _compute_or_pretend)
     for name in ("HARNESS_ASSETS", "WANDB_API_KEY", "NOPE"):
         monkeypatch.delenv(name, raising=False)
     wrong = {}
@@ -65,13 +66,13 @@ class _Pretend:
     dry = False
 
 
-_run = execute.run
+_compute = execute.compute
 
 
-def _run_or_pretend(cfg: Any, ready: Any, session: Any = None) -> Record:
+def _compute_or_pretend(run: Run, session: Any = None) -> Record:
     if _Pretend.dry:
-        return Record("ok", "", ready.fingerprint, ready.config)
-    return _run(cfg, ready, session)
+        return Record("ok", "", run.fingerprint, run.config)
+    return _compute(run, session)
 
 
 def _completed(one: Input, tiny: Path) -> list[str]:

@@ -13,9 +13,9 @@ import torch
 from benchmarks.speed.authors import Order, Rows, digest
 from benchmarks.speed.points import Given, Point, Side, points
 from benchmarks.speed.pointwise import Setting, breakdown, command, compare, with_defaults
+from harness.core.places import ROOT
 from harness.data.corpora import EMBEDDED, read_text
 from harness.data.windows import Calibration, calibration_windows
-from harness.record.provenance import ROOT
 
 MAIN = """
 import argparse

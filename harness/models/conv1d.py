@@ -1,0 +1,39 @@
+"""Linears that a family keeps transposed (GPT-2's `Conv1D`): ordinary ones in memory, as published on disk."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def to_linears(model: nn.Module) -> None:
+    """Put an `nn.Linear` with the transposed weight in the place of every `Conv1D`."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+            with torch.device("meta"):
+                linear = nn.Linear(inputs, outputs)
+            _take(linear, module)
+            model.set_submodule(name, linear)
+
+
+def to_conv1d(model: nn.Module, blocks: str) -> None:
+    """Put a `Conv1D` with the transposed weight in the place of every linear of the blocks, whose path is given."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and name.startswith(f"{blocks}."):
+            with torch.device("meta"):
+                module = Conv1D(linear.out_features, linear.in_features)
+            _take(module, linear)
+            model.set_submodule(name, module)
+
+
+def _take(target: nn.Module, source: nn.Module) -> None:
+    weight, bias = source.weight, source.bias
+    assert isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
+    target.weight = nn.Parameter(weight.data.T.contiguous(), weight.requires_grad)
+    target.bias = bias
+    target.train(source.training)

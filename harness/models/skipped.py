@@ -1,0 +1,70 @@
+"""What stands where a sub-layer or a norm is gone: the residual stream passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def nothing(hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
+    """What a sub-layer gives that adds nothing: the residual stream where it is to add it itself, zeros elsewhere."""
+    return torch.zeros_like(hidden_states) if residual is None else residual
+
+
+class Skipped(nn.Module):
+    """A sub-layer that adds nothing, or a constant: the bias (D,) of a child that has the name of its last linear."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.last = last
+
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **named: Any) -> Any:
+        """Take what the sub-layer is called with, and give what it would give."""
+        added = nothing(hidden_states, residual)
+        child: Any = self._modules.get(self.last)
+        return added if child is None else added + child.bias
+
+    def add(self, bias: Tensor) -> None:
+        """Let the sub-layer add a constant (D,)."""
+        child = nn.Module()
+        child.bias = nn.Parameter(bias, requires_grad=False)
+        self.add_module(self.last, child)
+
+
+class SkippedAttention(Skipped):
+    """Attention that adds nothing, or a constant.
+
+    Models read the number of the tokens so far from the first of a cache's layers, or the first of a kind. So each
+    layer has an entry: a key and a value of one zero a token.
+    """
+
+    def __init__(self, last: str, layer_idx: int) -> None:
+        super().__init__(last)
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **named: Any) -> Any:
+        """Take what attention is called with, and give what it would give."""
+        cache = next((one for name in ("past_key_values", "layer_past") if (one := named.get(name)) is not None), None)
+        if cache is not None:
+            token = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache.update(token, token, self.layer_idx)
+        return super().forward(hidden_states, residual), None
+
+
+class SkippedLinear(Skipped):
+    """The last linear of a feed-forward part that is no module of its own: its input has the width of its output."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.bias: nn.Parameter | None = None
+
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **named: Any) -> Any:
+        """Zeros, or the bias (D,)."""
+        added = nothing(hidden_states)
+        return added if self.bias is None else added + self.bias
+
+    def add(self, bias: Tensor) -> None:
+        """Let the part add a constant (D,)."""
+        self.bias = nn.Parameter(bias, requires_grad=False)

@@ -1,0 +1,1 @@
+"""The training of recoveries: adapters in place of weights, one loop, its checkpoints."""
