@@ -212,8 +212,8 @@ def check_texts(cfg: RunConfig, ready: Prepared, tokenizer: Any, rows: int) -> N
         )
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
     for name, evaluator in cfg.evaluators.items():
-        if hasattr(evaluator, "tokens"):
-            texts[f"evaluation={name}"] = evaluator.tokens(tokenizer, context)
+        if (windows := evaluator.tokens(tokenizer, context)) is not None:
+            texts[f"evaluation={name}"] = windows
     for text, windows in texts.items():
         tell_unknown(check_tokens(windows, tokenizer, rows, text), text)
 
