@@ -215,7 +215,7 @@ def _texts(cfg: RunConfig, *, calibrated: bool) -> list[str]:
     """What a tokenizer has to split: corpora, but for windows of tokens, and tasks."""
     named: dict[str, Any] = {}
     for name, judge in cfg.evaluators.items():
-        named |= {f"the text {name}": judge} if hasattr(judge, "corpus") else {f"the task {name}": None}
+        named |= {f"the task {name}": None} if judge.corpus is None else {f"the text {name}": judge}
     named |= {f"the calibration text {cfg.calibration.corpus}": cfg.calibration} if calibrated else {}
     return [name for name, one in named.items() if one is None or read_text(one.corpus, one.split).windows is None]
 
@@ -281,12 +281,10 @@ def _component(kind: str, asked: Component) -> Any:
         raise UserError(
             f"{kind}={asked.__name__} cannot be made without settings ({error}); give an instance."
         ) from error
-    needed = catalogue.ASKED[kind]
-    lacking = sorted(([one for one in all_of if not hasattr(instance, one)] for all_of in needed), key=len)
-    if all(lacking):
+    if lacking := catalogue.adopted(kind, instance):
         raise UserError(
             f"{kind}={type(instance).__name__} is neither a name ({', '.join(catalogue.names(kind))}) nor a {kind}: it "
-            f"lacks {' and '.join(lacking[0])}."
+            f"lacks {' and '.join(lacking)}."
         )
     return instance
 

@@ -16,10 +16,11 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.core.component import completed
 from harness.runtime.errors import UserError, reason, unknown
 from harness.runtime.files import at_home
 from harness.runtime.plain import plain
@@ -47,6 +48,8 @@ DENSE = ("method", "none")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 T = TypeVar("T")
 _registry: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
+_own: dict[type, set[str]] = {}
+"""The names that a class has of its own, before it was completed."""
 _replaced: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
 """The names that plugins took over with `replaces=True`, and what stands for them now."""
 _plugin_sources: dict[str, str] = {}
@@ -88,10 +91,38 @@ def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type
         shown = f"{name}+{Path(who).stem.rpartition('.')[2]}" if replaces and before is not None else name
         if shown != name:
             _replaced[kind][name] = shown
-        _registry[kind][shown] = cls
+        _registry[kind][shown] = _completed(kind, cls)
         return cls
 
     return register
+
+
+def _completed(kind: str, cls: type[T]) -> type[T]:
+    """The class with the default hooks of its kind; what it has of its own is remembered."""
+    if cls not in _own:
+        fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+        _own[cls] = fields | {one for base in cls.__mro__[:-1] for one in vars(base)}
+    return completed(kind, cls)
+
+
+def _lacking(kind: str, own: Collection[str]) -> list[str]:
+    """What has to be there of a kind and is not; nothing if one way to be of the kind is whole."""
+    missing = sorted(([one for one in asked if one not in own] for asked in ASKED[kind]), key=len)
+    return missing[0] if all(missing) else []
+
+
+def adopted(kind: str, instance: Any) -> list[str]:
+    """Give the class of a component that nobody registered the default hooks of its kind, and those it holds theirs.
+
+    Returns:
+        What it lacks of what its kind has to have; empty if it is whole.
+    """
+    _completed(kind, type(instance))
+    for field in dataclasses.fields(instance) if dataclasses.is_dataclass(instance) else ():
+        inner = getattr(instance, field.name)
+        if (nested := field.metadata.get("component")) and inner is not None and not isinstance(inner, str):
+            adopted(nested, inner)
+    return _lacking(kind, _own[type(instance)] | set(vars(instance)))
 
 
 def _is_again(before: type, cls: type) -> bool:
@@ -167,11 +198,8 @@ def _check_plugin(module: str) -> None:
         for name, cls in known.items():
             if cls.__module__ != module:
                 continue
-            fields = [field.name for field in dataclasses.fields(cls)]
-            has = {*fields, *(one for base in cls.__mro__ for one in vars(base))}
-            lacking = sorted(([one for one in asked if one not in has] for asked in ASKED[kind]), key=len)
-            if all(lacking):
-                raise UserError(f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(lacking[0])}.")
+            if lacking := _lacking(kind, _own[cls]):
+                raise UserError(f"{who}: the {kind} '{name}' ({cls.__name__}) lacks {' and '.join(lacking)}.")
             _check_fields(f"{who}: the {kind} '{name}'", cls)
 
 
@@ -307,7 +335,7 @@ def _code_of(cls: type) -> str:
     for base in cls.__mro__[:-1]:
         for name, value in sorted(vars(base).items()):
             function = getattr(value, "__func__", None) or getattr(value, "fget", value)
-            if isinstance(function, types.FunctionType):
+            if isinstance(function, types.FunctionType) and function.__module__ != completed.__module__:
                 digest.update(f"{name} {_text_of(function.__code__)}".encode())
     return digest.hexdigest()[:16]
 
@@ -323,11 +351,11 @@ def _text_of(code: types.CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {consts}"
 
 
-def revision(instance: object) -> str:
+def revision(instance: Any) -> str:
     """What identifies the code of a component: its `revision`, and a hash of its code where it is not ours."""
     cls = type(instance)
     source = _plugin_sources.get(cls.__module__) if _is_registered(instance) else _code_of(cls)
-    number = str(getattr(instance, "revision", 1))
+    number = str(instance.revision)
     return f"{number}+{source}" if source else number
 
 
@@ -355,7 +383,7 @@ def describe(instance: Any) -> dict[str, Any]:
         if not counts or (counts == "unless default" and value == field.default):
             continue
         described[field.name] = describe(value) if field.metadata.get("component") and value is not None else value
-    return described | (instance.identity() if hasattr(instance, "identity") else {})
+    return described | dict(instance.identity())
 
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -203,7 +203,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
     made = made or partial(_made, composed)
     pattern = made(parse_pattern, "sparsity")
     allocator = made(_allocator, "allocator")
-    Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be
+    Budget.of_pattern(pattern).narrowed(allocator.levels)  # refuses levels that cannot be
     return RunConfig(
         model=made(model_choice, "model"),
         window=window(composed["model"]),

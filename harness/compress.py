@@ -25,7 +25,7 @@ from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
-from harness.core.interfaces import Pruned
+from harness.core.interfaces import Pruned, WrittenView, behind
 from harness.core.pattern import Pattern, misfit
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
@@ -214,9 +214,8 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
     Raises:
         Refusal: one cannot, or the method says no.
     """
-    refuses = getattr(method, "refuses", lambda pattern, shape: None)
     for site, pattern in allocation.items():
-        if why := misfit(pattern, shapes[site]) or refuses(pattern, shapes[site]):
+        if why := misfit(pattern, shapes[site]) or method.refuses(pattern, shapes[site]):
             raise Refusal(f"{site} cannot be pruned: {why}.")
 
 
@@ -250,7 +249,7 @@ def prune(
     done: dict[str, Pruned] = {}
     seen: dict[str, Tensor] = {}
     walk = walk or walk_for(method)
-    block_method, who = as_block_method(method), name_of(getattr(method, "behind", method))
+    block_method, who = as_block_method(method), name_of(behind(method))
     try:
         for block in walk(decoder, batches, scope, edited=True, label="prune"):
             made = finished.load(block.index) if finished else None
@@ -283,7 +282,7 @@ def _counted(
     block: StreamedBlock | ReplicatedBlock, pruned: Mapping[str, Pruned], patterns: Mapping[str, Pattern]
 ) -> Block:
     """What a method made of a block, with the zeros that are counted in it."""
-    weights = getattr(block, "dense", block.weights)  # a method that writes as it goes leaves them there
+    weights = block.dense if isinstance(block, WrittenView) else block.weights
     counted = {
         site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
         for site, one in pruned.items()

@@ -8,18 +8,16 @@ size, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from harness.calibration import batches
-from harness.calibration.batches import CANDIDATE_LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
+from harness.core.costs import Cost, Work
 from harness.core.geometry import Geometry
-from harness.core.search import LevelGrid
-from harness.core.statistic import gram, squared_norms
-from harness.core.training import Cost
+from harness.core.training import Training
 from harness.models.machine import available, free_memory, reclaimable_on
 from harness.runtime.errors import UserError
 from harness.runtime.memory import AHEAD, GIB
@@ -27,14 +25,8 @@ from harness.training.costs import cost
 
 LIBRARIES = 1.0 * GIB
 """Workspaces of a GPU's libraries, and what its allocator cannot give out for being in pieces."""
-LONGEST_PROMPT = 1024
-"""Tokens that the longest zero-shot prompt (BoolQ's) may take."""
 SELECTION = {"cuda": 10, "cpu": 24}
 """Bytes a weight of the largest matrix while it is pruned: scores, mask, result; on a CPU their order, in 64 bits."""
-SIGHTLESS = ("uniform", "file", "alphapruning")
-"""Allocators that look at no input of a linear."""
-LOGIT_PIECES = 5
-"""Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +35,7 @@ class Need:
 
     `block` are the matrices of one block, `outside` embedding and head. `pruning` is the working memory of one block's
     calibration and pruning, `scoring` that of evaluation, `recovering` that of a recovery, whose weights do not wait;
-    `under_way` are hidden states on their way to host memory and
-    back, where they wait there.
+    `under_way` are hidden states on their way to host memory and back, where they wait there.
     """
 
     blocks: float
@@ -103,32 +94,57 @@ def need_of(
     block = geometry.block_parameters * itemsize
     blocks = geometry.blocks * block
     outside = geometry.outside_parameters * itemsize if weights is None else max(0.0, weights - blocks)
-    tokens = max(length, tokens_at_once(cfg, itemsize, cuda))
+    work = work_of(cfg, geometry, length, window, itemsize, cuda=cuda)
+    tokens = max(length, work.at_once)
+    planner = cfg.planner.cost(geometry, work)
+    method = allocator = Cost()
     waiting = passing = choosing = 0.0
     if cfg.method is not None:
-        waiting += _levels(cfg, geometry, itemsize)
+        method, allocator = cfg.method.cost(geometry, work), cfg.allocator.cost(geometry, work)
         choosing += _selection(geometry, cuda) + block  # the pruned weights of a block wait for each other
+        choosing += method.statistic_bytes + method.factor_bytes + method.working_bytes
     if calibrated:
-        waiting += _waiting(cfg, geometry, length, itemsize)
+        waiting += _states(cfg, geometry, work)
         plain = cuda and itemsize == 4  # on a CPU it goes in pieces (`models/attention.py`)
-        passing += _batch(geometry, tokens, length, itemsize, plain=plain) + _grams(cfg, geometry)
-        choosing += _factors(cfg, geometry, fast=is_fast(cfg, itemsize, cuda)) + _epochs(cfg.method, geometry, length)
-        choosing += _beside(cfg.method, geometry, cuda)
-        passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
-    pruning = max(passing, choosing)
-    scoring = _scoring(cfg, geometry, window, itemsize, cuda)
+        passing += _batch(geometry, tokens, length, itemsize, plain=plain)
+    waiting = max(waiting + allocator.kept_bytes + method.kept_bytes, planner.kept_bytes)
+    passing += max(method.statistic_bytes, planner.working_bytes)
+    pruning = max(passing, allocator.working_bytes, choosing)
+    scoring = _scoring(cfg, geometry, work)
     at_once = max(tokens if calibrated else 0, window, batches.tokens_at_once(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
-    recovered = recovery_cost(cfg, geometry, length, itemsize, cuda=cuda)
+    recovered = recovery_cost(cfg, geometry, work)
     recovering = recovered.kept_bytes + recovered.working_bytes
     return Need(blocks, block, outside, waiting, pruning, scoring, under_way, recovering)
 
 
-def recovery_cost(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int, *, cuda: bool) -> Cost:
-    """What the recovery of a run asks for, with windows of `length` tokens where it says nothing of them."""
-    in_scope = len(cfg.scope.blocks(geometry.blocks))
-    own = getattr(cfg.recovery, "length", None)
-    return cost(cfg.recovery, geometry, in_scope, 1 - cfg.asked, own or length, itemsize, cuda=cuda)
+def recovery_cost(cfg: RunConfig, geometry: Geometry, work: Work) -> Cost:
+    """The cost of a run's recovery, in windows of the calibration's length where it says nothing of them."""
+    if not isinstance(cfg.recovery, Training):
+        return cfg.recovery.cost(geometry, work)
+    length = cfg.recovery.length or work.length
+    return cost(cfg.recovery, geometry, work.blocks, 1 - cfg.asked, length, work.itemsize, cuda=work.cuda)
+
+
+def work_of(cfg: RunConfig, geometry: Geometry, length: int, window: int, itemsize: int, *, cuda: bool) -> Work:
+    """The work of a run, of which its components say their costs.
+
+    Args:
+        length: tokens of a calibration window.
+        window: tokens of an evaluation window.
+        itemsize: bytes of a weight.
+    """
+    return Work(
+        blocks=len(cfg.scope.blocks(geometry.blocks)),
+        windows=cfg.calibration.windows,
+        length=length,
+        at_once=tokens_at_once(cfg, itemsize, cuda),
+        window=window,
+        itemsize=itemsize,
+        cuda=cuda,
+        fast=is_fast(cfg, itemsize, cuda),
+        budget=Budget.of_pattern(cfg.pattern),
+    )
 
 
 def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
@@ -145,15 +161,10 @@ def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
     return batches.SHORT_TOKENS_PER_BATCH if itemsize == 2 else batches.TOKENS_PER_BATCH
 
 
-def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
-    """The hidden states, twice where a walk passes over dense blocks, and what a method keeps between passes."""
-    tokens = cfg.calibration.windows * length
-    method: Any = cfg.method
-    kept = 0
-    if hasattr(method, "kept_bytes"):
-        kept = method.kept_bytes(tokens, geometry.hidden, geometry.wide, itemsize, gated=geometry.gated)
-    copies = 1 if cfg.composed["allocator"]["name"] in SIGHTLESS and cfg.inputs != "dense" else 2
-    return float(copies * tokens * geometry.hidden * itemsize + kept)
+def _states(cfg: RunConfig, geometry: Geometry, work: Work) -> float:
+    """The hidden states, twice where a walk passes over dense blocks."""
+    passes_over = cfg.inputs == "dense" or cfg.allocator.needs_calibration
+    return float((2 if passes_over else 1) * work.tokens * geometry.hidden * work.itemsize)
 
 
 def _selection(geometry: Geometry, cuda: bool) -> float:
@@ -167,93 +178,17 @@ def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int, *, plain
     return float(inside + (3 * tokens * geometry.heads * length * 4 if plain else 0))
 
 
-def _grams(cfg: RunConfig, geometry: Geometry) -> float:
-    """Gram matrices of all distinct inputs of a block, unless a method says that its statistic has none."""
-    without = getattr(cfg.method, "statistic", gram) in (None, squared_norms) or not getattr(
-        cfg.method, "sees_gram", True
-    )
-    return 0.0 if without else 4.0 * geometry.gram_elements
-
-
-def _factors(cfg: RunConfig, geometry: Geometry, *, fast: bool) -> float:
-    """Gram matrices with their factors, and what stands beside them while the widest is factorised.
-
-    As the released codes do it, each has its inverse too.
-    """
-    largest = 4.0 * max(geometry.wide, geometry.hidden) ** 2
-    grams = _grams(cfg, geometry)
-    if solver_bytes := getattr(cfg.method, "solver_bytes", None):
-        inputs = (geometry.gram_elements, max(geometry.wide, geometry.hidden) ** 2)
-        return float(grams + solver_bytes(*inputs, geometry.group_elements, fast=fast))
-    return grams and (2 * grams + 3 * largest if fast else 3 * grams + 4 * largest)
-
-
-def _epochs(method: Any, geometry: Geometry, length: int) -> float:
-    """What a method that passes over the tokens again has beside what it keeps."""
-    if not hasattr(method, "passing_bytes"):
-        return 0.0
-    return float(method.passing_bytes(length, geometry.hidden, geometry.wide, gated=geometry.gated))
-
-
-def _beside(method: Any, geometry: Geometry, cuda: bool) -> float:
-    """What a method has beside one matrix while it prunes it, if it says so; of the largest as of both shapes."""
-    if not hasattr(method, "working_bytes"):
-        return 0.0
-    shapes = ((geometry.hidden, geometry.wide), (geometry.wide, geometry.hidden), (geometry.hidden, geometry.hidden))
-    return float(max(method.working_bytes(*shape, cuda=cuda) for shape in shapes))
-
-
-def _curvature(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
-    """Traces: the graph and gradients of a block, a window in front of every block, its logits and their gradient.
-
-    All of it in float32; of 16-bit weights there is a copy in float32, of one block and what is outside the blocks.
-    """
-    if not getattr(cfg.allocator, "asks_for_traces", False) or cfg.method is None:
-        return 0.0
-    states = geometry.blocks * length * geometry.hidden
-    graph = length * (8 * geometry.hidden + 6 * geometry.wide)
-    logits = 4 * length * geometry.vocabulary
-    copied = geometry.block_parameters + geometry.outside_parameters if itemsize < 4 else 0
-    return 4.0 * (4 * geometry.block_parameters + states + graph + logits + copied)
-
-
-def _judging(cfg: RunConfig, geometry: Geometry, length: int, cuda: bool) -> float:
-    """A search: the dense model's probabilities for all fitness windows, and what is made of a piece of logits."""
-    windows = getattr(cfg.allocator, "fitness_windows", 0) + getattr(cfg.allocator, "held_out", 0)
-    pieces = LOGIT_PIECES * min(FITNESS_LOGITS["cuda" if cuda else "cpu"], 4 * length * geometry.vocabulary * windows)
-    return float(4 * windows * length * geometry.vocabulary + pieces)
-
-
-def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
-    """The database of a searching allocator, where memory holds it, and the dense matrices that a walk puts back."""
-    blocks = len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize
-    dense = blocks if cfg.composed["allocator"]["name"] == "mrp" else 0
-    if not hasattr(cfg.allocator, "database"):
-        return float(dense)
-    dense += blocks if cfg.allocator.inputs == "pruned" else 0
-    return float(dense + (database_bytes(cfg, geometry, itemsize) if cfg.allocator.database == "memory" else 0))
-
-
-def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
-    """The levels of a searching allocator, which has some."""
-    search = cfg.allocator
-    grid = LevelGrid(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
-    count = sum(pattern.sparsity > 0 for pattern in grid.pattern_of(Budget.of_pattern(cfg.pattern)).values())
-    return float(count * len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize)
-
-
-def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cuda: bool) -> float:
+def _scoring(cfg: RunConfig, geometry: Geometry, work: Work) -> float:
     """A batch inside a block (attention is fused), or behind all with a part of the logits, twice in float32 too."""
     if not cfg.evaluators:
         return 0.0
-    vocabulary = geometry.vocabulary
-    at_once = max(window, batches.tokens_at_once(itemsize, cuda))
+    window, itemsize, vocabulary = work.window, work.itemsize, geometry.vocabulary
+    at_once = max(window, batches.tokens_at_once(itemsize, work.cuda))
     tokens = min(at_once, window * batches.windows_of_logits(window, vocabulary))
     logits = tokens * vocabulary * (4 + 4 + itemsize)
-    rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
-    logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
+    own = max(evaluator.cost(geometry, work).working_bytes for evaluator in cfg.evaluators.values())
     inside = _batch(geometry, at_once, window, itemsize)
-    return float(max(logits, inside) + at_once * geometry.hidden * itemsize)
+    return float(max(logits, own, inside) + at_once * geometry.hidden * itemsize)
 
 
 class Offload(NamedTuple):

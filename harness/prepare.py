@@ -12,7 +12,6 @@ import torch
 from harness import catalogue
 from harness.calibration.curvature import REVISION as TRACES
 from harness.config import RunConfig
-from harness.core.statistic import squared_norms
 from harness.core.training import Training
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
@@ -22,7 +21,7 @@ from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint,
 from harness.models.geometry import of_config
 from harness.models.loading import resolve_dtype
 from harness.models.machine import other_gpus, resolve_device
-from harness.needs import Need, Offload, check_memory, database_bytes, need_of
+from harness.needs import Need, Offload, check_memory, need_of, work_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
 from harness.runtime.errors import UserError
@@ -114,12 +113,12 @@ def look_at(cfg: RunConfig, checkpoint: Checkpoint) -> Inputs:
     evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
     needed = uses_calibration(cfg)
     data = {name: _evaluator_facts(evaluator) for name, evaluator in cfg.evaluators.items()}
-    for part in (cfg.method, cfg.allocator) if cfg.method is not None else ():
-        if hasattr(part, "check"):
-            part.check()
+    pruning = (cfg.method, cfg.allocator) if cfg.method is not None else ()
+    for part in (cfg.planner, cfg.recovery, *cfg.evaluators.values(), *pruning):
+        part.check()
     if needed:
         for evaluator in cfg.evaluators.values():
-            if hasattr(evaluator, "corpus"):
+            if evaluator.corpus is not None:
                 refuse_overlap((cfg.calibration.corpus, cfg.calibration.split), (evaluator.corpus, evaluator.split))
         data["calibration"] = _text_facts(cfg.calibration.corpus, cfg.calibration.split)
     training = _training_text(cfg, length, checkpoint)
@@ -140,7 +139,7 @@ def _training_text(cfg: RunConfig, length: int, checkpoint: Checkpoint) -> Train
     own = settings.text is not None
     corpus, split = (settings.text, "train") if own else (cfg.calibration.corpus, cfg.calibration.split)
     for evaluator in cfg.evaluators.values():
-        if hasattr(evaluator, "corpus"):
+        if evaluator.corpus is not None:
             evaluated = (evaluator.corpus, evaluator.split)
             refuse_overlap((str(corpus), split), evaluated, what="training", advice="train")
     return TrainingText(str(corpus), split, _within("recovery.length", settings.length or length, checkpoint))
@@ -159,7 +158,7 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     need = _need(cfg, inputs, dtype, device)
-    _check_database(cfg, inputs, dtype)
+    _check_database(cfg, inputs, dtype, device)
     offload = check_memory(need, cfg.offload, device)
     if offload.blocks and cfg.inputs == "dense":
         raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
@@ -241,15 +240,14 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 
 def uses_calibration(cfg: RunConfig) -> bool:
-    """Return whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
-    if not _is("planner", "none", cfg.planner) or getattr(cfg.recovery, "needs_calibration", False):
+    """Return whether any component asks the model about inputs."""
+    if cfg.planner.needs_calibration or cfg.recovery.needs_calibration:
         return True
-    if cfg.conversion is not None and getattr(cfg.conversion, "needs_calibration", True):
+    if cfg.conversion is not None and cfg.conversion.needs_calibration:
         return True
     if cfg.method is None:
         return False
-    asks = cfg.layer_error or getattr(cfg.allocator, "needs_calibration", True)
-    return asks or getattr(cfg.method, "statistic", squared_norms) is not None
+    return cfg.layer_error or cfg.allocator.needs_calibration or cfg.method.statistic is not None
 
 
 def _is(kind: str, name: str, instance: object) -> bool:
@@ -266,15 +264,17 @@ def _need(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.devi
     )  # fmt: skip
 
 
-def _check_database(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype) -> None:
+def _check_database(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a level database that the cache may not hold before the model is loaded.
 
     Raises:
         UserError: it may not.
     """
-    if cfg.method is None or cfg.cache_gib is None or getattr(cfg.allocator, "database", None) != "disk":
+    if cfg.method is None or cfg.cache_gib is None:
         return
-    needed = database_bytes(cfg, of_config(inputs.checkpoint.config), dtype.itemsize) / GIB
+    geometry, cuda = of_config(inputs.checkpoint.config), device.type == "cuda"
+    work = work_of(cfg, geometry, inputs.calibration_length, inputs.evaluation_window, dtype.itemsize, cuda=cuda)
+    needed = cfg.allocator.cost(geometry, work).stored_bytes / GIB
     if needed > cfg.cache_gib:
         raise UserError(
             f"the level database needs {needed:.3g} GiB in {cfg.cache}, cache_gib={cfg.cache_gib:g} allows less; take "
@@ -289,7 +289,7 @@ def _text_facts(corpus: str, split: str) -> dict[str, Any]:
 
 
 def _evaluator_facts(evaluator: Any) -> dict[str, Any]:
-    if hasattr(evaluator, "corpus"):
+    if evaluator.corpus is not None:
         return _text_facts(evaluator.corpus, evaluator.split)
     return {"sha256": evaluator.data_hash()}
 
@@ -330,7 +330,7 @@ def _identity(
             identity["inputs"] = cfg.inputs
         if cfg.layer_error:
             identity["layer_error"] = True
-        if getattr(cfg.allocator, "asks_for_traces", False) and facts["dtype"] != "float32":
+        if cfg.allocator.asks_for_traces and facts["dtype"] != "float32":
             identity["traces"] = TRACES  # in float32 all revisions are one
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)

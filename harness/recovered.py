@@ -70,7 +70,7 @@ def recovered(
         )
         facts = trained(name, recovery, view, text, run.cfg.seed, partial(_checkpoints, run))
         view.log(text=corpus, split=split, sha256=run.facts["data"]["recovery"]["sha256"], length=length, **facts)
-    check_healed(name, decoder, scope, kept if getattr(recovery, "keeps_zeros", True) else {})
+    check_healed(name, decoder, scope, kept if recovery.keeps_zeros else {})
     return view.logged
 
 

@@ -210,8 +210,8 @@ def check_texts(run: Run, tokenizer: Any, rows: int) -> None:
         )
     context = Context(inputs.evaluation_window, run.cfg.evaluation_limit, run.cfg.seed, run.device)
     for name, evaluator in run.cfg.evaluators.items():
-        if hasattr(evaluator, "tokens"):
-            texts[f"evaluation={name}"] = evaluator.tokens(tokenizer, context)
+        if (windows := evaluator.tokens(tokenizer, context)) is not None:
+            texts[f"evaluation={name}"] = windows
     for text, windows in texts.items():
         tell_unknown(check_tokens(windows, tokenizer, rows, text), text)
 

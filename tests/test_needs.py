@@ -187,9 +187,10 @@ def test_what_a_recovery_asks_of_the_model() -> None:
     quick = ("recovery.tokens=40960", "recovery.batch=2", "recovery.length=2048", "recovery.checks=3")
     cfg = configured("recovery=lora", *quick, "recovery.lr=[1e-4,3e-4,1e-3]")
     geometry = of_facts(cfg.composed["model"]["geometry"])
-    cost = needs.recovery_cost(cfg, geometry, 2048, 2, cuda=True)
+    on_gpu, on_cpu = (needs.work_of(cfg, geometry, 2048, 2048, size, cuda=size == 2) for size in (2, 4))
+    cost = needs.recovery_cost(cfg, geometry, on_gpu)
     assert cost.backwards == 3 * 40960 and cost.forwards == 2 * 3 * 40960 + 3 * 4 * 16 * 2048
-    assert needs.recovery_cost(cfg, geometry, 2048, 4, cuda=False).forwards == 3 * 40960 + 3 * 4 * 16 * 2048
+    assert needs.recovery_cost(cfg, geometry, on_cpu).forwards == 3 * 40960 + 3 * 4 * 16 * 2048
     with_it, without = (estimate(one, "cuda").seconds for one in (cfg, configured()))
     passes = cost.forwards + 2 * cost.backwards
     parameters = 32 * geometry.block_parameters + 32000 * 4096

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
+from harness.core.costs import Cost, Work
+from harness.core.geometry import Geometry
 from harness.core.interfaces import ModelView, Site
 from harness.core.proposals import Granularity, sizes, to_sites
 from harness.core.spectrum import power_law_exponent
@@ -40,6 +42,10 @@ class AlphaPruning:
         if not 0 <= self.epsilon <= 1:
             raise UserError("allocator.epsilon has to be between 0 and 1.")
 
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """The spectrum of every matrix."""
+        return Cost(spectra=len(geometry.widths) * work.blocks)
+
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         exponents = view.remembered("alphapruning", {}, lambda: _exponents(view.weights), calibrated=False)
         means = [fmean(exponents[site] for site in sites) for sites in view.blocks]
@@ -56,7 +62,9 @@ def _exponents(weights: Mapping[Site, Tensor]) -> dict[Site, float]:
 def _exponent(site: Site, weight: Tensor) -> float:
     exponent = power_law_exponent(weight)
     if not math.isfinite(exponent):
-        raise Refusal(f"the spectrum of {site} has no tail, so AlphaPruning has no number for it; use allocator=owl.")
+        raise Refusal(
+            f"the spectrum of {site} has no tail, so AlphaPruning has no number for it; take another allocator."
+        )
     return exponent
 
 

@@ -12,13 +12,21 @@ from typing import Any, Literal
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget
+from harness.core.costs import Cost, Work, block_bytes
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Assembler, Database, ModelView, Objective, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, sizes
-from harness.core.search import LevelGrid, SearchState, Space, stopped
+from harness.core.search import CANDIDATE_LOGIT_BYTES, LevelGrid, SearchState, Space, stopped
 from harness.runtime.errors import Refusal, UserError
 
 Sensitivity = Literal["fisher", "hessian"]
+
+
+LEVELS = 5
+"""Times that a search prunes every matrix, about."""
+LOGIT_PIECES = 5
+"""Tensors as large as a piece of logits while a candidate is judged: in 16 and 32 bits, logarithms, products."""
 
 
 def sparsegpt() -> Any:
@@ -86,6 +94,23 @@ class Search:
     @property
     def _grid(self) -> LevelGrid:
         return LevelGrid(self.step, self.reach, self.minimum, self.maximum, self.levels)
+
+    def judging(self, judged: float, geometry: Geometry, work: Work) -> Cost:
+        """The cost of a search that judges candidates on so many windows: its database of levels, and their losses.
+
+        Beside the database are the dense matrices, where a walk over pruned blocks puts them back; while candidates are
+        judged, the dense model's probabilities for all windows and what is made of a piece of logits.
+        """
+        blocks, windows = block_bytes(geometry, work), self.fitness_windows + self.held_out
+        levels = sum(pattern.sparsity > 0 for pattern in self._grid.pattern_of(work.budget).values()) * blocks
+        logits = 4 * windows * work.length * geometry.vocabulary
+        return Cost(
+            forwards=judged * work.length,
+            column_walks=LEVELS,
+            kept_bytes=(blocks if self.inputs == "pruned" else 0) + (levels if self.database == "memory" else 0),
+            stored_bytes=levels if self.database == "disk" else 0,
+            working_bytes=logits + LOGIT_PIECES * min(CANDIDATE_LOGIT_BYTES[work.device], logits),
+        )
 
     def space(self, view: ModelView, budget: Budget) -> Space:
         """All candidates of the model."""

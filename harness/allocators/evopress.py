@@ -8,6 +8,8 @@ from random import Random
 from harness.allocators.candidates import Search
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
+from harness.core.costs import Cost, Work
+from harness.core.geometry import Geometry
 from harness.core.interfaces import ModelView
 from harness.core.rng import rng
 from harness.core.search import SearchState, Space, best_first
@@ -53,6 +55,12 @@ class EvoPress(Search):
     def fitness_windows(self) -> int:
         """The windows of the last stage."""
         return self.stages[-1]
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Every generation, each of its stages on the survivors of the one before."""
+        pools = (self.offspring, *self.survivors[:-1])
+        judged = sum(pool * windows for pool, windows in zip(pools, self.stages, strict=True))
+        return self.judging(work.windows + self.generations * judged, geometry, work)
 
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         space = self.space(view, budget)

@@ -48,7 +48,7 @@ class File:
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         saved = self._saved()
         weights = sizes(view)
-        if why := saved.foreign(weights, getattr(view, "weights_sha256", None)):
+        if why := saved.foreign(weights, view.weights_sha256):
             raise Refusal(f"allocator.path={self.path} {why}.")
         allocation = {site: saved.patterns[site] for site in weights}
         if why := _unlike(allocation, weights, budget):

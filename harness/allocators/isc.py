@@ -10,6 +10,8 @@ from typing import Literal
 from harness.allocators.candidates import Sensitivity, block_prefix, ranks, sensitivity_of
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
+from harness.core.costs import Cost, Work, hessian_trace
+from harness.core.geometry import Geometry
 from harness.core.interfaces import ModelView
 from harness.core.pattern import Unstructured
 from harness.core.proposals import Granularity, sizes, to_sites, units_of
@@ -54,6 +56,10 @@ class Isc:
     def __post_init__(self) -> None:
         if self.spread < 0 or self.windows < 1 or self.probes < 1:
             raise UserError("allocator.spread has to be at least 0, allocator.windows and allocator.probes at least 1.")
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Traces; `sensitivity=fisher` and `variant=released` take less than is counted here."""
+        return hessian_trace(self.windows, self.probes, geometry, work)
 
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         if self.variant == "released":

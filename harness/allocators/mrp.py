@@ -10,6 +10,8 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
+from harness.core.costs import Cost, Work, block_bytes
+from harness.core.geometry import Geometry
 from harness.core.interfaces import BlockView, ModelView
 from harness.core.metric import wanda_scores
 from harness.core.pattern import Unstructured
@@ -17,6 +19,8 @@ from harness.core.proposals import Granularity, sizes, to_sites, units_of
 from harness.core.statistic import squared_norms
 from harness.runtime.errors import UserError
 
+AGAIN = 0.6
+"""The share of the forwards of turns that are run, about: a turn begins where it first differs from the last one."""
 Units = Sequence[Sequence[str]]
 """The sites that lose the same."""
 
@@ -61,6 +65,11 @@ class Mrp:
             raise UserError(
                 "allocator.step and allocator.least_step have to be above 0, allocator.maximum from 0 to 1 (or null)."
             )
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """A pruning and an observation a turn; the dense matrices, which are put back."""
+        turns = work.blocks * self.headroom / self.step
+        return Cost(forwards=AGAIN * 2 * work.tokens * turns, kept_bytes=block_bytes(geometry, work))
 
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         asked = budget.sparsity

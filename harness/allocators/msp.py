@@ -18,6 +18,8 @@ from harness.allocators.candidates import (
 )
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
+from harness.core.costs import Cost, Work, fisher_trace, hessian_trace
+from harness.core.geometry import Geometry
 from harness.core.interfaces import ModelView
 from harness.core.rng import rng
 from harness.core.search import Candidate, SearchState, Space, best_first, stopped
@@ -83,6 +85,15 @@ class Msp(Search):
     def fitness_windows(self) -> int:
         """The setting `windows`."""
         return self.windows
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Traces, then every generation on all its windows."""
+        if self.sensitivity == "fisher":
+            traces = fisher_trace(self.sensitivity_windows, geometry, work)
+        else:
+            traces = hessian_trace(self.sensitivity_windows, self.probes, geometry, work)
+        judged = (self.generations + 1) * self.population * self.windows
+        return traces + self.judging(work.windows + judged, geometry, work)
 
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         space = self.space(view, budget)

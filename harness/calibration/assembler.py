@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.calibration.batches import CANDIDATE_LOGIT_BYTES, CANDIDATE_TOKENS
+from harness.calibration.batches import CANDIDATE_TOKENS
 from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream
@@ -26,6 +26,7 @@ from harness.calibration.walk import stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
+from harness.core.search import CANDIDATE_LOGIT_BYTES
 from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.decoder import Decoder
 from harness.models.pieces import patched

@@ -19,9 +19,6 @@ def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
 
 CANDIDATE_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of all candidates that a block runs over at once."""
-CANDIDATE_LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
-"""Logits of one candidate at once, in float32. Larger pieces are returned to the system and faulted in again every time
-on a CPU, which took a third of a search."""
 
 
 LOGIT_BYTES = 1 << 29

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.interfaces import BlockMethod, BlockView, Pruned, Site
+from harness.core.interfaces import BlockMethod, BlockView, Pruned, Site, behind
 from harness.core.pattern import Pattern
 from harness.core.statistic import Gram, gram
 
@@ -25,8 +25,7 @@ class WithLayerErrors:
     """
 
     def __init__(self, method: BlockMethod) -> None:
-        lifted = getattr(method, "method", method)
-        self.behind = getattr(lifted, "behind", lifted)
+        self.behind = behind(method)
         self._method = method
         self.seconds = 0.0
 

@@ -187,7 +187,7 @@ class LiveModelView:
         if is_beside_dense(method):
             raise Refusal(
                 f"a search prunes all matrices to many levels, and method={name_of(method)} writes each as it goes; "
-                "take allocator.pruner=alps or sparsegpt."
+                "take another allocator.pruner."
             )
         drawn = self._draw(windows) if self._draw else torch.cat(list(self._batches))[:windows]
         cache = self._cache

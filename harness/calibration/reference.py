@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream, StreamedBlock
 from harness.calibration.walk import stream
-from harness.core.interfaces import Difference
+from harness.core.interfaces import Difference, behind
 from harness.core.linalg import is_short_on_gpu
 from harness.core.statistic import Gram, gram
 from harness.models.decoder import Decoder
@@ -31,7 +31,7 @@ ROUNDINGS = 4
 
 def is_beside_dense(method: Any) -> bool:
     """Return whether a method compares the pruned model with the dense one, and so needs this walk."""
-    return bool(getattr(method, "beside_dense", False))
+    return bool(behind(method).beside_dense)
 
 
 class ReferencedBlock(StreamedBlock):

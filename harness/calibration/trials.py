@@ -14,21 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.calibration.batches import CANDIDATE_TOKENS
 from harness.calibration.progress import progress
 from harness.calibration.stream import Stream
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Question
+from harness.core.search import CANDIDATE_LOGIT_BYTES
 from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.machine import available
 
-TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one candidate that a block runs over at once."""
 STATES = 0.25
 """The share of the free memory that the hidden states of all candidates may take."""
-LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
-"""Logits at once, in float32."""
 
 
 @torch.no_grad()
@@ -59,7 +57,7 @@ def _together(stream: Stream, candidates: int) -> int:
     """Windows that go through all blocks at once."""
     width, device = stream.hidden[0].shape[-1], stream.placement.device
     a_window = candidates * stream.window * width * stream.hidden[0].element_size()
-    return max(1, min(TOKENS[device.type] // stream.window, int(STATES * available(device)) // a_window))
+    return max(1, min(CANDIDATE_TOKENS[device.type] // stream.window, int(STATES * available(device)) // a_window))
 
 
 def _by_block(decoder: Decoder, cut: Cut) -> dict[int, Cut]:
@@ -102,7 +100,7 @@ def _run(stream: Stream, index: int, hidden: Tensor, tokens: Tensor, cut: Cut) -
 
 def _judged(stream: Stream, hidden: Tensor, dense: Tensor | None, tokens: Tensor, objective: Question) -> Tensor:
     """The loss (n,) of windows from their last hidden states (n, L, D), those of the dense model being `dense`."""
-    size = max(1, LOGIT_BYTES[hidden.device.type] // (4 * _vocabulary(stream)))
+    size = max(1, CANDIDATE_LOGIT_BYTES[hidden.device.type] // (4 * _vocabulary(stream)))
     sums = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
     positions = hidden.shape[1] - 1
     for window in range(len(hidden)):

@@ -88,7 +88,21 @@ class Difference(NamedTuple):
     drift: Tensor | None
 
 
-class ReferencedView(BlockView, Protocol):
+@runtime_checkable
+class WrittenView(Protocol):
+    """A block whose weights a method may have written already; `dense` holds what they were."""
+
+    dense: Mapping[Site, Tensor]
+
+
+@runtime_checkable
+class KnowingView(Protocol):
+    """A block that keeps what is made of a dense weight alone, for all points that share the model."""
+
+    def known(self, site: Site, make: Callable[[], Any]) -> Any: ...
+
+
+class ReferencedView(BlockView, WrittenView, Protocol):
     """A block beside the dense model's, for a method that says `beside_dense = True`.
 
     `groups` are its linears by the input that they read, in the order in which the block runs them. `write` puts a
@@ -274,12 +288,19 @@ class StructureView(ModelView, Protocol):
 
 @runtime_checkable
 class LinearMethod(Protocol):
-    """Weight and what was seen → pruned weight. May say why it cannot with `refuses(pattern, shape) -> str | None`."""
+    """Weight and what was seen → pruned weight; what it may say beside that is in `component.MethodHooks`."""
 
     @property
     def statistic(self) -> Statistic | None: ...
 
     def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned: ...
+
+
+@runtime_checkable
+class ScoringMethod(LinearMethod, Protocol):
+    """A LinearMethod whose mask keeps the weights (O, I) of the largest scores."""
+
+    def score(self, weight: Tensor, stats: ActivationStats) -> Tensor: ...
 
 
 @runtime_checkable
@@ -301,6 +322,21 @@ class BlockMethod(Protocol):
     """Prunes a whole block; a LinearMethod is lifted to one that treats each linear alone."""
 
     def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> Mapping[Site, Pruned]: ...
+
+
+@runtime_checkable
+class Wrapper(BlockMethod, Protocol):
+    """A method around another one, `behind` it, that decides."""
+
+    @property
+    def behind(self) -> Any: ...
+
+
+def behind(method: Any) -> Any:
+    """The method that decides, behind whatever is around it."""
+    while isinstance(method, Wrapper):
+        method = method.behind
+    return method
 
 
 @runtime_checkable

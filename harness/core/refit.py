@@ -6,13 +6,15 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from harness.core.costs import Cost, Work, observing, products
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.products import WIDEST, Multiplier
@@ -116,6 +118,11 @@ def refittable(method: M) -> M:
         mine = own_statistic(self)
         return (None, stats) if mine is None else (stats, stats) if mine is gram else (stats["own"], stats["gram"])
 
+    def cost(self: Any, geometry: Geometry, work: Work) -> Cost:
+        mine = own["cost"](self, geometry, work) if "cost" in own else observing(self.statistic, geometry, work)
+        more = products(geometry, work, STEPS + 2) if self.refit else 0
+        return replace(mine, operations=mine.operations + more)
+
     def prune_and_refit(self: Any, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
         if not self.refit:
             return prune(self, weight, stats, pattern)
@@ -143,6 +150,7 @@ def refittable(method: M) -> M:
         function.__doc__ = own[name].__doc__
         setattr(method, name, function)
     method.statistic = property(asked)  # type: ignore[attr-defined]
+    method.cost = cost  # type: ignore[attr-defined]
     method.__annotations__["refit"] = "bool"
     method.refit = field(default=False, metadata={"identity": "unless default"})  # type: ignore[attr-defined]
     return method

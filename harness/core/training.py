@@ -8,24 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from harness.runtime.errors import UserError
 
 Schedule = Literal["cosine", "linear", "constant"]
 """What becomes of the learning rate behind its warm-up: down to 0 as a cosine or a line, or as it is."""
-
-
-class Cost(NamedTuple):
-    """What a component asks of the model: tokens forward and backward, and bytes.
-
-    `kept_bytes` last as long as the component works, beside the weights; `working_bytes` are those of a step.
-    """
-
-    forwards: float = 0.0
-    backwards: float = 0.0
-    kept_bytes: float = 0.0
-    working_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from harness.calibration.progress import progress
 from harness.calibration.stream import Stream
 from harness.calibration.walk import Walk
 from harness.catalogue import component
+from harness.core.costs import Cost, Work
+from harness.core.geometry import Geometry
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
@@ -28,6 +30,9 @@ from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
 from harness.runtime.errors import UserError
 from harness.runtime.oom import with_oom_backoff
+
+TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
+"""Tokens of the test splits, about; of another text 256 windows are counted, as of C4."""
 
 
 @component("evaluator", "perplexity")
@@ -54,6 +59,10 @@ class Perplexity:
         for name, count in (("documents", self.documents), ("windows", self.windows)):
             if count is not None and count < 1:
                 raise UserError(f"evaluation of {self.corpus}: {name}={count} has to be at least 1, or null for all.")
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Every token of the text once."""
+        return Cost(forwards=TOKENS.get(self.corpus, 256 * work.window))
 
     def protocol(self, context: Context) -> Protocol:
         """The protocol at a window length; a limit makes it another one."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work
+from harness.core.geometry import Geometry
 from harness.data.corpora import Local, local_file, read_known
 from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
@@ -35,6 +37,21 @@ from harness.runtime.errors import UserError, unknown
 from harness.runtime.hub import asking, why_nothing
 
 EMBEDDED_VERSION = 1
+LONGEST_PROMPT = 1024
+"""Tokens that the longest prompt (BoolQ's) may take."""
+TOKENS = {
+    "boolq": 3270 * 2 * 180,
+    "rte": 277 * 2 * 90,
+    "hellaswag": 10042 * 4 * 100,
+    "winogrande": 1267 * 2 * 30,
+    "arc_easy": 2376 * 4 * 35,
+    "arc_challenge": 1172 * 4 * 40,
+    "openbookqa": 500 * 4 * 20,
+    "piqa": 1838 * 2 * 45,
+    "embedded-cloze": 500 * 4 * 80,
+    "embedded-facts": 500 * 4 * 20,
+}
+"""Items, answers of each, and tokens of a prompt with one, about."""
 
 
 @component("evaluator", "zeroshot")
@@ -60,6 +77,11 @@ class ZeroShot:
             raise unknown("lm-eval task", self.task, {*TASKS, *known})
         if self.fewshot < 0 or self.batch_size < 1:
             raise UserError(f"task '{self.task}': fewshot is at least 0 and batch_size at least 1.")
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Every prompt with every answer; the logits of a batch, in the model's dtype and in float32."""
+        logits = self.batch_size * LONGEST_PROMPT * geometry.vocabulary * (4 + work.itemsize)
+        return Cost(forwards=TOKENS.get(self.task, 256 * work.window), working_bytes=logits)
 
     def protocol(self, context: Context) -> Protocol:
         """The protocol of the task where its data are now; a limit makes it another one."""

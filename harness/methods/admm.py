@@ -5,13 +5,15 @@ Shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, observing, products, solver_inputs
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 from harness.core.refit import refittable
@@ -20,6 +22,8 @@ from harness.core.statistic import Gram, gram
 from harness.runtime.errors import UserError
 
 RHO = 1.0
+PRODUCTS = 23
+"""Products of a matrix with one of its inputs, about."""
 
 
 @component("method", "admm")
@@ -45,15 +49,16 @@ class ADMM:
     """Steps until the mask stays."""
 
     statistic = gram
-    products = 23  # with a matrix of its inputs, for an estimate of seconds
 
     def __post_init__(self) -> None:
         if self.ridge <= 0 or not 0 < self.gradual <= self.iterations:
             raise UserError("method.ridge has to be above 0, method.gradual from 1 to method.iterations.")
 
-    def solver_bytes(self, inputs: int, widest: int, weights: int, *, fast: bool) -> int:
-        """Memory beside the Gram matrices, see `scaled.solver_bytes`: one inverse stays."""
-        return solver_bytes(inputs, widest, weights, 1, fast=fast)
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """One inverse stays beside the Gram matrices."""
+        lasting = solver_bytes(*solver_inputs(geometry), 1, fast=work.fast)
+        stats = observing(self.statistic, geometry, work, lasting)
+        return replace(stats, operations=products(geometry, work, PRODUCTS))
 
     @torch.no_grad()
     def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:

@@ -6,12 +6,14 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, observing, products, solver_inputs
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
@@ -26,6 +28,8 @@ LOOK, LEAST, SETTLED = 3, 30, 3e-4
 HIGHEST = 1e6
 NODES = 4
 """At so many ρ there are factors on a GPU: it rises to some sixteen times what it was."""
+PRODUCTS = 70
+"""Products of a matrix with one of its inputs, about: some fifty steps, and the refit."""
 
 
 @component("method", "alps")
@@ -49,7 +53,6 @@ class ALPS:
     """Steps of conjugate gradients on the final mask."""
 
     statistic = gram
-    products = 70  # with a matrix of its inputs, about, for an estimate of seconds: some fifty steps, and the refit
 
     def __post_init__(self) -> None:
         if self.ridge <= 0 or self.rho <= 0 or self.iterations < 1 or self.refit_steps < 0:
@@ -57,9 +60,11 @@ class ALPS:
                 "method.ridge and method.rho have to be above 0, method.iterations at least 1, method.refit_steps 0."
             )
 
-    def solver_bytes(self, inputs: int, widest: int, weights: int, *, fast: bool) -> int:
-        """Memory beside the Gram matrices, see `scaled.solver_bytes`: powers in half precision stay."""
-        return solver_bytes(inputs, widest, weights, NODES * POWERS // 2 if fast else 1, fast=fast)
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Powers in half precision stay beside the Gram matrices, see `scaled.solver_bytes`."""
+        lasting = solver_bytes(*solver_inputs(geometry), NODES * POWERS // 2 if work.fast else 1, fast=work.fast)
+        stats = observing(self.statistic, geometry, work, lasting)
+        return replace(stats, operations=products(geometry, work, PRODUCTS))
 
     @torch.no_grad()
     def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:

@@ -6,13 +6,15 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, observing
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Difference, GroupedMethod, LinearMethod, Pruned, ReferencedView, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram
@@ -57,20 +59,22 @@ class Asymmetric:
         if self.damping <= 0:
             raise UserError("method.damping has to be above 0.")
         if not isinstance(self.inner, LinearMethod):
-            raise UserError("method.inner has to prune one matrix at a time, as wanda, sparsegpt and alps do.")
+            raise UserError("method.inner has to prune one matrix at a time, not a whole block; take another one.")
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
-        refuses = getattr(self.inner, "refuses", None)
-        return refuses(pattern, shape) if refuses else None
+        return self.inner.refuses(pattern, shape)
 
-    def kept_bytes(self, tokens: int, hidden: int, wide: int, itemsize: int, *, gated: bool) -> int:
-        """The dense model's hidden states."""
-        return tokens * hidden * itemsize
-
-    def passing_bytes(self, length: int, hidden: int, wide: int, *, gated: bool) -> int:
-        """The sums of the widest input and what is solved with them, and the block's dense weights."""
-        block = 4 * hidden**2 + (3 if gated else 2) * hidden * wide
-        return 4 * (4 * max(hidden, wide) ** 2 + 3 * hidden * wide) + 4 * block
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """The dense model's hidden states; the sums of the widest input and what is solved with them, and the block's
+        dense weights; the products of the inner method."""
+        hidden, wide = geometry.hidden, geometry.wide
+        block = 4 * hidden**2 + (geometry.readers + 1) * hidden * wide
+        return replace(
+            observing(self.statistic, geometry, work),
+            operations=self.inner.cost(geometry, work).operations,
+            kept_bytes=work.tokens * hidden * work.itemsize,
+            working_bytes=4 * (4 * max(hidden, wide) ** 2 + 3 * hidden * wide) + 4 * block,
+        )
 
     @torch.no_grad()
     def prune_block(self, block: ReferencedView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, largest
 from harness.core.exchange import Candidates, Groups, exchange, in_rows
-from harness.core.interfaces import LinearMethod, Pruned
+from harness.core.geometry import Geometry
+from harness.core.interfaces import LinearMethod, Pruned, ScoringMethod
 from harness.core.moments import moments
 from harness.core.pattern import NofM, Pattern, keep
 from harness.core.statistic import ActivationStats, Statistic, squared_norms, together
@@ -63,27 +65,23 @@ class DSnoT:
                 "method.max_cycles, method.update_threshold and method.variance_power have to be at least 0."
             )
         if not isinstance(self.inner, LinearMethod):
-            raise UserError(
-                "method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do."
-            )
+            raise UserError("method.inner has to prune one matrix at a time, not a whole block; take another one.")
 
     @property
     def statistic(self) -> Statistic:
         return _seeing(self.inner.statistic)
 
-    @property
-    def sees_gram(self) -> bool:
-        """True if there are Gram matrices: none of its own."""
-        return self.inner.statistic not in (None, squared_norms) and getattr(self.inner, "sees_gram", True)
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """The inner method's, with four orders of a matrix in 64 bits and about six matrices as large in float32.
 
-    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
-        """Four orders of the matrix in 64 bits, and about six matrices as large in float32."""
-        inner = getattr(self.inner, "working_bytes", lambda *shape, cuda: 0)(outputs, inputs, cuda=cuda)
-        return max(inner, (4 * 8 + 6 * 4) * outputs * inputs)
+        It has no Gram matrices of its own; its cycles are counted as the time of SparseGPT's sums and walk.
+        """
+        inner = self.inner.cost(geometry, work)
+        beside = largest(geometry, lambda outputs, inputs: (4 * 8 + 6 * 4) * outputs * inputs)
+        return replace(inner, summed=work.tokens, column_walks=1, working_bytes=max(inner.working_bytes, beside))
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
-        refuses = getattr(self.inner, "refuses", None)
-        return refuses(pattern, shape) if refuses else None
+        return self.inner.refuses(pattern, shape)
 
     def for_part(self, part: Literal["attention", "mlp"]) -> DSnoT:
         """The method for the matrices of one part of a block."""
@@ -96,7 +94,7 @@ class DSnoT:
         return start._replace(weight=weight * kept, kept=kept)
 
     def _start(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
-        if isinstance(pattern, NofM) or not hasattr(self.inner, "score"):
+        if isinstance(pattern, NofM) or not isinstance(self.inner, ScoringMethod):
             return self.inner.prune(weight, stats, pattern)
         return Pruned(weight, keep(self.inner.score(weight, stats), pattern))
 
@@ -127,8 +125,10 @@ class DSnoT:
         expected: Tensor,
     ) -> Candidates:
         """Candidates to go: for N:M by the score of the inner method, where it has one, otherwise by Wanda's."""
-        inner = getattr(self.inner, "score", None) if isinstance(pattern, NofM) else None
-        score = inner(weight, stats.get("inner")) if inner else weight.abs() * stats["squared_norms"].mean_sq.sqrt()
+        if isinstance(pattern, NofM) and isinstance(self.inner, ScoringMethod):
+            score = self.inner.score(weight, stats.get("inner"))
+        else:
+            score = weight.abs() * stats["squared_norms"].mean_sq.sqrt()
         score = score[:, order]
         if isinstance(pattern, NofM):
             return Groups(score.masked_fill(~kept, torch.inf), pattern.of)

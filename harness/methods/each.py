@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from harness.catalogue import name_of
 from harness.core import checked
-from harness.core.interfaces import BlockMethod, BlockView, FeedForward, GroupedMethod, LinearMethod, Pruned, Site
+from harness.core.interfaces import (
+    BlockMethod,
+    BlockView,
+    FeedForward,
+    GroupedMethod,
+    KnowingView,
+    LinearMethod,
+    Pruned,
+    Site,
+)
 from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Gram, SquaredNorms, Statistic, never_seen
 from harness.runtime.errors import Failure
+
+PARTS: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -23,9 +34,17 @@ class EachLinear:
     """Prune every linear of a block on its own, all from what they saw before any of them was pruned.
 
     A GPU is waited for once, at the end: what turns out not to be sound there is done again, step by step.
+
+    Args:
+        method: a `LinearMethod` with its hooks (`core/component.py`).
     """
 
-    method: LinearMethod
+    method: Any
+
+    @property
+    def behind(self) -> LinearMethod:
+        """The method that is lifted."""
+        return self.method
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
         stats, weights, method_of = self._stats(block, patterns), block.weights, self.method_for(block)
@@ -55,17 +74,19 @@ class EachLinear:
 
     def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
         """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
-        if not hasattr(self.method, "for_part"):
-            return lambda site: self.method
-        inside, attention, mlp = block.feed_forward.sites, *map(self.method.for_part, ("attention", "mlp"))
+        attention, mlp = (self.method.for_part(part) for part in PARTS)
+        if attention is mlp:
+            return lambda site: attention
+        inside = block.feed_forward.sites
         return lambda site: mlp if site in inside else attention
 
     def _stats(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, ActivationStats]:
         """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
         if self.method.statistic:
             return block.observe(self.method.statistic)
-        make, known = getattr(self.method, "weight_statistic", None), getattr(block, "weight_statistic", None)
-        return {site: known(site, make) for site in patterns} if make and known else {}
+        if self.method.weight_statistic is None or not isinstance(block, KnowingView):
+            return {}
+        return {site: block.known(site, self.method.weight_statistic) for site in patterns}
 
 
 def _refuse_overflow(stats: Mapping[str, ActivationStats]) -> None:
@@ -123,6 +144,11 @@ class WholeBlock:
 
     method: BlockMethod
 
+    @property
+    def behind(self) -> BlockMethod:
+        """The method that is looked at."""
+        return self.method
+
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
         watched = _Watched(block)
         results = self.method.prune_block(watched, patterns)
@@ -141,6 +167,8 @@ class _Watched:
         self._block = block
         self.index = block.index
         self.unseen: dict[Site, Tensor | None] = {}
+        if isinstance(block, KnowingView):
+            self.known = block.known
 
     @property
     def weights(self) -> Mapping[Site, Tensor]:

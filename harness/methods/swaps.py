@@ -6,7 +6,7 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, largest, observing
+from harness.core.geometry import Geometry
 from harness.core.interfaces import GroupedMethod, LinearMethod, Pruned
 from harness.core.pattern import NofM, Pattern
 from harness.core.statistic import ActivationStats, Gram, Statistic, gram, together
@@ -47,23 +49,26 @@ class Swaps:
         if self.rounds < 0 or self.exchanges < 1 or self.shortlist < 0:
             raise UserError("method.rounds and method.shortlist have to be at least 0 and method.exchanges at least 1.")
         if not isinstance(self.inner, LinearMethod):
-            raise UserError(
-                "method.inner has to prune one matrix at a time, as magnitude, wanda, ria and sparsegpt do."
-            )
+            raise UserError("method.inner has to prune one matrix at a time, not a whole block; take another one.")
 
     @property
     def statistic(self) -> Statistic:
         inner = self.inner.statistic
         return gram if inner in (None, gram) else _seeing(inner)
 
-    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
-        """The rows at once with their pairs, what is computed from both, and what the inner method has beside it."""
-        inner = getattr(self.inner, "working_bytes", lambda *shape, cuda: 0)(outputs, inputs, cuda=cuda)
-        return max(inner, working_bytes(outputs, inputs, self.shortlist, cuda=cuda))
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Gram matrices, the rows at once with their pairs and what is computed from both, and the inner method's."""
+        inner, stats = self.inner.cost(geometry, work), observing(self.statistic, geometry, work)
+        rows = largest(geometry, lambda out, into: working_bytes(out, into, self.shortlist, cuda=work.cuda))
+        return replace(
+            stats,
+            operations=inner.operations,
+            factor_bytes=max(stats.factor_bytes, inner.factor_bytes),
+            working_bytes=max(inner.working_bytes, rows),
+        )
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
-        refuses = getattr(self.inner, "refuses", None)
-        return refuses(pattern, shape) if refuses else None
+        return self.inner.refuses(pattern, shape)
 
     @torch.no_grad()
     def prepare(self, stats: Gram | Mapping[str, ActivationStats]) -> None:

@@ -6,13 +6,15 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, largest, observing
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.joint import compensated, working_bytes
 from harness.core.moments import last_norms
@@ -54,9 +56,13 @@ class Thanos:
     def statistic(self) -> Statistic:
         return _stats if self.variant == "default" else _stats_and_last
 
-    def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
-        """The matrix twice in float32, its order, and the systems of rows at once with their indices and factors."""
-        return working_bytes(outputs, min(self.blocksize, inputs), cuda=cuda) + 16 * outputs * inputs
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """Beside one matrix: it twice in float32, its order, and the systems of rows at once with their factors."""
+
+        def beside(outputs: int, inputs: int) -> float:
+            return working_bytes(outputs, min(self.blocksize, inputs), cuda=work.cuda) + 16 * outputs * inputs
+
+        return replace(observing(self.statistic, geometry, work), working_bytes=largest(geometry, beside))
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         if isinstance(pattern, NofM) and self.blocksize % pattern.of and self.blocksize < shape[1]:

@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from harness.catalogue import component
 from harness.core.cost import Of
+from harness.core.costs import Cost, Work
 from harness.core.depth import Amount, Depth
+from harness.core.geometry import Geometry
 from harness.core.interfaces import StructureView
 from harness.core.structure import Plan, Unit
 from harness.runtime.errors import Failure, UserError
@@ -62,6 +64,16 @@ class BlockInfluence:
     def identity(self) -> dict[str, Any]:
         """What is counted, said or not."""
         return {"of": self._amount.of}
+
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """One pass over the calibration windows; their states in front of a block and behind it, a batch of both in
+        float32."""
+        states = geometry.hidden * max(work.length, work.at_once)
+        return Cost(
+            forwards=work.tokens,
+            kept_bytes=2 * work.tokens * geometry.hidden * work.itemsize,
+            working_bytes=2 * 4 * states,
+        )
 
     def plan(self, view: StructureView) -> Plan:
         scores = self._scores(view)

@@ -14,5 +14,7 @@ from harness.core.structure import Plan
 class NoPlan:
     """All structures stay."""
 
+    needs_calibration = False
+
     def plan(self, view: StructureView) -> Plan:
         return Plan()

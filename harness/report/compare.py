@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.record.dense import is_dense, is_pruned
-from harness.report import tidy
+from harness.report import presentation, tidy
 from harness.report.reported import ACCURACIES, Pair, flagged, pair_of
 
 Verdict = Literal["within tolerance", "off", "not comparable", "missing"]
@@ -109,7 +109,7 @@ def _point(row: Values, axes: Sequence[str]) -> dict[str, Any]:
     point = {name: "" if _is_empty(row.get(name)) else row[name] for name in _names(axes)}
     point["sparsity"] = math.nan if point["sparsity"] == "" else round(float(point["sparsity"]), 6)
     if not is_pruned(point):
-        point |= {"allocator": "uniform", "sparsity": 0.0}
+        point |= {"allocator": presentation.BASELINE["allocator"], "sparsity": 0.0}
     if is_dense(point):
         point |= {"scope": "all", "pattern": "dense"}
     return point

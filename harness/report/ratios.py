@@ -1,4 +1,4 @@
-"""Perplexities of every allocator over those of the uniform one, pruned alike, and what a search has cost."""
+"""Perplexities of every allocator over those of the baseline, pruned alike, and what a search has cost."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ import pandas as pd
 from harness.core.tolerance import TOLERANCE
 from harness.record.dense import dense_rows
 from harness.report.layout import heading, level
+from harness.report.presentation import BASELINE
 from harness.report.tables import MISSED, markdown_lines
 from harness.report.tidy import Cell
 from harness.runtime import escape
 
-AGAINST = "uniform"
+AGAINST = BASELINE["allocator"]
 POINT = ["model", "level", "method"]
+BESIDE = f"{AGAINST}_achieved"
+"""The column of the zeros that the baseline has."""
 LEGEND = (
-    "Perplexity over the uniform allocation's of the same seed, the geometric mean over the texts; its mean, standard "
-    "deviation and range over seeds. `below` counts the cells (seeds × texts) in which the allocator is better. "
-    "Seconds and evaluations are those of the search behind the allocation, wherever it was made. Achieved are the "
-    f"zeros of both, means over seeds; {MISSED} in a pair they differ by more than {TOLERANCE:g}."
+    f"Perplexity over the {AGAINST} allocation's of the same seed, the geometric mean over the texts; its mean, "
+    "standard deviation and range over seeds. `below` counts the cells (seeds × texts) in which the allocator is "
+    "better. Seconds and evaluations are those of the search behind the allocation, wherever it was made. Achieved are "
+    f"the zeros of both, means over seeds; {MISSED} in a pair they differ by more than {TOLERANCE:g}."
 )
 
 
 def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row per model, sparsity, method and allocator that has the uniform one beside it; empty where none has."""
+    """One row per model, sparsity, method and allocator that has the baseline beside it; empty where none has."""
     done = measured[(measured["metric"] == "perplexity") & measured["value"].notna() & ~dense_rows(measured)]
     done = done.assign(level=[level(row) for row in done.itertuples()])
     keys = [*POINT, "seed", "task"]
-    uniform = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)
+    baseline = done[done["allocator"] == AGAINST].drop_duplicates(keys).set_index(keys)
     others = done[done["allocator"] != AGAINST].drop_duplicates([*keys, "allocator"]).set_index(keys)
-    beside = uniform.reindex(others.index)
-    paired = others.assign(ratio=others["value"] / beside["value"], uniform_achieved=beside["achieved"])
+    beside = baseline.reindex(others.index)
+    paired = others.assign(ratio=others["value"] / beside["value"], **{BESIDE: beside["achieved"]})
     paired = paired.dropna(subset=["ratio"]).reset_index()
     searches = {
         cell.record.fingerprint: cell.record.allocation["search"]
@@ -56,8 +59,8 @@ def ratios(measured: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
                 "most": max(by_seed),
                 "seeds": len(by_seed),
                 "achieved": _mean([row["achieved"] for row in mine]),
-                "uniform_achieved": _mean([row["uniform_achieved"] for row in mine]),
-                "unequal": any(abs(row["achieved"] - row["uniform_achieved"]) > TOLERANCE for row in mine),
+                BESIDE: _mean([row[BESIDE] for row in mine]),
+                "unequal": any(abs(row["achieved"] - row[BESIDE]) > TOLERANCE for row in mine),
                 "below": f"{sum(row['ratio'] < 1 for row in mine)} of {len(mine)}",
                 **_cost([searches[one] for one in {row["fingerprint"]: 0 for row in mine} if one in searches]),
             }
@@ -92,24 +95,24 @@ def to_markdown(table: pd.DataFrame, title: str, scale: str) -> str:
     shown = pd.DataFrame(
         {
             **{name: table[name] for name in ("model", "sparsity")},
-            "achieved": [_zeros(row) for row in table.itertuples()],
+            "achieved": [_zeros(row) for row in table.to_dict("records")],
             **{name: table[name] for name in ("method", "allocator")},
-            "× uniform": [_ratio(row) for row in table.itertuples()],
+            f"× {AGAINST}": [_ratio(row) for row in table.itertuples()],
             "range": [f"{row.least:.3f}–{row.most:.3f}" if row.seeds > 1 else "" for row in table.itertuples()],
             "below": table["below"],
             "search (s)": ["" if pd.isna(value) else f"{value:.0f}" for value in table["seconds"]],
             "evaluations": ["" if pd.isna(value) else f"{value:.0f}" for value in table["evaluations"]],
         }
     )
-    head = f"### {heading(f'{escape.markdown(title)}: against uniform', escape.markdown(scale))}"
+    head = f"### {heading(f'{escape.markdown(title)}: against {AGAINST}', escape.markdown(scale))}"
     return "\n".join([head, "", *markdown_lines(shown), "", LEGEND, ""])
 
 
-def _zeros(row: Any) -> str:
-    """The allocator's zeros beside the uniform one's."""
-    if pd.isna(row.achieved) or pd.isna(row.uniform_achieved):
+def _zeros(row: Mapping[str, Any]) -> str:
+    """The allocator's zeros beside the baseline's."""
+    if pd.isna(row["achieved"]) or pd.isna(row[BESIDE]):
         return ""
-    return f"{row.achieved:.4f} : {row.uniform_achieved:.4f}" + (MISSED if row.unequal else "")
+    return f"{row['achieved']:.4f} : {row[BESIDE]:.4f}" + (MISSED if row["unequal"] else "")
 
 
 def _ratio(row: Any) -> str:

@@ -13,15 +13,12 @@ import pandas as pd
 from harness.record.dense import dense_rows
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
+from harness.report.presentation import LOOKS
 from harness.runtime import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
 MARKERS = "osD^vP*X<"
 DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
-KNOWN = (
-    *("magnitude", "wanda", "sparsegpt", "sparsellm", "isc"),
-    *("alps", "admm", "ria", "dsnot", "swaps", "thanos"),
-)
 NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")
 """Axes whose values need no name beside them in a legend."""
 UNITS = {"loss": "training loss", "fitness": "best fitness (nats per token)", "spearman": "Spearman's ρ"}
@@ -98,12 +95,12 @@ def told_apart(data: pd.DataFrame, but: Sequence[str]) -> list[str]:
 def styles(data: pd.DataFrame, axis: str, others: Sequence[str] = ()) -> dict[tuple[Any, ...], Style]:
     """A style for each combination of values there is, the same in every panel.
 
-    Colour and marker follow `axis` (the methods of `KNOWN` look the same in every figure), dashes follow the `others`.
+    Colour and marker follow `axis` (those of `LOOKS` look the same in every figure), dashes follow the `others`.
     """
     rows = dict.fromkeys(data[[axis, *others]].itertuples(index=False, name=None))
     found = sorted(rows, key=lambda row: [_order(value) for value in row])
     values = list(dict.fromkeys(row[0] for row in found))
-    places = [*KNOWN, *(name for name in values if name not in KNOWN)] if axis == "method" else values
+    places = list(dict.fromkeys([*LOOKS.get(axis, ()), *values]))
     rests = list(dict.fromkeys(row[1:] for row in found))
     answer = {}
     for key in found:

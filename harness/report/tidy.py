@@ -13,6 +13,7 @@ from harness.record.dense import BESIDE, KINDS, changes, is_dense, is_pruned, na
 from harness.record.schema import Record
 from harness.report.derived import derived
 from harness.report.layout import is_number
+from harness.report.presentation import BASELINE
 
 COLUMNS = [
     *("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "seed"),
@@ -22,7 +23,6 @@ COLUMNS = [
 AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 """Axes with a column among `COLUMNS`; every other axis of a study becomes a column of its own name."""
 
-UNIFORM = "uniform"
 UNUSED = ("method", "allocator", "inputs")
 """Options that a model ignores which no method prunes: its cells have no value on such an axis."""
 UNUSED_BY_DENSE = (*UNUSED, "calibration")
@@ -86,13 +86,13 @@ def _coordinates(cell: Cell) -> dict[str, Any]:
     config: Mapping[str, Any] = cell.record.config if cell.record else {}
     axes = cell.axes
     names = {"method": "", **_names(cell)}
-    pruned, dense = is_pruned(names), is_dense(names)
+    pruned, dense, even = is_pruned(names), is_dense(names), BASELINE["allocator"]
     sparsity, pattern = _sparsity(axes.get("sparsity", config.get("sparsity", 0.5))) if pruned else (0.0, "dense")
     return {
         "model": axes.get("model", config.get("model", {}).get("name")),
         "method": names["method"],
         "variant": axes.get("method.variant", config.get("method", {}).get("variant", "")),
-        "allocator": axes.get("allocator", config.get("allocator", {}).get("name", UNIFORM)) if pruned else UNIFORM,
+        "allocator": axes.get("allocator", config.get("allocator", {}).get("name", even)) if pruned else even,
         "scope": "all" if dense else axes.get("scope", config.get("scope", "all")),
         "sparsity": sparsity,
         "pattern": pattern,

@@ -13,12 +13,11 @@ from typing import Any
 
 from harness.calibration import batches
 from harness.config import RunConfig
+from harness.core.component import MethodHooks
+from harness.core.costs import Cost, Work
 from harness.core.geometry import Geometry
-from harness.core.refit import STEPS as REFIT_STEPS
-from harness.core.statistic import gram, squared_norms
-from harness.core.training import Cost
 from harness.models.geometry import of_facts
-from harness.needs import LIBRARIES, Need, need_of, recovery_cost, tokens_at_once
+from harness.needs import LIBRARIES, Need, need_of, recovery_cost, work_of
 from harness.prepare import uses_calibration
 from harness.runtime.memory import GIB
 from harness.training.loop import TOKENS_AT_ONCE
@@ -29,7 +28,7 @@ class Speed:
     """What a kind of device reaches with weights of a width.
 
     `rate` are the operations a second of a forward's products, `gram` those of X Xᵀ counted whole, `fit` those of
-    SparseLLM's updates; `factor` and `spectrum` the n³ a second of a factor and of eigenvalues. The others are seconds:
+    products in float32; `factor` and `spectrum` the n³ a second of a factor and of eigenvalues. The others are seconds:
     `launch` of a block and batch that a forward takes however small it is, `column` of a column that SparseGPT walks
     over, `block` of a block's factors and thresholds however small they are, `read` of a byte of weights from the file
     to its place. `ahead` says that the device computes while the host launches what follows.
@@ -67,33 +66,10 @@ DRAWN, TRAINING = 5, 300_000
 """Tokens that are cut for one drawn, where documents have to be longer than a window; those of other training texts."""
 JUDGED = 1.5
 """Windows of a search that go through a block in the launches of a forward, about: a candidate is put together too."""
-RETRACED = 0.6
-"""The share of the forwards of MRP's turns that are run again, about: a turn begins where it first differs."""
-LEVELS = 5
-"""Times that a search prunes every matrix, about."""
-FISHER, HESSIAN = 4, 13
-"""Forward passes that a window costs in the Fisher trace, and a window and probe in the Hessian's (measured)."""
-TRACED = 137e12
-"""Operations a second that traces of a 16-bit model reach on a GPU, which are computed in TF32: as SparseLLM's fit."""
 BACKWARD = 2
 """Forward passes that a backward costs: the gradients of inputs and those of weights."""
-UPDATES = 3
-"""Times the launches of a forward that SparseLLM's updates of a window take."""
-TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
-ITEM_TOKENS = {
-    "boolq": 3270 * 2 * 180,
-    "rte": 277 * 2 * 90,
-    "hellaswag": 10042 * 4 * 100,
-    "winogrande": 1267 * 2 * 30,
-    "arc_easy": 2376 * 4 * 35,
-    "arc_challenge": 1172 * 4 * 40,
-    "openbookqa": 500 * 4 * 20,
-    "piqa": 1838 * 2 * 45,
-    "embedded-cloze": 500 * 4 * 80,
-    "embedded-facts": 500 * 4 * 20,
-}
-
-
+TRACED = 137e12
+"""Operations a second that traces of a 16-bit model reach on a GPU, which are computed in TF32: as other fits."""
 GPU = 80 * GIB
 """The GPU that a plan asks about where this machine has none."""
 
@@ -142,15 +118,19 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
         cfg, geometry, length=length, window=cfg.evaluation_window or window,
         itemsize=narrow, calibrated=calibrated, cuda=cuda,
     )  # fmt: skip
+    work = work_of(cfg, geometry, window, window, narrow, cuda=cuda)
     seconds = START + speed.read * (need.blocks + need.outside)
-    seconds += _evaluation(cfg, geometry, window, batches.tokens_at_once(narrow, cuda), speed)
+    seconds += _evaluation(cfg, geometry, work, speed)
     if calibrated:
-        drawn = cfg.calibration.windows * window
-        seconds += TOKEN * (DRAWN * drawn if cfg.calibration.corpus.startswith("c4") else max(drawn, TRAINING))
+        drawn = cfg.calibration.corpus.startswith("c4")
+        seconds += TOKEN * (DRAWN * work.tokens if drawn else max(work.tokens, TRAINING))
     if cfg.method is not None:
-        at_once = tokens_at_once(cfg, narrow, cuda)
-        seconds += _pruning(cfg, in_scope, window, at_once, speed) + _allocating(cfg, in_scope, window, speed)
-    seconds += _recovering(recovery_cost(cfg, geometry, length, narrow, cuda=cuda), geometry, length, speed, cuda=cuda)
+        seconds += _walk(cfg.method, in_scope, work, speed)
+    for part in (cfg.planner, *((cfg.allocator, cfg.method) if cfg.method is not None else ())):
+        seconds += _asked(part.cost(geometry, work), in_scope, work, speed)
+    seconds += _recovering(
+        recovery_cost(cfg, geometry, replace(work, length=length)), geometry, length, speed, cuda=cuda
+    )
     return Estimate(seconds, need)
 
 
@@ -158,65 +138,36 @@ def _tokens(cfg: RunConfig, facts: Mapping[str, Any]) -> int:
     return int(facts["context"] if cfg.window == "context" else cfg.window or 2048)
 
 
-def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, speed: Speed) -> float:
+def _walk(method: MethodHooks, geometry: Geometry, work: Work, speed: Speed) -> float:
     """Seconds of the walk over the blocks: a pass to the last input, what is chosen, and a pass behind it."""
-    statistic = getattr(cfg.method, "statistic", gram)
-    if statistic is None:
+    if method.statistic is None:
         return 0.0
-    tokens = cfg.calibration.windows * window
-    batches = tokens / max(window, at_once)
-    products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
-    seconds = speed.forward(products, 2 * batches)
-    if statistic is not squared_norms:
-        seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
-    seconds += 2 * _products(cfg.method) * geometry.solver_elements / speed.fit
-    if cfg.composed["method"]["name"] == "sparsellm":
-        seconds += (cfg.composed["method"]["epochs"] - 1) * _epoch(geometry, tokens, cfg.calibration.windows, speed)
-    return geometry.blocks * seconds
+    batches = work.tokens / max(work.length, work.at_once)
+    products = 2 * work.tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
+    return geometry.blocks * speed.forward(products, 2 * batches)
 
 
-def _products(method: Any) -> float:
-    """Products of every matrix with one of its inputs' width that a method takes, alone or inside another's rounds."""
-    own = getattr(method, "products", 0) + (REFIT_STEPS + 2 if getattr(method, "refit", False) else 0)
-    inner = getattr(method, "inner", None)
-    return own + (getattr(method, "epochs", 1) * _products(inner) if inner is not None else 0)
+def _asked(cost: Cost, geometry: Geometry, work: Work, speed: Speed) -> float:
+    """Seconds of what a component asks for; a search counts whole, though points that share it pay once."""
+    tokens = cost.forwards + BACKWARD * cost.backwards
+    seconds = _through(tokens, geometry, work, speed)
+    seconds += _through(cost.traced, geometry, work, replace(speed, rate=min(speed.rate, TRACED)))
+    seconds += 2 * cost.summed * geometry.gram_elements * geometry.blocks / speed.gram
+    seconds += cost.column_walks * geometry.blocks * _choosing(geometry, speed)
+    seconds += cost.operations / speed.fit + cost.launches * speed.launch
+    return seconds + cost.spectra * (speed.block + geometry.hidden**3 / speed.spectrum)
+
+
+def _through(tokens: float, geometry: Geometry, work: Work, speed: Speed) -> float:
+    """Seconds of tokens through the blocks and the head."""
+    products = 2 * (geometry.block_parameters * geometry.blocks + geometry.hidden * geometry.vocabulary)
+    return speed.forward(tokens * products, tokens / work.length / JUDGED * geometry.blocks)
 
 
 def _choosing(geometry: Geometry, speed: Speed) -> float:
     """Seconds in which SparseGPT factorises and walks over the columns of a block, once for each distinct input."""
     widths = (geometry.hidden,) * 3 + (geometry.wide,)
     return speed.block + sum(width**3 / speed.factor + width * speed.column for width in widths)
-
-
-def _allocating(cfg: RunConfig, geometry: Geometry, window: int, speed: Speed) -> float:
-    """Seconds of an allocator; a search counts whole, though points that share it pay once."""
-    settings = cfg.composed["allocator"]
-    body = 2 * window * geometry.block_parameters * geometry.blocks  # a window through the blocks
-    whole = body + 2 * window * geometry.hidden * geometry.vocabulary
-    calibration, traced = cfg.calibration.windows, 0.0
-    match settings["name"]:
-        case "uniform" | "file":
-            windows = 0.0
-        case "alphapruning":
-            return len(geometry.widths) * geometry.blocks * (speed.block + geometry.hidden**3 / speed.spectrum)
-        case "mrp":  # a pruning and an observation a turn
-            windows = RETRACED * 2 * calibration * geometry.blocks * settings["headroom"] / settings["step"]
-        case "isc":
-            windows, traced = 0.0, HESSIAN * settings["windows"] * settings["probes"]
-        case "msp":
-            trace = FISHER if settings["sensitivity"] == "fisher" else HESSIAN * settings["probes"]
-            windows, traced = calibration, trace * settings["sensitivity_windows"]
-            windows += (settings["generations"] + 1) * settings["population"] * settings["windows"]
-        case "evopress":
-            pools = [settings["offspring"], *settings["survivors"][:-1]]
-            judged = sum(pool * stage for pool, stage in zip(pools, settings["stages"], strict=True))
-            windows = settings["generations"] * judged + calibration
-        case _:
-            windows = calibration
-    levels = LEVELS if settings["name"] in ("msp", "evopress") else 0
-    forwards = speed.forward(windows * whole, windows / JUDGED * geometry.blocks)
-    forwards += replace(speed, rate=min(speed.rate, TRACED)).forward(traced * whole, traced / JUDGED * geometry.blocks)
-    return forwards + levels * geometry.blocks * _choosing(geometry, speed)
 
 
 def _recovering(cost: Cost, geometry: Geometry, length: int, speed: Speed, *, cuda: bool) -> float:
@@ -227,15 +178,8 @@ def _recovering(cost: Cost, geometry: Geometry, length: int, speed: Speed, *, cu
     return speed.forward(passes * per_token, passes / at_once * geometry.blocks)
 
 
-def _epoch(geometry: Geometry, tokens: int, windows: int, speed: Speed) -> float:
-    """Seconds of a block's epoch of SparseLLM after the first (SparseGPT): its updates, then the columns again."""
-    wide, hidden = geometry.wide, geometry.hidden
-    products = 2 * tokens * (wide**2 + (7 if geometry.gated else 5) * hidden * wide)  # the Gram matrix of p is wide²
-    return products / speed.fit + UPDATES * windows * speed.launch + _choosing(geometry, speed)
-
-
-def _evaluation(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, speed: Speed) -> float:
+def _evaluation(cfg: RunConfig, geometry: Geometry, work: Work, speed: Speed) -> float:
     per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
-    tokens = sum(ITEM_TOKENS.get(name, TOKENS.get(name, 256 * window)) for name in cfg.evaluators)
-    batches = tokens / max(at_once, window)
-    return tokens * TOKEN + speed.forward(tokens * per_token, batches * geometry.blocks)
+    tokens = sum(evaluator.cost(geometry, work).forwards for evaluator in cfg.evaluators.values())
+    count = tokens / max(batches.tokens_at_once(work.itemsize, work.cuda), work.window)
+    return tokens * TOKEN + speed.forward(tokens * per_token, count * geometry.blocks)

@@ -5,10 +5,10 @@ Shapes as elsewhere: L tokens, D hidden size, F feed-forward size, V vocabulary,
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
+from harness.core.costs import Cost
+from harness.core.geometry import Geometry
 from harness.core.interfaces import Scored
-from harness.core.training import Cost, Training, rates_of, steps_of
+from harness.core.training import Training, rates_of, steps_of
 from harness.data.packed import HELD_OUT_WINDOWS
 from harness.training.loop import TOKENS_AT_ONCE
 
@@ -18,44 +18,20 @@ COPIES = 8
 """Bytes of a trained value in host memory: as it began, and as the best learning rate so far left it."""
 
 
-class Sizes(Protocol):
-    """A decoder's sizes (`needs.Geometry`)."""
-
-    @property
-    def blocks(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def wide(self) -> int: ...
-    @property
-    def query(self) -> int: ...
-    @property
-    def key_value(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
-    @property
-    def gated(self) -> bool: ...
-    @property
-    def block_parameters(self) -> int: ...
-
-
-def cost(recovery: Any, sizes: Sizes, in_scope: int, kept: float, length: int, itemsize: int, *, cuda: bool) -> Cost:
-    """The cost of a recovery; of one with a loop of its own, what its `cost` says, or nothing.
+def cost(
+    recovery: Training, sizes: Geometry, in_scope: int, kept: float, length: int, itemsize: int, *, cuda: bool
+) -> Cost:
+    """The cost of a recovery that the shared loop trains.
 
     Args:
         in_scope: how many blocks are recovered, and `kept` the share of their weights that is left.
         length: tokens of a window.
         itemsize: bytes of a weight.
     """
-    if not isinstance(recovery, Training):
-        own = getattr(recovery, "cost", None)
-        return own(sizes, in_scope, length) if own else Cost()
     steps, rates = steps_of(recovery, length), len(rates_of(recovery))
     tokens = rates * steps * recovery.batch * length
     checks = rates * (recovery.checks + 1) * HELD_OUT_WINDOWS * length
-    trials = rates * getattr(recovery, "trials", lambda steps: 0)(steps) * length
+    trials = rates * length * recovery.trials(steps)  # type: ignore[attr-defined]
     again = tokens if recomputes(recovery, cuda=cuda) else 0
     values = in_scope * sum(recovery.trained(*shape, kept) for shape in _matrices(sizes))  # type: ignore[attr-defined]
     masks = in_scope * sizes.block_parameters
@@ -71,7 +47,7 @@ def recomputes(recovery: Training, *, cuda: bool) -> bool:
     return cuda if recovery.checkpointing is None else recovery.checkpointing
 
 
-def _working(recovery: Training, sizes: Sizes, length: int, itemsize: int, *, cuda: bool) -> float:
+def _working(recovery: Training, sizes: Geometry, length: int, itemsize: int, *, cuda: bool) -> float:
     """The graph of what goes through the model at once: all blocks, or one and the hidden states between them."""
     windows = max(1, min(TOKENS_AT_ONCE["cuda" if cuda else "cpu"] // length, recovery.batch))
     tokens = windows * length
@@ -84,7 +60,7 @@ def _working(recovery: Training, sizes: Sizes, length: int, itemsize: int, *, cu
     return graph + 3 * 4 * largest + tokens * sizes.vocabulary * (itemsize + 3 * 4)
 
 
-def _matrices(sizes: Sizes) -> list[tuple[int, int]]:
+def _matrices(sizes: Geometry) -> list[tuple[int, int]]:
     """The shapes (O, I) of the matrices of a block."""
     attention = [(sizes.query, sizes.hidden), *[(sizes.key_value, sizes.hidden)] * 2, (sizes.hidden, sizes.query)]
     return [*attention, *[(sizes.wide, sizes.hidden)] * (2 if sizes.gated else 1), (sizes.hidden, sizes.wide)]

@@ -75,7 +75,7 @@ def trained(
     if isinstance(recovery, Scored):
         supports = recovery.supports(Scores(view.decoder, weights, kept, text.windows, seed, recompute))
         masks = {site: supports[site].to(device) for site in kept}
-    if getattr(recovery, "vectors", False):
+    if recovery.vectors:
         others = {site: one for site, one in tensors.items() if one.dim() == 1}
         masks = {**masks, **{site: torch.ones_like(one, dtype=torch.bool) for site, one in others.items()}}
     found = ((site, _adapter(recovery, site, tensors[site], mask, seed)) for site, mask in masks.items())

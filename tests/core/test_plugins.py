@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import catalogue
+from harness import catalogue, compose
 from harness.methods.magnitude import Magnitude
+from harness.prepare import look_up
 from harness.runtime.errors import UserError
 
 HEAD = """
@@ -153,3 +154,23 @@ def test_settings_that_a_plugin_refuses_in_its_own_way(how: str, tmp_path: Path)
 def test_what_is_neither_a_file_nor_a_module(where: str) -> None:
     said = refused(where)
     assert "No module named" in said if where == "mine" else "names neither a .py file nor a module" in said
+
+
+@pytest.mark.parametrize("kind", ["planner", "recovery", "allocator"])
+def test_whatever_it_looks_at_before_a_run_is_looked_at(kind: str, tmp_path: Path) -> None:
+    text = f"""
+from harness.runtime.errors import UserError
+
+@component("{kind}", "looking")
+@dataclass(frozen=True)
+class Looking:
+    def check(self):
+        raise UserError("{kind}.path=x: there is no such file.")
+    def plan(self, view): ...
+    def allocate(self, probe, budget): ...
+    def heal(self, model, tokenizer, kept, generator): ...
+"""
+    compose.register([plugin(tmp_path, text)])
+    cfg = compose.compose_run([f"{kind}=looking"])
+    with pytest.raises(UserError, match=rf"^{kind}\.path=x: there is no such file\.$"):
+        look_up(cfg)

@@ -118,6 +118,6 @@ def test_a_search_cannot_prune_with_it(settings: str, typed: Callable, options: 
     refused = typed(*typed_options)
     assert refused.status == 2 and refused.err == (
         "error: a search prunes all matrices to many levels, and method=asymmetric writes each as it goes; "
-        "take allocator.pruner=alps or sparsegpt.\n"
+        "take another allocator.pruner.\n"
     )
     assert typed("-m", *typed_options).record["status"] == "skipped"

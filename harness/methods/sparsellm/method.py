@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from harness.catalogue import component
+from harness.core.costs import Cost, Work, observing
+from harness.core.geometry import Geometry
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Statistic, gram, together
@@ -24,6 +26,8 @@ from harness.runtime.memory import OffloadableTensors, joined
 
 WINDOW_TENSORS = 10
 """About so many tensors as large as p, in float32, while the variables of one window move."""
+UPDATES = 3
+"""Times the launches of a forward that the updates of a window take."""
 
 
 @component("method", "sparsellm")
@@ -58,34 +62,53 @@ class SparseLLM:
     fallback: bool = True
     """Take the first epoch's weights where the outputs got worse."""
 
+    statistic = gram
+
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise UserError(f"method.epochs={self.epochs} has to be at least 1.")
         if any(value is not None and value <= 0 for value in (self.alpha, self.beta, self.gamma, self.damping)):
             raise UserError("method.alpha, method.beta, method.gamma and method.damping have to be above 0.")
         if not isinstance(self.inner, LinearMethod):
-            raise UserError("method.inner has to prune one matrix at a time, as magnitude, wanda and sparsegpt do.")
+            raise UserError("method.inner has to prune one matrix at a time, not a whole block; take another one.")
         if self.variant == "released" and not isinstance(self.inner, SparseGPT):
             raise UserError("method.variant=released is the authors' code, which prunes with method.inner=sparsegpt.")
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
-        refuses = getattr(self.inner, "refuses", None)
-        return refuses(pattern, shape) if refuses else None
+        return self.inner.refuses(pattern, shape)
 
-    def kept_bytes(self, tokens: int, hidden: int, wide: int, itemsize: int, *, gated: bool) -> int:
-        """What stays between epochs, on the GPU or in host memory: x and y in the model's dtype, z and s in float32.
+    def cost(self, geometry: Geometry, work: Work) -> Cost:
+        """That of a method that sees Gram matrices, and of the epochs after the first: updates, then the columns again.
+
+        Of the feed-forward part's inputs p, the Gram matrix alone is wide² a token.
+        """
+        hidden, wide, later = geometry.hidden, geometry.wide, self.epochs - 1
+        updates = 2 * work.tokens * (wide**2 + (2 * geometry.readers + 3) * hidden * wide) * work.blocks
+        inner = self.inner.cost(geometry, work).operations
+        return replace(
+            observing(self.statistic, geometry, work),
+            column_walks=self.epochs,
+            operations=self.epochs * inner + later * updates,
+            launches=later * UPDATES * work.windows * work.blocks,
+            kept_bytes=work.tokens * self._kept(geometry, work.itemsize),
+            working_bytes=self._passing(geometry, work.length) if later else 0,
+        )
+
+    def _kept(self, geometry: Geometry, itemsize: int) -> int:
+        """Bytes of a token between epochs, on the GPU or in host memory: x and y in the model's dtype, z and s in
+        float32.
 
         There is no s without a gate. The released variant keeps p too, and all in the model's dtype.
         """
-        variables = 2 if gated else 1
-        per_token = variables * wide * 4 if self.variant == "default" else (variables + 1) * wide * itemsize
-        return tokens * (2 * hidden * itemsize + per_token)
+        variables = geometry.readers * geometry.wide * 4
+        if self.variant == "released":
+            variables = (geometry.readers + 1) * geometry.wide * itemsize
+        return 2 * geometry.hidden * itemsize + variables
 
-    def passing_bytes(self, length: int, hidden: int, wide: int, *, gated: bool) -> int:
-        """What a pass over the tokens has beside it: sums for the next weights, `down` in float64, one window's p."""
-        if self.epochs == 1:
-            return 0
-        sums = 4 * ((3 if gated else 2) * hidden * wide + wide**2)
+    def _passing(self, geometry: Geometry, length: int) -> int:
+        """Bytes beside a pass over the tokens: sums for the next weights, `down` in float64, one window's p."""
+        hidden, wide = geometry.hidden, geometry.wide
+        sums = 4 * ((geometry.readers + 1) * hidden * wide + wide**2)
         return sums + (4 + 8) * hidden * wide + WINDOW_TENSORS * 4 * length * wide
 
     @torch.no_grad()
