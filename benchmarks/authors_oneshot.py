@@ -39,12 +39,12 @@ from benchmarks.authors_table import table
 from benchmarks.speed.common import device, give_positions, measured_on
 from harness import catalogue
 from harness.calibration.batches import batched
+from harness.compress import prune
 from harness.core.pattern import parse_pattern
 from harness.data.corpora import assets
 from harness.data.windows import Calibration, calibration_windows, evaluation_windows
 from harness.evaluation.perplexity import mean_nll
 from harness.models.decoder import decoder_of
-from harness.compress import prune
 
 OURS: dict[str, dict[str, Any]] = {
     "ria": {"variant": "released"},

@@ -58,7 +58,7 @@ def rows_of(point: tuple[str, str, str], lines: Sequence[dict[str, Any]]) -> lis
         limit = LIMITS[point[1]]
         cells = (
             *point, title, str(len(numbers)), spread(ours), spread(theirs), f"{100 * difference:+.3f}",
-            f"{100 * low:+.3f} … {100 * high:+.3f}", verdict(low, high, limit), over_devices(apart), over_devices(moved),
+            f"{100 * low:+.3f} … {100 * high:+.3f}", verdict(low, high, limit), shares(apart), shares(moved),
             total["all"], total["unseen"],
         )  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
@@ -100,7 +100,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}" + ("" if same else f" ({min(values):.3f}–{max(values):.3f})")
 
 
-def over_devices(values: Sequence[float]) -> str:
+def shares(values: Sequence[float]) -> str:
     """The median share with the largest."""
     if not values:
         return "–"
