@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harness import compose
-from harness.calibration.stream import batched
+from harness.calibration.batches import batched
 from harness.config import RunConfig
 from harness.data.windows import calibration_windows
 from harness.evaluation.zeros import fraction_of_zeros

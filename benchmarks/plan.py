@@ -160,7 +160,7 @@ def commit(point: Mapping[str, Any]) -> str:
 
 
 def is_near(ratio: float) -> bool:
-    """Whether a forecast is at most `FAR` beside what was measured."""
+    """Return whether a forecast is at most `FAR` beside what was measured."""
     return abs(ratio - 1) <= FAR
 
 

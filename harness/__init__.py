@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from harness.api import Result as Result
     from harness.api import evaluate as evaluate
     from harness.api import prune as prune
-    from harness.core.errors import Failure as Failure
-    from harness.core.errors import Refusal as Refusal
-    from harness.core.errors import UserError as UserError
+    from harness.runtime.errors import Failure as Failure
+    from harness.runtime.errors import Refusal as Refusal
+    from harness.runtime.errors import UserError as UserError
 
 _HOMES = {
     **dict.fromkeys(("Result", "evaluate", "prune"), "harness.api"),
-    **dict.fromkeys(("Failure", "Refusal", "UserError"), "harness.core.errors"),
+    **dict.fromkeys(("Failure", "Refusal", "UserError"), "harness.runtime.errors"),
 }
 __all__ = ["Failure", "Refusal", "Result", "UserError", "evaluate", "prune"]
 

@@ -1,6 +1,6 @@
 """`python -m harness`: arguments in, run out. Exit status 0 ok or skipped, 2 a user's mistake, 1 anything else.
 
-What becomes of the standard streams changes none of these (`core/streams.py`).
+What becomes of the standard streams changes none of these (`runtime/streams.py`).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(FILES_ONLY)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from harness.core import streams
+    from harness.runtime import streams
 
     with streams.plain():
         return _answered(arguments)
 
 
 def _answered(arguments: Sequence[str]) -> int:
-    from harness.core.environment import blamed
-    from harness.core.errors import UserError
+    from harness.runtime.environment import blamed
+    from harness.runtime.errors import UserError
 
     try:
         return _dispatch(arguments)
@@ -79,7 +79,7 @@ def _mistake(sentence: str) -> int:
 
 def console() -> NoReturn:
     """The whole process: `python -m harness`, or the command `harness` of an installed package."""
-    from harness.core import streams
+    from harness.runtime import streams
 
     streams.secure()
     status = main(sys.argv[1:])

@@ -22,16 +22,16 @@ from harness.borrowed import borrowed, checkpoint_of, decoder_in_memory, dtype_n
 from harness.calibration.checks import self_check
 from harness.compose import choice_settings, compose_plain, typed
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.data.corpora import held, read_text
 from harness.groups import COMPONENT_GROUPS, choices, register
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder
-from harness.models.machine import lend
+from harness.models.machine import register_reclaimable
 from harness.prepare import Prepared, look_at, prepare
 from harness.record import schema
 from harness.record.schema import Record
 from harness.run import run
+from harness.runtime.errors import UserError, unknown
 from harness.save import check_targets
 from harness.session import Session, check_texts
 
@@ -164,9 +164,9 @@ class _Lent(Session):
     def __init__(self, decoder: Decoder, tokenizer: Any) -> None:
         super().__init__()
         self._decoder, self._given = decoder, tokenizer
-        lend(self)
+        register_reclaimable(self)
 
-    def lent(self, device: torch.device) -> int:
+    def reclaimable(self, device: torch.device) -> int:
         """Bytes of the model, which is there and which a forecast of memory counts among what is to come."""
         parameters = self._decoder.model.parameters()
         return sum(parameter.nbytes for parameter in parameters if parameter.device.type == device.type)
@@ -193,7 +193,7 @@ def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenize
     if tokenizer is None and (texts := _texts(cfg, calibrated=found.needs_calibration)):
         raise UserError(f"{texts[0]} needs the model's tokenizer; give it, or windows of tokens.")
     ready = prepare(cfg, found)
-    if ready.waits.blocks:
+    if ready.offload.blocks:
         raise UserError(
             f"{ready.device} has no room for this beside the model; take fewer or shorter calibration windows, or let "
             "the command line bring block after block there: python -m harness model=hf model.path=…"

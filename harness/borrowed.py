@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.replay import FOLLOW_TOKENS
-from harness.core.errors import UserError, reason
 from harness.models.checkpoint import Checkpoint, InMemory, tokenizer_files
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import DTYPES, SAYS, attention_for, first_not_finite, still
+from harness.models.pieces import FOLLOW_TOKENS
 from harness.models.placement import placement_of
+from harness.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.errors import UserError, reason, unknown
-from harness.core.files import at_home
-from harness.core.plain import plain
+from harness.runtime.errors import UserError, reason, unknown
+from harness.runtime.files import at_home
+from harness.runtime.plain import plain
 
 KINDS = {
     "method": "harness.methods",
@@ -95,7 +95,7 @@ def component(kind: str, name: str, *, replaces: bool = False) -> Callable[[type
 
 
 def _is_again(before: type, cls: type) -> bool:
-    """Whether a class is the same one, defined once more."""
+    """Return whether a class is the same one, defined once more."""
     return (before.__module__, before.__qualname__) == (cls.__module__, cls.__qualname__)
 
 
@@ -196,7 +196,7 @@ def _check_fields(who: str, cls: type) -> None:
 
 
 def _is_setting(hint: Any) -> bool:
-    """Whether `_coerce` can check values of this type."""
+    """Return whether `_coerce` can check values of this type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, bool, int, float, str, type(None)) or origin is typing.Literal:
         return True

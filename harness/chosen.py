@@ -15,8 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from harness import catalogue
-from harness.core.errors import UserError, unknown
 from harness.groups import COMPONENT_GROUPS, CONF, choices, default_choice, options
+from harness.runtime.errors import UserError, unknown
 
 COMPONENT = re.compile(rf"\+{{0,2}}((?:{'|'.join(COMPONENT_GROUPS)})(?:\.\w+)*?)(\.name)?=")
 """An override that may choose a component: where it stands, and whether it is called by its name."""

@@ -13,12 +13,12 @@ from hydra._internal.utils import get_args_parser
 
 from harness import compose, groups, session
 from harness.config import RunConfig
-from harness.core import escape
-from harness.core.errors import UserError, unknown
 from harness.execute import announce, check_points, execute, execute_each
 from harness.overrides import last_of, plugins_in, points, read, say, value_of
 from harness.prepare import Prepared
 from harness.report.numbers import line, seconds
+from harness.runtime import escape
+from harness.runtime.errors import UserError, unknown
 from harness.study.launch import check_launcher, launch_sweep
 from harness.study.plan import Files, attempts, has_finished
 from harness.study.progress import SweepProgress, show_table

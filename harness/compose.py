@@ -28,10 +28,10 @@ from harness import catalogue, groups
 from harness.chosen import as_choices
 from harness.config import RunConfig, Scope
 from harness.core.allocation import Budget
-from harness.core.errors import UserError, unknown
 from harness.core.pattern import parse_pattern
 from harness.groups import COMPONENT_GROUPS, SCALES, choices, register
 from harness.overrides import explained, plugin_names
+from harness.runtime.errors import UserError, unknown
 from harness.values import (
     amount,
     boolean,
@@ -200,8 +200,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         raise unknown("option", extra.pop(), groups.options())
     integer(composed, "seed")
     one_of(composed, "scale", SCALES)
-    if made is None:
-        made = partial(_made, composed)
+    made = made or partial(_made, composed)
     pattern = made(parse_pattern, "sparsity")
     allocator = made(_allocator, "allocator")
     Budget.of_pattern(pattern).narrowed(getattr(allocator, "levels", ()))  # refuses levels that cannot be

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.core.errors import UserError, unknown
 from harness.core.pattern import Pattern
 from harness.data.windows import Calibration
 from harness.models.checkpoint import ModelChoice
+from harness.runtime.errors import UserError, unknown
 
 Inputs = Literal["pruned", "dense"]
 """What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""

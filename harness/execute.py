@@ -18,17 +18,17 @@ import torch
 from harness import session
 from harness.calibration import resume
 from harness.config import RunConfig
-from harness.core.environment import blamed
-from harness.core.errors import Failure, Refusal, UserError
-from harness.core.halving import is_out_of_memory
 from harness.prepare import Prepared, look_up, prepare
 from harness.record import schema
-from harness.record.claim import LOOK, Busy, Watch, claimed
+from harness.record.lease import LOOK, LeaseTaken, Watch, leased
 from harness.record.provenance import commit
-from harness.record.question import answer_of, answered, question
+from harness.record.request import matcher_of, matcher_of_record, request_key
 from harness.record.schema import Record, check_writable
 from harness.record.trackers import check_tracker, track
 from harness.run import run, without_numbers
+from harness.runtime.environment import blamed
+from harness.runtime.errors import Failure, Refusal, UserError
+from harness.runtime.oom import is_out_of_memory
 from harness.save import check_targets, is_saved
 
 K = TypeVar("K")
@@ -115,10 +115,10 @@ def execute(cfg: RunConfig, ready: Prepared, *, in_sweep: bool, watch: Watch | N
     failure never replaces a finished record (`force=true` and then an interrupt, say).
 
     Args:
-        watch: given, a point that another process is at raises `Busy`; otherwise that process is waited for.
+        watch: given, a point that another process is at raises `LeaseTaken`; otherwise that process is waited for.
 
     Raises:
-        UserError: a user's mistake in a single run (no record is written), or the claim cannot be written.
+        UserError: a user's mistake in a single run (no record is written), or the lease cannot be written.
         Busy: see `watch`.
     """
     path, record, is_new = _once(cfg, ready, in_sweep, watch)
@@ -142,15 +142,15 @@ def execute_each(
     Yields:
         The key of a point, its record's path, the record, and whether it was run here.
     """
-    for key, done in busy_last(points, lambda key, watch: _once(*points[key], True, watch)):
+    for key, done in taken_last(points, lambda key, watch: _once(*points[key], True, watch)):
         if isinstance(done, str):
             print(f"error: at the point {label(key)}: {done}", file=sys.stderr, flush=True)
         else:
             yield key, *done
 
 
-def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done | str]]:
-    """Attempt every point, by its key; one whose attempt raises `Busy` waits until all others are done.
+def taken_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterator[tuple[K, Done | str]]:
+    """Attempt every point, by its key; one whose attempt raises `LeaseTaken` waits until all others are done.
 
     Yields:
         The key of a point and what its attempt gave, as they end, or why it gave nothing.
@@ -164,7 +164,7 @@ def busy_last(keys: Iterable[K], attempt: Callable[[K, Watch], Done]) -> Iterato
             done: Done | str
             try:
                 done = attempt(key, watch)
-            except Busy as error:
+            except LeaseTaken as error:
                 if not busy and is_first_pass:
                     print(f"{error}; it comes last", file=sys.stderr, flush=True)
                 busy.append(key)
@@ -209,7 +209,7 @@ def _once(cfg: RunConfig, ready: Prepared, in_sweep: bool, watch: Watch | None) 
     commit()  # asked for once, before any work: a slow git delays a sweep, and costs no number
     found = finished(cfg, ready)
     if not found:
-        with claimed(cfg.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"]), watch):
+        with leased(cfg.records, ready.fingerprint, matcher_of(ready.config, ready.facts["defaults"]), watch):
             found = finished(cfg, ready)  # of a process that was at it until now
             if not found:
                 return *_run(cfg, ready, in_sweep), True
@@ -227,14 +227,14 @@ def _as_asked(cfg: RunConfig, ready: Prepared, path: Path, record: Record) -> tu
     Where both have one file name (another path to the same model), the record stays as it is.
     """
     asked = dataclasses.replace(record, config=ready.config)
-    if question(ready.config) in answered(record) or asked.path(cfg.records) == path:
+    if request_key(ready.config) in matcher_of_record(record) or asked.path(cfg.records) == path:
         return path, record
     return schema.write(asked, cfg.records), asked
 
 
 def _find(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
-    asked = question(ready.config)
-    return schema.find(cfg.records, ready.fingerprint, lambda record: asked in answered(record))
+    asked = request_key(ready.config)
+    return schema.find(cfg.records, ready.fingerprint, lambda record: asked in matcher_of_record(record))
 
 
 def _run(cfg: RunConfig, ready: Prepared, in_sweep: bool) -> tuple[Path, Record]:
@@ -263,7 +263,7 @@ def finished(cfg: RunConfig, ready: Prepared) -> tuple[Path, Record] | None:
 
 
 def is_unsaved(cfg: RunConfig, record: Record) -> bool:
-    """Whether the model of a record is to be kept and does not lie in its folder."""
+    """Return whether the model of a record is to be kept and does not lie in its folder."""
     return cfg.save is not None and record.status == "ok" and not is_saved(cfg.save, record.fingerprint, cfg.save_form)
 
 

@@ -12,18 +12,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from harness.calibration import stream
-from harness.calibration.assembler import LOGIT_BYTES as FITNESS_LOGITS
+from harness.calibration import batches
+from harness.calibration.batches import CANDIDATE_LOGIT_BYTES as FITNESS_LOGITS
 from harness.config import RunConfig
 from harness.core.allocation import Budget
-from harness.core.errors import UserError
 from harness.core.geometry import Geometry
-from harness.core.memory import AHEAD, GIB
-from harness.core.search import Ladder
-from harness.core.statistic import gram, norms
+from harness.core.search import LevelGrid
+from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
-from harness.evaluation import perplexity
-from harness.models.machine import available, free_memory, lent_on
+from harness.models.machine import available, free_memory, reclaimable_on
+from harness.runtime.errors import UserError
+from harness.runtime.memory import AHEAD, GIB
 from harness.training.costs import cost
 
 LIBRARIES = 1.0 * GIB
@@ -68,7 +67,7 @@ class Need:
         return self.blocks + self.outside + self.beside_weights
 
     @property
-    def parked(self) -> float:
+    def activations_offloaded(self) -> float:
         """Peak on a GPU that holds the weights, while what waits does so in host memory."""
         return self.blocks + self.outside + max(self.pruning, self.recovering, self.scoring) + self.under_way
 
@@ -76,7 +75,7 @@ class Need:
     def offloaded(self) -> float:
         """Peak on a GPU that two blocks at a time visit; a recovery has them all there."""
         if self.recovering:
-            return self.parked
+            return self.activations_offloaded
         return 2 * self.block + self.outside + max(self.pruning, self.scoring) + self.under_way
 
     def host(self, *, offload: bool) -> float:
@@ -85,7 +84,7 @@ class Need:
 
     def mode(self, free: float) -> Literal["resident", "offload", "too large"]:
         """How a GPU with so many free bytes can run it."""
-        if self.parked + LIBRARIES <= free:
+        if self.activations_offloaded + LIBRARIES <= free:
             return "resident"
         return "offload" if self.offloaded + LIBRARIES <= free else "too large"
 
@@ -118,7 +117,7 @@ def need_of(
         passing = max(passing, _curvature(cfg, geometry, length, itemsize), _judging(cfg, geometry, length, cuda))
     pruning = max(passing, choosing)
     scoring = _scoring(cfg, geometry, window, itemsize, cuda)
-    at_once = max(tokens if calibrated else 0, window, perplexity.tokens_at_once(itemsize, cuda))
+    at_once = max(tokens if calibrated else 0, window, batches.tokens_at_once(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
     recovered = recovery_cost(cfg, geometry, length, itemsize, cuda=cuda)
     recovering = recovered.kept_bytes + recovered.working_bytes
@@ -133,7 +132,7 @@ def recovery_cost(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int
 
 
 def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
-    """Whether sums are taken in another order than the released codes', several windows at once."""
+    """Return whether sums are taken in another order than the released codes', several windows at once."""
     return cuda and itemsize == 2 and cfg.numerics == "fast"
 
 
@@ -142,8 +141,8 @@ def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
     if cfg.numerics == "exact":
         return 1  # so every window goes alone, as in the released codes
     if not cuda:
-        return stream.CPU_TOKENS_PER_BATCH
-    return stream.SHORT_TOKENS_PER_BATCH if itemsize == 2 else stream.TOKENS_PER_BATCH
+        return batches.CPU_TOKENS_PER_BATCH
+    return batches.SHORT_TOKENS_PER_BATCH if itemsize == 2 else batches.TOKENS_PER_BATCH
 
 
 def _waiting(cfg: RunConfig, geometry: Geometry, length: int, itemsize: int) -> float:
@@ -170,7 +169,9 @@ def _batch(geometry: Geometry, tokens: int, length: int, itemsize: int, *, plain
 
 def _grams(cfg: RunConfig, geometry: Geometry) -> float:
     """Gram matrices of all distinct inputs of a block, unless a method says that its statistic has none."""
-    without = getattr(cfg.method, "statistic", gram) in (None, norms) or not getattr(cfg.method, "sees_gram", True)
+    without = getattr(cfg.method, "statistic", gram) in (None, squared_norms) or not getattr(
+        cfg.method, "sees_gram", True
+    )
     return 0.0 if without else 4.0 * geometry.gram_elements
 
 
@@ -236,8 +237,8 @@ def _levels(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
 def database_bytes(cfg: RunConfig, geometry: Geometry, itemsize: int) -> float:
     """The levels of a searching allocator, which has some."""
     search = cfg.allocator
-    ladder = Ladder(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
-    count = sum(rung.sparsity > 0 for rung in ladder.rungs(Budget.of_pattern(cfg.pattern)).values())
+    grid = LevelGrid(search.step, search.reach, search.minimum, search.maximum, tuple(search.levels))
+    count = sum(pattern.sparsity > 0 for pattern in grid.pattern_of(Budget.of_pattern(cfg.pattern)).values())
     return float(count * len(cfg.scope.blocks(geometry.blocks)) * geometry.block_parameters * itemsize)
 
 
@@ -246,8 +247,8 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     if not cfg.evaluators:
         return 0.0
     vocabulary = geometry.vocabulary
-    at_once = max(window, perplexity.tokens_at_once(itemsize, cuda))
-    tokens = min(at_once, window * perplexity.windows_of_logits(window, vocabulary))
+    at_once = max(window, batches.tokens_at_once(itemsize, cuda))
+    tokens = min(at_once, window * batches.windows_of_logits(window, vocabulary))
     logits = tokens * vocabulary * (4 + 4 + itemsize)
     rows = max((getattr(evaluator, "batch_size", 0) for evaluator in cfg.evaluators.values()), default=0)
     logits = max(logits, rows * LONGEST_PROMPT * vocabulary * (4 + itemsize))
@@ -255,36 +256,36 @@ def _scoring(cfg: RunConfig, geometry: Geometry, window: int, itemsize: int, cud
     return float(max(logits, inside) + at_once * geometry.hidden * itemsize)
 
 
-class Waits(NamedTuple):
+class Offload(NamedTuple):
     """What is to wait in host memory; activations None: what finds no room."""
 
     blocks: bool
     activations: bool | None
 
 
-def check_memory(need: Need, offload: str, device: torch.device) -> Waits:
+def check_memory(need: Need, offload: str, device: torch.device) -> Offload:
     """Refuse before the work starts what cannot fit; decide what waits in host memory of what can.
 
     Raises:
         UserError: less memory is free than is needed, on the device or in the host.
     """
-    host = free_memory() + lent_on(torch.device("cpu"))
+    host = free_memory() + reclaimable_on(torch.device("cpu"))
     if device.type == "cpu":
         waits = offload == "on"
         _refuse_beyond(need.resident + (2 * need.block if waits else 0), host, device)
-        return Waits(waits, waits)
-    free = available(device) + lent_on(device)
+        return Offload(waits, waits)
+    free = available(device) + reclaimable_on(device)
     mode = need.mode(free)
     if offload == "off":
         advice = "" if mode == "too large" else f"offload=auto, which needs {_gib(need.offloaded)} there,"
         _refuse_beyond(need.resident + LIBRARIES, free, device, advice)
-        return Waits(False, False)
+        return Offload(False, False)
     blocks = offload == "on" or mode != "resident"
     activations = blocks or need.resident + LIBRARIES > free
-    _refuse_beyond((need.offloaded if blocks else need.parked) + LIBRARIES, free, device)
+    _refuse_beyond((need.offloaded if blocks else need.activations_offloaded) + LIBRARIES, free, device)
     if activations:
         _refuse_beyond(need.host(offload=blocks), host, torch.device("cpu"))
-    return Waits(blocks, activations or None)
+    return Offload(blocks, activations or None)
 
 
 def _refuse_beyond(needed: float, free: float, device: torch.device, advice: str = "") -> None:

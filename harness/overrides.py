@@ -18,8 +18,8 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
 from harness.chosen import by_path, settings_of
-from harness.core.errors import UserError, unknown
 from harness.groups import GROUPS, choices
+from harness.runtime.errors import UserError, unknown
 
 UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError)
 """What Hydra's parser raises of texts that it cannot read."""

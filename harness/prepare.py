@@ -12,9 +12,7 @@ import torch
 from harness import catalogue
 from harness.calibration.curvature import REVISION as TRACES
 from harness.config import RunConfig
-from harness.core.errors import UserError
-from harness.core.memory import GIB
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 from harness.core.training import Training
 from harness.data.corpora import read_text
 from harness.data.overlap import refuse_overlap
@@ -24,9 +22,11 @@ from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint,
 from harness.models.geometry import of_config
 from harness.models.loading import resolve_dtype
 from harness.models.machine import other_gpus, resolve_device
-from harness.needs import Need, Waits, check_memory, database_bytes, need_of
+from harness.needs import Need, Offload, check_memory, database_bytes, need_of
 from harness.record.identity import fingerprint
 from harness.record.schema import on_dense_inputs
+from harness.runtime.errors import UserError
+from harness.runtime.memory import GIB
 from harness.training.loop import REVISION as LOOP
 
 PIPELINE = 3
@@ -80,12 +80,12 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     need: Need
-    waits: Waits
+    offload: Offload
     others: tuple[torch.device, ...]
     """Further GPUs that take a share of the windows."""
     facts: dict[str, Any]
     fingerprint: str
-    belongs: Mapping[str, Any]
+    cache_identity: Mapping[str, Any]
     """What cached values of this run's model and calibration depend on, see `calibration/cache.py`."""
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
@@ -159,10 +159,10 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
     need = _need(cfg, inputs, dtype, device)
     _check_database(cfg, inputs, dtype)
-    waits = check_memory(need, cfg.offload, device)
-    if waits.blocks and cfg.inputs == "dense":
+    offload = check_memory(need, cfg.offload, device)
+    if offload.blocks and cfg.inputs == "dense":
         raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
-    if waits.blocks and (inputs.training or cfg.conversion is not None):
+    if offload.blocks and (inputs.training or cfg.conversion is not None):
         kind = "recovery" if inputs.training else "conversion"
         raise UserError(
             f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
@@ -184,12 +184,14 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Prepared:
         "defaults": {"window": inputs.default_window, "dtype": _default_dtype(inputs, device)},
         "revisions": revisions(cfg),
         "data": data,
-        "placement": {"offload": waits.blocks, "devices": 1 + len(others)},
+        "placement": {"offload": offload.blocks, "devices": 1 + len(others)},
     }
     identity = _identity(cfg, inputs, facts, device, context)
-    belongs = {key: identity[key] for key in CACHED_BY if key in identity}
+    cache_identity = {key: identity[key] for key in CACHED_BY if key in identity}
     resolved = _resolved(cfg, inputs, device, dtype)
-    return Prepared(inputs, device, dtype, need, waits, others, facts, fingerprint(identity), belongs, resolved)
+    return Prepared(
+        inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
+    )
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:
@@ -238,7 +240,7 @@ def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
 
 
 def uses_calibration(cfg: RunConfig) -> bool:
-    """Whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
+    """Return whether any component asks the model about inputs; magnitude with uniform or AlphaPruning does not."""
     if not _is("planner", "none", cfg.planner) or getattr(cfg.recovery, "needs_calibration", False):
         return True
     if cfg.conversion is not None and getattr(cfg.conversion, "needs_calibration", True):
@@ -246,7 +248,7 @@ def uses_calibration(cfg: RunConfig) -> bool:
     if cfg.method is None:
         return False
     asks = cfg.layer_error or getattr(cfg.allocator, "needs_calibration", True)
-    return asks or getattr(cfg.method, "statistic", norms) is not None
+    return asks or getattr(cfg.method, "statistic", squared_norms) is not None
 
 
 def _is(kind: str, name: str, instance: object) -> bool:
@@ -304,7 +306,7 @@ def _identity(
         "device": device.type,
         "scope": cfg.scope.text,
         "planner": catalogue.describe(cfg.planner),
-        "recovery": catalogue.describe(cfg.recovery),
+        "recovery": _recovery_identity(cfg, inputs, facts),
         "evaluation": {
             name: [str(evaluator.protocol(context)), catalogue.describe(evaluator), facts["data"][name]["sha256"]]
             for name, evaluator in cfg.evaluators.items()
@@ -313,11 +315,7 @@ def _identity(
     if layout := revised_layout(str(inputs.checkpoint.config.get("model_type"))):
         identity["layout"] = layout
     if cfg.conversion is not None:
-        identity["conversion"] = catalogue.describe(cfg.conversion)
-    if inputs.training:
-        corpus, split, length = inputs.training
-        identity["recovery"] |= {"text": corpus, "split": split, "length": length, "loop": LOOP}
-        identity["recovery_data"] = facts["data"]["recovery"]["sha256"]
+        identity |= {"conversion": catalogue.describe(cfg.conversion), "seed": cfg.seed}
     if cfg.numerics == "exact":
         identity["numerics"] = "exact"
     if cfg.method is not None:
@@ -333,8 +331,6 @@ def _identity(
             identity["layer_error"] = True
         if getattr(cfg.allocator, "asks_for_traces", False) and facts["dtype"] != "float32":
             identity["traces"] = TRACES  # in float32 all revisions are one
-    if cfg.conversion is not None:
-        identity["seed"] = cfg.seed
     if cfg.method is not None or inputs.needs_calibration or not _is("recovery", "none", cfg.recovery):
         calibration = dataclasses.replace(cfg.calibration, length=inputs.calibration_length)
         identity |= {
@@ -343,3 +339,14 @@ def _identity(
             "seed": cfg.seed,
         }
     return identity
+
+
+def _recovery_identity(cfg: RunConfig, inputs: Inputs, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the numbers of a recovery: its settings, its text where it has one, the revision of the loop."""
+    described = catalogue.describe(cfg.recovery)
+    if inputs.training is None:
+        return described
+    text = inputs.training._asdict() | {"sha256": facts["data"]["recovery"]["sha256"]}
+    return {key: value for key, value in described.items() if key not in ("text", "length")} | {
+        "training": text | {"loop": LOOP}
+    }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
-from harness.calibration.resume import Keeping, folder_of, source_hash
+from harness.calibration.resume import CheckpointPolicy, folder_of, source_hash
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import checked
@@ -76,6 +76,6 @@ def recovered(
 
 def _checkpoints(cfg: RunConfig, ready: Prepared, begins: Sequence[Any]) -> Checkpoints:
     """Where training keeps its state: with the finished blocks of this run."""
-    belongs = json.dumps([ready.fingerprint, catalogue.describe(cfg.recovery), source_hash(CODE), torch.__version__])
+    cache_key = json.dumps([ready.fingerprint, catalogue.describe(cfg.recovery), source_hash(CODE), torch.__version__])
     folder = folder_of(cfg.cache, ready.fingerprint)
-    return Checkpoints(Keeping(folder, belongs, cfg.checkpoint_every, cfg.cache_gib), begins)
+    return Checkpoints(CheckpointPolicy(folder, cache_key, cfg.checkpoint_every, cfg.cache_gib), begins)

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
+from harness.calibration.batches import batched
 from harness.calibration.cache import Cache
+from harness.calibration.devices import ReplicatedBlock
 from harness.calibration.layer_error import WithLayerErrors
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging, folder_of
-from harness.calibration.shares import Shared
-from harness.calibration.sharing import Sharing
-from harness.calibration.stream import StreamedBlock, batched, stream
+from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
+from harness.calibration.reuse import ReuseCache
+from harness.calibration.stream import StreamedBlock
 from harness.calibration.structure_view import DecoderView
+from harness.calibration.walk import stream
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import misfit
-from harness.core.remarks import remark, remarks
 from harness.core.rng import rng
 from harness.data.windows import calibration_windows
 from harness.evaluation.parameters import count_parameters, sizes_of
@@ -46,13 +46,15 @@ from harness.record.provenance import provenance
 from harness.record.schema import Record
 from harness.record.stages import Stages
 from harness.recovered import converted, recovered
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.warn import collected_warnings, warn
 from harness.save import check_form, save_model
 from harness.session import Session
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """What was done: the pattern asked of each site, the blocks in scope, what was left out, remarks, what was told,
+class Compressed:
+    """What was done: the pattern asked of each site, the blocks in scope, what was left out, warnings, what was told,
     and what pruning left of each site.
 
     `recovery` is what the recovery logged. `orders` holds the inputs (I,) of a matrix in the order in which its pattern
@@ -66,7 +68,7 @@ class Reduced:
     parameters: Mapping[str, int | None]
     notes: tuple[str, ...]
     blocks: Mapping[str, Mapping[str, Any]]
-    told: Mapping[str, Any]
+    diagnostics: Mapping[str, Any]
     orders: Mapping[str, Tensor]
     counts: Mapping[str, causes.Counts]
     recovery: Mapping[str, Any]
@@ -84,7 +86,7 @@ def run(cfg: RunConfig, ready: Prepared, session: Session | None = None) -> Reco
         Failure: memory runs out however small the batches are.
     """
     session = session or Session()
-    with session.point(), remarks() as notes:
+    with session.point(), collected_warnings() as notes:
         record = _run(cfg, ready, session)
     return replace(record, notes=(*record.notes, *notes))
 
@@ -95,11 +97,10 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
         decoder, tokenizer = session.load(cfg, ready)
     if weights_hash(ready.inputs.checkpoint) != ready.facts["weights_sha256"]:
         raise UserError(f"the weights in {ready.inputs.checkpoint.folder} changed since they were hashed; run again.")
-
     fast = is_fast(cfg, ready.dtype.itemsize, ready.device.type == "cuda")
     with fused(decoder, wanted=fast), in_pieces(decoder.model):
-        reduced = _reduce(cfg, ready, session, stages, decoder, tokenizer)
-        decoder = reduced.decoder
+        compressed = _compress(cfg, ready, session, stages, decoder, tokenizer)
+        decoder = compressed.decoder
         fuse_attention(decoder.model)
         with stages.time("evaluate"):
             context = Context(ready.inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, ready.device)
@@ -109,39 +110,45 @@ def _run(cfg: RunConfig, ready: Prepared, session: Session) -> Record:
                 judges = cfg.evaluators.values()
                 measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
             measures = [one | {"protocol": protocol_id(cfg, one["protocol"])} for one in measures]
-    sites = achieved_sites(decoder, reduced.scope, reduced.allocation, reduced.orders)
-    achieved = fraction_of_zeros(decoder, reduced.scope)
-    _remark_on(cfg, achieved, reduced.counts)
+    sites = achieved_sites(decoder, compressed.scope, compressed.allocation, compressed.orders)
+    achieved = fraction_of_zeros(decoder, compressed.scope)
+    _warn_about(cfg, achieved, compressed.counts)
     reason = ""
     if cfg.save is not None:
         try:
             about = _about(cfg, measures)
             save_model(
-                decoder, tokenizer, cfg.save, sites, ready.fingerprint, reduced.orders, form=cfg.save_form, about=about
+                decoder,
+                tokenizer,
+                cfg.save,
+                sites,
+                ready.fingerprint,
+                compressed.orders,
+                form=cfg.save_form,
+                about=about,
             )
         except UserError as error:  # the numbers are there and are worth keeping
             reason = str(error)
-            remark(reason)
+            warn(reason)
     return Record(
         status="failed" if reason else "ok",
         reason=reason,
         fingerprint=ready.fingerprint,
         config=ready.config,
-        sparsity={
-            "asked": cfg.asked,
-            "achieved": achieved,
-            "model": fraction_of_zeros(decoder, None),
-        },
+        sparsity={"asked": cfg.asked, "achieved": achieved, "model": fraction_of_zeros(decoder, None)},
         sites=sites,
         measures=tuple(measures),
         stages=stages.finished,
         provenance=provenance(ready.device, ready.facts | ({"session": session.facts} if session.keeps else {})),
-        notes=reduced.notes,
-        blocks=reduced.blocks,
-        allocation=reduced.told,
-        plan=reduced.plan,
-        parameters={**reduced.parameters, "saved": None if reason or cfg.save is None else reduced.parameters["model"]},
-        recovery=reduced.recovery,
+        notes=compressed.notes,
+        blocks=compressed.blocks,
+        allocation=compressed.diagnostics,
+        plan=compressed.plan,
+        parameters={
+            **compressed.parameters,
+            "saved": None if reason or not cfg.save else compressed.parameters["model"],
+        },
+        recovery=compressed.recovery,
     )
 
 
@@ -156,16 +163,16 @@ def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, A
     return {"model": cfg.model.name, **done, **asked, **calibration, "seed": cfg.seed, "measures": list(measures)}
 
 
-def _remark_on(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
+def _warn_about(cfg: RunConfig, achieved: float, counts: Mapping[str, causes.Counts]) -> None:
     """Say why zeros achieved and asked differ, where they do."""
     names = {"method": name_of(cfg.method), "allocator": name_of(cfg.allocator), "recovery": name_of(cfg.recovery)}
     if why := causes.difference(cfg.asked, achieved, counts, **names):
-        remark(why)
+        warn(why)
 
 
-def _reduce(
+def _compress(
     cfg: RunConfig, ready: Prepared, session: Session, stages: Stages, decoder: Decoder, tokenizer: Any
-) -> Reduced:  # fmt: skip
+) -> Compressed:  # fmt: skip
     """Everything between loading and evaluation; the model is changed in place."""
     scope: Sequence[int] = cfg.scope.blocks(decoder.dense_blocks)
     with stages.time("calibrate"):
@@ -176,35 +183,30 @@ def _reduce(
             batches = batched(windows.to(ready.device), at_once)
     with stages.time("plan"):
         view = _view(cfg, ready, decoder, tokenizer, batches, scope)
-        plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
-        told_of_plan = {"edit": plan.edit.json(), **view.told} if plan.edit or view.told else {}
-        dense = count_parameters(decoder)
-        if plan.edit or plan.tensors:
-            decoder = operate(decoder, plan)
-            if cfg.save is not None:
-                check_form(decoder, cfg.save_form)
+        decoder, told_of_plan, sizes = _planned(cfg, view, decoder)
+        if decoder.cut:
             scope = [index for index in scope if index in decoder.indices]
     if cfg.conversion is not None:
         with stages.time("convert"):
             decoder = converted(cfg, decoder, tokenizer, batches, scope)
-    sharing = session.sharing(cfg, batches, edited=bool(plan.edit or plan.tensors) or cfg.conversion is not None)
+    reuse = session.reuse(cfg, batches, edited=bool(told_of_plan) or cfg.conversion is not None)
     allocation: Allocation = {}
     pruned: dict[str, Pruned] = {}
-    told: dict[str, dict[str, Any]] = {}
+    logged: dict[str, dict[str, Any]] = {}
     counts: dict[str, causes.Counts] = {}
-    told_of_allocation: dict[str, Any] = {}
+    logged_of_allocation: dict[str, Any] = {}
     if cfg.method is not None:
         with stages.time("allocate"):
-            probe = _view(cfg, ready, decoder, tokenizer, batches, scope, sharing)
-            allocation, told_of_allocation = _allocated(cfg, probe), probe.told
-            del probe  # with the hidden states that it keeps
+            view = _view(cfg, ready, decoder, tokenizer, batches, scope, reuse)
+            allocation, logged_of_allocation = _allocated(cfg, view), view.diagnostics
+            del view  # with the hidden states that it keeps
         with stages.time("prune"):
-            method, walk = _method_and_walk(cfg, sharing, allocation)
+            method, walk = _method_and_walk(cfg, reuse, allocation)
             errors = WithLayerErrors(as_block_method(method)) if cfg.layer_error else None
-            finished = FinishedBlocks(_keeping(cfg, ready, decoder, allocation), partial(_weights, decoder))
+            finished = FinishedBlocks(_checkpoint_policy(cfg, ready, decoder, allocation), partial(_weights, decoder))
             masks = name_of(cfg.recovery) != "none"
             pruned = prune(
-                decoder, batches, scope, errors or method, allocation, told, walk, finished, counts, masks=masks
+                decoder, batches, scope, errors or method, allocation, logged, walk, finished, counts, masks=masks
             )
         if errors:
             stages.move(errors.seconds, "prune", "layer_error")
@@ -212,36 +214,47 @@ def _reduce(
         kept = {site: result.kept for site, result in pruned.items()}
         recovery = recovered(cfg, ready, decoder, tokenizer, batches, scope, kept)
     notes = [f"{site}: {result.note}" for site, result in pruned.items() if result.note]
-    if back := sum(bool(facts.get("fallback")) for facts in told.values()):
-        notes.append(f"{back} of {len(told)} blocks fell back")
+    if back := sum(bool(facts.get("fallback")) for facts in logged.values()):
+        notes.append(f"{back} of {len(logged)} blocks fell back")
     orders = {site: result.order for site, result in pruned.items() if result.order is not None}
-    sizes = {"dense": dense, **sizes_of(decoder, view.geometry)}
-    return Reduced(
+    return Compressed(
         decoder,
         allocation,
         scope,
         told_of_plan,
         sizes,
         tuple(notes),
-        told,
-        told_of_allocation,
+        logged,
+        logged_of_allocation,
         orders,
         counts,
         recovery,
     )
 
 
-def _allocated(cfg: RunConfig, probe: DecoderView) -> Allocation:
+def _planned(cfg: RunConfig, view: DecoderView, decoder: Decoder) -> tuple[Decoder, dict[str, Any], dict[str, int]]:
+    """The decoder behind its planner's plan, what there is to say of the plan, and the parameters before and after."""
+    plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
+    logged = {"edit": plan.edit.json(), **view.diagnostics} if plan.edit or plan.tensors or view.diagnostics else {}
+    dense = count_parameters(decoder)
+    if plan.edit or plan.tensors:
+        decoder = operate(decoder, plan)
+        if cfg.save is not None:
+            check_form(decoder, cfg.save_form)
+    return decoder, logged, {"dense": dense, **sizes_of(decoder, view.geometry)}
+
+
+def _allocated(cfg: RunConfig, view: DecoderView) -> Allocation:
     """The pattern of every site; whether the method takes them is asked before a search takes an hour, and after."""
-    check_fit(cfg.method, dict.fromkeys(probe.shapes, cfg.pattern), probe.shapes)
-    answer = cfg.allocator.allocate(probe, Budget.of_pattern(cfg.pattern))
-    allocation = checked.allocation(name_of(cfg.allocator), answer, probe.shapes)
-    check_fit(cfg.method, allocation, probe.shapes)
+    check_fit(cfg.method, dict.fromkeys(view.shapes, cfg.pattern), view.shapes)
+    answer = cfg.allocator.allocate(view, Budget.of_pattern(cfg.pattern))
+    allocation = checked.allocation(name_of(cfg.allocator), answer, view.shapes)
+    check_fit(cfg.method, allocation, view.shapes)
     return allocation
 
 
 def _method_and_walk(
-    cfg: RunConfig, sharing: Sharing | None, allocation: Allocation
+    cfg: RunConfig, reuse: ReuseCache | None, allocation: Allocation
 ) -> tuple[Any, Callable[..., Iterator[Any]]]:
     """The method, and the walk over the blocks that it wants, both with what other points left where they take it."""
     exact = cfg.numerics == "exact"
@@ -249,13 +262,13 @@ def _method_and_walk(
         if cfg.inputs == "dense":
             raise Refusal(f"method={name_of(cfg.method)} compares pruned with dense inputs; it needs inputs=pruned.")
         return cfg.method, partial(walk_for(cfg.method), exact=exact)
-    method = sharing.method(cfg.method, allocation) if sharing else cfg.method
-    return method, partial(sharing.walk if sharing else stream, exact=exact)
+    method = reuse.method(cfg.method, allocation) if reuse else cfg.method
+    return method, partial(reuse.walk if reuse else stream, exact=exact)
 
 
 def _view(
     cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
-    sharing: Sharing | None = None,
+    reuse: ReuseCache | None = None,
 ) -> DecoderView:  # fmt: skip
     """What planner and allocator may ask. Further windows of the calibration text have a seed of their own."""
 
@@ -268,26 +281,26 @@ def _view(
         decoder, batches, scope, method=cfg.method, seed=cfg.seed, draw=draw,
         cache=Cache(cfg.cache, _belongs(cfg, ready, decoder), cfg.cache_gib),
         weights_sha256=ready.facts["weights_sha256"],
-        devices=() if ready.waits.blocks else ready.others, exact=cfg.numerics == "exact", sharing=sharing,
+        devices=() if ready.offload.blocks else ready.others, exact=cfg.numerics == "exact", reuse=reuse,
     )  # fmt: skip
 
 
 def _belongs(cfg: RunConfig, ready: Prepared, decoder: Decoder) -> Mapping[str, Any]:
     """What cached values depend on; behind a plan, on what is cut, and on who gave it tensors."""
     if not decoder.cut:
-        return ready.belongs
-    return {**ready.belongs, "cut": decoder.cut.json(), "planner": catalogue.describe(cfg.planner)}
+        return ready.cache_identity
+    return {**ready.cache_identity, "cut": decoder.cut.json(), "planner": catalogue.describe(cfg.planner)}
 
 
-def _keeping(cfg: RunConfig, ready: Prepared, decoder: Decoder, allocation: Allocation) -> Keeping:
+def _checkpoint_policy(cfg: RunConfig, ready: Prepared, decoder: Decoder, allocation: Allocation) -> CheckpointPolicy:
     """Where finished blocks of this run go, and what they depend on."""
-    belongs = belonging(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
+    cache_key = cache_key_of(_belongs(cfg, ready, decoder), catalogue.describe(cfg.method), cfg.seed, allocation)
     every = cfg.checkpoint_every
-    if ready.waits.blocks and every is not None:
+    if ready.offload.blocks and every is not None:
         every = 0.0  # while a block is on the device
     if cfg.inputs == "dense":
         every = None  # each block alone, which is soon done again
-    return Keeping(folder_of(cfg.cache, ready.fingerprint), belongs, every, cfg.cache_gib)
+    return CheckpointPolicy(folder_of(cfg.cache, ready.fingerprint), cache_key, every, cfg.cache_gib)
 
 
 def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:
@@ -313,8 +326,8 @@ def prune(
     scope: Sequence[int],
     method: Any,
     allocation: Allocation,
-    told: dict[str, dict[str, Any]] | None = None,
-    walk: Callable[..., Iterator[StreamedBlock | Shared]] | None = None,
+    logged: dict[str, dict[str, Any]] | None = None,
+    walk: Callable[..., Iterator[StreamedBlock | ReplicatedBlock]] | None = None,
     finished: FinishedBlocks | None = None,
     counts: dict[str, causes.Counts] | None = None,
     *,
@@ -327,7 +340,7 @@ def prune(
         masks: whether to give the masks, which take half as much memory as the weights in 16 bits.
 
     Returns:
-        Site → what the method gave; what it told about blocks is added to `told`, by index, and the zeros counted in
+        Site → what the method gave; what it told about blocks is added to `logged`, by index, and the zeros counted in
         every matrix to `counts`.
 
     Raises:
@@ -346,8 +359,8 @@ def prune(
                 block.write(site, one.weight)
                 kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
                 done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
-            if told is not None and facts:
-                told[str(block.index)] = dict(facts)
+            if logged is not None and facts:
+                logged[str(block.index)] = dict(facts)
             if finished and earlier is None:
                 finished.add(block.index, Block({site: done[site] for site in pruned}, facts, counted))
     except Exception:
@@ -358,11 +371,11 @@ def prune(
     if counts is not None:
         counts |= found
     if finished and finished.loaded:
-        remark(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
+        warn(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done
 
 
-def _pruned_block(block: StreamedBlock | Shared, method: Any, allocation: Allocation) -> Block:
+def _pruned_block(block: StreamedBlock | ReplicatedBlock, method: Any, allocation: Allocation) -> Block:
     """What a method makes of a block, and the zeros that are counted in it."""
     patterns = {site: allocation[site] for site in block.weights}
     pruned = method.prune_block(block, patterns)
@@ -371,7 +384,7 @@ def _pruned_block(block: StreamedBlock | Shared, method: Any, allocation: Alloca
         site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)
         for site, one in pruned.items()
     }
-    return Block(pruned, block.told, counted)
+    return Block(pruned, block.diagnostics, counted)
 
 
 def without_numbers(cfg: RunConfig, ready: Prepared, status: Any, reason: str) -> Record:

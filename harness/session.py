@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.checks import self_check
-from harness.calibration.sharing import Sharing, Store, digest
+from harness.calibration.reuse import ReuseCache, Store, digest
 from harness.catalogue import describe
 from harness.config import RunConfig
-from harness.core.errors import Refusal
 from harness.data.packed import held_out_windows, training_windows
 from harness.data.vocabulary import check_tokens, tell_unknown
 from harness.data.windows import calibration_windows
@@ -29,10 +28,11 @@ from harness.evaluation.protocol import Context, measured
 from harness.models.checkpoint import architecture, tokenizer_hashes
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import load_config, load_model
-from harness.models.machine import available, lend
+from harness.models.machine import available, register_reclaimable
 from harness.models.placement import Where
 from harness.models.tokenizer import load_tokenizer
 from harness.prepare import Prepared
+from harness.runtime.errors import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +71,7 @@ class Session:
         self._tokenizers: dict[str, Any] = {}
         self._measures: dict[str, list[dict[str, Any]]] = {}
         if keeps:
-            lend(self)
+            register_reclaimable(self)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Session:
         """Let go of the model and of everything that belongs to it."""
         self._held = None
 
-    def lent(self, device: torch.device) -> int:
+    def reclaimable(self, device: torch.device) -> int:
         """Bytes on the device that a point may count as free: it takes the model over, or another one its place."""
         held = self._held
         if held is None or held.decoder.model.device.type != device.type:
@@ -119,27 +119,27 @@ class Session:
             self.tally["model"] += 1
         else:
             self.drop()
-            where = Where(ready.device, ready.waits.blocks, ready.waits.activations, ready.others)
+            where = Where(ready.device, ready.offload.blocks, ready.offload.activations, ready.others)
             model = load_model(ready.inputs.checkpoint, cfg.model, ready.dtype, where, config)
             decoder = decoder_of(model)
             self_check(decoder)
-            if not self.keeps or ready.waits.blocks or ready.others:  # what lies in several places is not kept
+            if not self.keeps or ready.offload.blocks or ready.others:  # what lies in several places is not kept
                 return decoder, tokenizer
             self._held = self._hold(key, decoder, ready)
         held = self._held
         self._make_room(held, ready)
         return held.decoder, tokenizer
 
-    def sharing(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> Sharing | None:
+    def reuse(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> ReuseCache | None:
         """What this point shares; nothing once its structure was edited, None where there is nothing to it."""
         dense = cfg.inputs == "dense"
         held = None if edited or not self.keeps else self._held
         if held is None:
-            return Sharing(*_nothing(batches), dense_inputs=dense) if dense else None
+            return ReuseCache(*_nothing(batches), dense_inputs=dense) if dense else None
         held.statistics.point = held.paths.point = self._points
         windows = torch.cat(list(batches)) if batches else None
-        belongs = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
-        return Sharing(held.statistics, held.paths, belongs, dense, self.tally)
+        cache_key = digest(windows, [len(batch) for batch in batches], held.attention, cfg.numerics)
+        return ReuseCache(held.statistics, held.paths, cache_key, dense, self.tally)
 
     def dense_measures(
         self, cfg: RunConfig, ready: Prepared, decoder: Decoder, tokenizer: Any, context: Context

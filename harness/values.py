@@ -12,11 +12,11 @@ from typing import Any
 
 from harness import catalogue
 from harness.config import Tracker
-from harness.core.errors import UserError, unknown
-from harness.core.files import at_home
 from harness.data.corpora import EMBEDDED, assets
 from harness.data.windows import Calibration
 from harness.models.checkpoint import ASSETS, ModelChoice
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.files import at_home
 
 MODEL_SETTINGS = ("name", "path", "revision", "trust_remote_code", "window", "geometry")
 

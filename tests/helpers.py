@@ -21,6 +21,7 @@ from harness import catalogue
 from harness.core.interfaces import BlockMethod, FeedForward, Trace
 from harness.core.pattern import Pattern, parse_pattern
 from harness.core.statistic import Gram, Statistic, gram
+from harness.models.anatomy import FAMILIES
 
 PLUGIN = Path(__file__).parent / "conformance" / "plugin_method.py"
 
@@ -92,7 +93,7 @@ register_pytree_node(Gram, lambda state: ([state.matrix, state.windows], None), 
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two statistics, of whatever form, hold the same numbers."""
+    """Return whether two statistics, of whatever form, hold the same numbers."""
     flat, form = tree_flatten(one)
     other_flat, other_form = tree_flatten(other)
     return form == other_form and all(
@@ -118,7 +119,7 @@ class FakeBlock:
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self.weights, statistic)
         return {site: seen_by(one, self.inputs[site]) for site, one in wanted.items()}
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         raise AssertionError("nothing is told about a made-up block")
 
     @property
@@ -127,14 +128,14 @@ class FakeBlock:
 
 
 @dataclass
-class FakeProbe:
-    """A model that is nothing but such blocks: a `Probe`."""
+class FakeView:
+    """A model that is nothing but such blocks: a `ModelView`."""
 
     content: list[FakeBlock]
     method: Any = None
     seed: int = 0
     weights_sha256: str | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
 
     window = 16
@@ -143,10 +144,12 @@ class FakeProbe:
     def weights(self) -> dict[str, Tensor]:
         return {site: weight for block in self.content for site, weight in block.weights.items()}
 
-    def tell(self, **facts: Any) -> None:
-        self.told |= facts
+    def log(self, **facts: Any) -> None:
+        self.diagnostics |= facts
 
-    def pruned(self, method: Any, allocation: Mapping[str, Pattern], *, again: bool = False) -> Iterator[FakeBlock]:
+    def pruned(
+        self, method: Any, allocation: Mapping[str, Pattern], *, reuse_prefix: bool = False
+    ) -> Iterator[FakeBlock]:
         """Nothing is removed, so nothing becomes more or less redundant."""
         yield from self.content
 
@@ -157,8 +160,8 @@ class FakeProbe:
     def hessian_trace(self, windows: int, probes: int, draws: str) -> dict[str, Trace]:
         return self.fisher_trace(windows)
 
-    def assembler(self, method: Any, ladders: Any, **settings: Any) -> FakeAssembler:
-        return FakeAssembler(ladders)
+    def assembler(self, method: Any, levels: Any, **settings: Any) -> FakeAssembler:
+        return FakeAssembler(levels)
 
     def cached(self, purpose: str, settings: Mapping[str, Any]) -> FakeEntry:
         return FakeEntry(self.kept, f"{purpose} {settings}")
@@ -199,14 +202,14 @@ class FakeEntry:
 class FakeAssembler:
     """Every candidate is as good as any other, unless `judge` says how good it is; what was asked is counted."""
 
-    ladders: Mapping[str, Any]
+    levels: Mapping[str, Any]
     judge: Any = None
     asked: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def losses(self, candidates: Any, windows: slice = slice(None)) -> list[float]:
         for candidate in candidates:
-            assert all(pattern in self.ladders[site] for site, pattern in candidate.items())
+            assert all(pattern in self.levels[site] for site, pattern in candidate.items())
         self.asked += [(windows, candidate) for candidate in candidates]
         return [self.judge(candidate) if self.judge else 1.0 for candidate in candidates]
 
@@ -237,6 +240,13 @@ TINY: dict[str, dict[str, Any]] = {
     "phi": _SIZES | {"intermediate_size": 56},
     "gpt_neox": _SIZES | {"intermediate_size": 56},
     "phi3": _GATED,
+    "gpt2": _SIZES | {"n_inner": 56},
+    "bloom": _SIZES,
+    "falcon": _SIZES | {"ffn_hidden_size": 56},
+    "falcon-40b": _SIZES | {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-rw": _SIZES
+    | {"model_type": "falcon", "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+    "olmo2": _GATED,
 }
 """Tiny models, two blocks each: one per supported family, with blocks that differ in their masks where families do."""
 
@@ -246,7 +256,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
     settings = {"model_type": name} | copy.deepcopy(TINY[name]) | changes  # surgery shortens lists of a configuration
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)
-    attention = "eager" if config.model_type == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
+    attention = "sdpa" if FAMILIES[config.model_type].sdpa else "eager"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
     model.config.use_cache = False
     with torch.no_grad():

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from harness.core.edit import Edit
 from helpers import TINY
 from helpers import tiny as tiny_family
 from safetensors.torch import load_file
@@ -27,7 +26,8 @@ from harness.borrowed import tensors_hash
 from harness.core.allocation import Budget
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured, keep
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
+from harness.core.structure import Cut, Plan
 from harness.data.corpora import EMBEDDED, read_text
 from harness.data.windows import Calibration, calibration_windows, evaluation_windows
 from harness.methods.wanda import Wanda
@@ -183,10 +183,10 @@ class Powered:
     """Wanda, with another power of the weight."""
 
     power: float = 1.0
-    statistic = norms
+    statistic = squared_norms
 
     def prune(self, weight: Tensor, seen: Any, pattern: Any) -> Pruned:
-        kept = keep(weight.abs() ** self.power * seen.mean.sqrt(), pattern, "row")
+        kept = keep(weight.abs() ** self.power * seen.mean_sq.sqrt(), pattern, "row")
         return Pruned(weight * kept, kept)
 
 
@@ -203,10 +203,10 @@ def cell(code: str) -> Any:
 class Steps:
     """Neither a dataclass nor registered: the first block keeps more."""
 
-    def allocate(self, probe: Any, budget: Budget) -> dict[str, Any]:
+    def allocate(self, view: Any, budget: Budget) -> dict[str, Any]:
         return {
             site: Unstructured(0.25 if index == 0 else 0.75)
-            for index, block in enumerate(probe.blocks)
+            for index, block in enumerate(view.blocks)
             for site in block
         }
 
@@ -215,8 +215,8 @@ class Steps:
 class DropLast:
     """The last block goes."""
 
-    def plan(self, probe: Any) -> Edit:
-        return Edit((len(probe.blocks) - 1,))
+    def plan(self, view: Any) -> Plan:
+        return Plan(Cut.of_blocks([len(view.blocks) - 1]))
 
 
 def test_components_of_a_notebook_need_no_registration(tiny: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from harness import catalogue, chosen, compose, groups
-from harness.core.errors import UserError
 from harness.methods.ria import RIA
 from harness.methods.sparsegpt import SparseGPT
+from harness.runtime.errors import UserError
 from harness.study import grid
 from harness.study.choices import Choices
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import execute
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 from tests.commands import but
 
 ENDS = """

@@ -11,12 +11,12 @@ import torch
 from helpers import TINY, linears, tiny
 
 from harness import compose, needs
-from harness.core.errors import UserError
-from harness.core.memory import GIB
 from harness.core.places import ROOT
 from harness.models.decoder import decoder_of
 from harness.models.geometry import of_config, of_facts
 from harness.needs import LIBRARIES, Need, check_memory, need_of
+from harness.runtime.errors import UserError
+from harness.runtime.memory import GIB
 from harness.study.estimate import estimate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -63,7 +63,7 @@ def test_published_sizes(model: str) -> None:
 
 
 def test_where_everything_is_adds_up() -> None:
-    assert (NEED.resident, NEED.parked, NEED.offloaded) == (28 * GIB, 24 * GIB, 6 * GIB)
+    assert (NEED.resident, NEED.activations_offloaded, NEED.offloaded) == (28 * GIB, 24 * GIB, 6 * GIB)
     assert (NEED.host(offload=True), NEED.host(offload=False)) == (24 * GIB, 4 * GIB)
     sizes = [24 * GIB + LIBRARIES, 24 * GIB + LIBRARIES - 1, 6 * GIB + LIBRARIES, 6 * GIB]
     assert [NEED.mode(size) for size in sizes] == ["resident", "offload", "offload", "too large"]
@@ -170,7 +170,7 @@ def test_what_a_recovery_takes() -> None:
     beside = 3 * 4 * 4096 * 11008 + tokens * 32000 * 14
     kept = needed("method=wanda", "recovery=kept_weights")
     assert kept.recovering == pytest.approx(weights / 2 * 16 + weights + states + graph + beside)
-    assert kept.offloaded == kept.parked > 50 * GIB and needed("method=wanda").recovering == 0
+    assert kept.offloaded == kept.activations_offloaded > 50 * GIB and needed("method=wanda").recovering == 0
     low_rank = 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     lora = needed("method=wanda", "recovery=lora")
     assert lora.recovering == pytest.approx(low_rank * 16 + weights + states + graph + beside)

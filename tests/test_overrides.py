@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness import groups
-from harness.core.errors import UserError
 from harness.overrides import last_of, plugins_in, points, read
+from harness.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -17,17 +17,17 @@ from torch import Tensor
 from harness import compose, session
 from harness.calibration.stream import Stream
 from harness.config import RunConfig
-from harness.core.errors import Refusal, UserError
 from harness.data import windows
 from harness.evaluation.perplexity import Perplexity
 from harness.execute import execute
 from harness.models.loading import load_model
 from harness.models.placement import Where
 from harness.prepare import prepare
-from harness.record.question import answered, question
+from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
 from harness.report.outputs import refuse_unlike
 from harness.run import run
+from harness.runtime.errors import Refusal, UserError
 from harness.session import Session
 from tests.commands import save_tiny
 from tests.end_to_end.test_identity import DROP
@@ -259,12 +259,12 @@ def test_dense_inputs_are_another_experiment(options: list[str], tmp_path: Path)
     protocols = [record.measures[0]["protocol"] for record in (usual, other)]
     assert protocols[1] == protocols[0].replace("#", ",inputs=dense#")
     assert other.provenance["data"]["embedded-a"]["protocol"]["id"] == protocols[1]
-    assert question(other.config) not in answered(usual)
+    assert request_key(other.config) not in matcher_of_record(usual)
     older = {key: value for key, value in usual.config.items() if key not in ("inputs", "share")}
-    assert question(older) == question(usual.config)
+    assert request_key(older) == request_key(usual.config)
     none = [prepare(config(options, "method=none", *more)) for more in ([], ["inputs=dense"])]
     assert none[0].fingerprint == none[1].fingerprint
-    assert question(none[0].config) == question(none[1].config)
+    assert request_key(none[0].config) == request_key(none[1].config)
 
 
 def test_no_table_puts_dense_inputs_beside_others_unless_it_says_so() -> None:

@@ -41,8 +41,9 @@ from benchmarks.speed.common import (
     timed,
     write,
 )  # fmt: skip
+from harness.calibration.batches import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched
 from harness.calibration.reference import walk_for
-from harness.calibration.stream import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched, stream
+from harness.calibration.walk import stream
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.methods.sparsegpt import SparseGPT

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.replay import first
 from harness.core.places import ROOT
 from harness.data.corpora import EMBEDDED, assets
+from harness.models.pieces import first
 from harness.record.provenance import provenance
 from harness.record.schema import hardware_name
 

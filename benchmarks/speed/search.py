@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from benchmarks.speed.common import SHAPES, device, gib, random_model, random_tokens, synchronise, write
-from harness.calibration.probe import ModelProbe
+from harness.calibration.model_view import LiveModelView
 from harness.core.allocation import Budget
 from harness.core.interfaces import Database
 from harness.core.pattern import NofM
 from harness.core.proposals import sizes
-from harness.core.search import Ladder, Space
+from harness.core.search import LevelGrid, Space
 from harness.methods.magnitude import Magnitude
 from harness.models.decoder import decoder_of
 
@@ -44,11 +44,11 @@ def main() -> None:
     shape, where = SHAPES[options.shape], device()
     model = random_model(shape, shape.blocks, where)
     windows = random_tokens(shape, options.windows, options.length, where)
-    probe = ModelProbe(decoder_of(model), [windows[:1]], range(shape.blocks), draw=lambda _: windows)
-    space = Space(probe.blocks, sizes(probe), Budget.of_pattern(NofM(1, 4)), Ladder(), "matrix")
+    view = LiveModelView(decoder_of(model), [windows[:1]], range(shape.blocks), draw=lambda _: windows)
+    space = Space(view.blocks, sizes(view), Budget.of_pattern(NofM(1, 4)), LevelGrid(), "matrix")
     started = time.perf_counter()
-    assembler = probe.assembler(
-        Magnitude(), {site: list(space.rungs.values()) for site in probe.shapes},
+    assembler = view.assembler(
+        Magnitude(), {site: list(space.pattern_of.values()) for site in view.shapes},
         inputs=None, windows=options.windows, objective="nll", database=Database(),
     )  # fmt: skip
     synchronise()
@@ -57,10 +57,10 @@ def main() -> None:
     parent = space.mutated(space.uniform, 0.5, draw)
 
     def alone() -> None:
-        assembler.losses([space.candidate(space.mutated(parent, 0.5, draw))])
+        assembler.losses([space.patterns(space.mutated(parent, 0.5, draw))])
 
     def generation() -> None:
-        assembler.losses([space.candidate(space.mutated(parent, 0.02, draw)) for _ in range(CHILDREN)])
+        assembler.losses([space.patterns(space.mutated(parent, 0.02, draw)) for _ in range(CHILDREN)])
 
     seconds = interleaved([lambda: bare(model, windows), alone, generation], options.repeat)
     rows = zip(("bare forward", "one candidate", f"{CHILDREN} mutants, each"), seconds, (1, 1, CHILDREN), strict=True)

@@ -50,7 +50,7 @@ TOLERANCE = 1e-3
 COUNTED = {
     "loads": ("harness.session.load_model",),
     "block forwards": ("harness.calibration.stream.Stream.run_piece",),
-    "factorisations": ("harness.core.statistic.damped_inverse", "harness.core.statistic.hoped_factor"),
+    "factorisations": ("harness.core.statistic.damped_inverse", "harness.core.statistic.unchecked_factor"),
     "spectra": ("harness.allocators.alphapruning.power_law_exponent",),
     "evaluations": ("harness.evaluation.perplexity.mean_nll",),
 }

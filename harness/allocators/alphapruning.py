@@ -11,10 +11,10 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Probe, Site
+from harness.core.interfaces import ModelView, Site
 from harness.core.proposals import Granularity, sizes, to_sites
 from harness.core.spectrum import power_law_exponent
+from harness.runtime.errors import Refusal, UserError
 
 
 @component("allocator", "alphapruning")
@@ -40,13 +40,13 @@ class AlphaPruning:
         if not 0 <= self.epsilon <= 1:
             raise UserError("allocator.epsilon has to be between 0 and 1.")
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        exponents = probe.remembered("alphapruning", {}, lambda: _exponents(probe.weights), calibrated=False)
-        means = [fmean(exponents[site] for site in sites) for sites in probe.blocks]
-        probe.tell(score=means)
-        scores = to_sites(probe.blocks, means) if self.granularity == "block" else exponents
-        proposal = scaled_to_budget(scores, sizes(probe), budget.sparsity, self.epsilon)
-        return fit(proposal, sizes(probe), budget.narrowed(self.levels))
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        exponents = view.remembered("alphapruning", {}, lambda: _exponents(view.weights), calibrated=False)
+        means = [fmean(exponents[site] for site in sites) for sites in view.blocks]
+        view.log(score=means)
+        scores = to_sites(view.blocks, means) if self.granularity == "block" else exponents
+        proposal = scaled_to_budget(scores, sizes(view), budget.sparsity, self.epsilon)
+        return fit(proposal, sizes(view), budget.narrowed(self.levels))
 
 
 def _exponents(weights: Mapping[Site, Tensor]) -> dict[Site, float]:

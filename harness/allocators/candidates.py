@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Assembler, Database, Objective, Probe, Trace
+from harness.core.interfaces import Assembler, Database, ModelView, Objective, Trace
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, sizes
-from harness.core.search import Ladder, Ledger, Space, stopped
+from harness.core.search import LevelGrid, SearchState, Space, stopped
+from harness.runtime.errors import Refusal, UserError
 
 Sensitivity = Literal["fisher", "hessian"]
 
@@ -26,17 +26,17 @@ def sparsegpt() -> Any:
     return catalogue.build("method", {"name": "sparsegpt"})
 
 
-def sensitivity_of(probe: Probe, kind: Sensitivity, windows: int, probes: int) -> dict[str, Trace]:
+def sensitivity_of(view: ModelView, kind: Sensitivity, windows: int, probes: int) -> dict[str, Trace]:
     """The traces of the matrices in scope; they go into the record."""
     fisher = kind == "fisher"
-    traces = probe.fisher_trace(windows) if fisher else probe.hessian_trace(windows, probes, "gaussian")
-    found = {site: traces[site] for site in probe.shapes}
+    traces = view.fisher_trace(windows) if fisher else view.hessian_trace(windows, probes, "gaussian")
+    found = {site: traces[site] for site in view.shapes}
     for site, trace in found.items():
         if not math.isfinite(trace.value):
             raise Refusal(f"the {kind} trace of {site} is not finite; try dtype=float32.")
     stderr = {site: None if math.isnan(trace.stderr) else trace.stderr for site, trace in found.items()}
     value = {site: trace.value for site, trace in found.items()}
-    probe.tell(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
+    view.log(sensitivity={"kind": kind, "windows": windows, "value": value, "stderr": stderr})
     return found
 
 
@@ -76,7 +76,7 @@ class Search:
             raise UserError("allocator.windows has to be at least 1 and allocator.held_out at least 0.")
         if self.database_gib is not None and self.database_gib <= 0:
             raise UserError("allocator.database_gib has to be above 0.")
-        self._ladder  # noqa: B018 (its own checks)
+        self._grid  # noqa: B018 (its own checks)
 
     @property
     def fitness_windows(self) -> int:
@@ -84,68 +84,70 @@ class Search:
         raise NotImplementedError
 
     @property
-    def _ladder(self) -> Ladder:
-        return Ladder(self.step, self.reach, self.minimum, self.maximum, self.levels)
+    def _grid(self) -> LevelGrid:
+        return LevelGrid(self.step, self.reach, self.minimum, self.maximum, self.levels)
 
-    def space(self, probe: Probe, budget: Budget) -> Space:
+    def space(self, view: ModelView, budget: Budget) -> Space:
         """All candidates of the model."""
-        return Space(probe.blocks, sizes(probe), budget, self._ladder, self.granularity)
+        return Space(view.blocks, sizes(view), budget, self._grid, self.granularity)
 
     @contextmanager
-    def ledger(self, probe: Probe, space: Space, settings: Sequence[str]) -> Iterator[Ledger]:
+    def state(self, view: ModelView, space: Space, settings: Sequence[str]) -> Iterator[SearchState]:
         """What is known of a search with these settings beside the common ones; no other process works on it meanwhile.
 
         The database is made when a candidate has to be evaluated.
         """
         common = [one.name for one in fields(Search) if one.metadata.get("identity", True) and one.name != "pruner"]
         named = {key: getattr(self, key) for key in (*settings, *common)} | {"windows": self.fitness_windows}
-        named |= {"revision": catalogue.revision(self), "pruner": catalogue.describe(self._method(probe))}
-        named |= {"seed": probe.seed, "budget": asdict(space.budget)}
-        entry = probe.cached(catalogue.name_of(self), named)
+        named |= {"revision": catalogue.revision(self), "pruner": catalogue.describe(self._method(view))}
+        named |= {"seed": view.seed, "budget": asdict(space.budget)}
+        entry = view.cached(catalogue.name_of(self), named)
         with entry.held():
-            yield Ledger(entry, space, lambda: self.assembler(probe, space), self.fitness_windows, probe.window)
+            yield SearchState(entry, space, lambda: self.assembler(view, space), self.fitness_windows, view.window)
 
-    def assembler(self, probe: Probe, space: Space) -> Assembler:
+    def assembler(self, view: ModelView, space: Space) -> Assembler:
         """The database of every level, and of the dense matrices, with the windows to judge by."""
-        rungs = list(space.rungs.values())
-        ladder = rungs if any(rung.sparsity == 0 for rung in rungs) else [*rungs, dense_level(space.budget)]
-        return probe.assembler(
-            self._method(probe),
-            dict.fromkeys(space.sizes, ladder),
-            inputs=None if self.inputs == "dense" else space.candidate(space.uniform),
+        patterns = list(space.pattern_of.values())
+        levels = (
+            patterns if any(pattern.sparsity == 0 for pattern in patterns) else [*patterns, dense_level(space.budget)]
+        )
+        return view.assembler(
+            self._method(view),
+            dict.fromkeys(space.sizes, levels),
+            inputs=None if self.inputs == "dense" else space.patterns(space.uniform),
             windows=self.fitness_windows + self.held_out,
             objective=self.objective,
             database=Database(self.database, self.database_gib),
         )
 
-    def _method(self, probe: Probe) -> Any:
-        return self.pruner if self.pruner is not None else probe.method
+    def _method(self, view: ModelView) -> Any:
+        return self.pruner if self.pruner is not None else view.method
 
     def conclude(
-        self, probe: Probe, space: Space, ledger: Ledger, generations: int, patience: int | None = None
+        self, view: ModelView, space: Space, state: SearchState, generations: int, patience: int | None = None
     ) -> Allocation:
         """The best candidate of the generation at which this search ends, and its trajectory for the record."""
         last = generations
         if patience is not None:
-            ends = (end for end in range(generations) if stopped(ledger.generations[: end + 1], patience))
+            ends = (end for end in range(generations) if stopped(state.generations[: end + 1], patience))
             last = next(ends, generations)
-        done = ledger.generations[: last + 1]
-        genome = tuple(done[-1]["genome"])
+        done = state.generations[: last + 1]
+        candidate = tuple(done[-1]["genome"])
         held_out = {
-            name: ledger.held_out(one, self.held_out) for name, one in (("best", genome), ("uniform", space.uniform))
+            name: state.held_out(one, self.held_out) for name, one in (("best", candidate), ("uniform", space.uniform))
         }
-        probe.tell(
+        view.log(
             search={
                 "objective": self.objective,
                 "generations": [{key: value for key, value in one.items() if key != "genome"} for one in done],
                 "evaluations": done[-1]["evaluations"],
                 "tokens": done[-1]["tokens"],
                 "seconds": done[-1]["seconds"],
-                "database": ledger.database,
+                "database": state.database,
                 "held_out": held_out if self.held_out else {},
             }
         )
-        return space.allocation(genome)
+        return space.allocation(candidate)
 
 
 def dense_level(budget: Budget) -> Pattern:
@@ -163,7 +165,7 @@ def verification(space: Space, assembler: Assembler, sensitivity: Mapping[str, f
         Every unit's values, the loss of the dense model, and Spearman's rank correlation.
     """
     dense = dict.fromkeys(space.sizes, dense_level(space.budget))
-    even = space.candidate(space.uniform)
+    even = space.patterns(space.uniform)
     candidates = [dense, *({**dense, **{site: even[site] for site in unit}} for unit in space.units)]
     before, *losses = assembler.losses(candidates)
     names = unit_names(space)

@@ -7,11 +7,11 @@ from typing import Literal
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.metric import wanda_metric
 from harness.core.proposals import fit_blocks, min_max_shift
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
+from harness.runtime.errors import UserError
 
 
 @component("allocator", "dlp")
@@ -35,13 +35,13 @@ class Dlp:
         if self.spread < 0:
             raise UserError("allocator.spread has to be at least 0.")
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        typical = probe.remembered("dlp", {"statistic": self.statistic}, lambda: self._typical(probe))
-        probe.tell(score=typical)
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        typical = view.remembered("dlp", {"statistic": self.statistic}, lambda: self._typical(view))
+        view.log(score=typical)
         falling = [-score for score in typical]  # 1 − m / Σ m up to a linear map, which the spreading undoes
-        return fit_blocks(probe, min_max_shift(falling, budget.sparsity, self.spread), budget.narrowed(self.levels))
+        return fit_blocks(view, min_max_shift(falling, budget.sparsity, self.spread), budget.narrowed(self.levels))
 
-    def _typical(self, probe: Probe) -> list[float]:
+    def _typical(self, view: ModelView) -> list[float]:
         """The typical score of every block."""
-        metrics = (wanda_metric(block) for block in probe.observe(norms))
+        metrics = (wanda_metric(block) for block in view.observe(squared_norms))
         return [float(metric.median() if self.statistic == "median" else metric.mean()) for metric in metrics]

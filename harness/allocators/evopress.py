@@ -8,10 +8,10 @@ from random import Random
 from harness.allocators.candidates import Search
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.rng import rng
-from harness.core.search import Ledger, Space, best_first
+from harness.core.search import SearchState, Space, best_first
+from harness.runtime.errors import UserError
 
 
 @component("allocator", "evopress")
@@ -54,17 +54,17 @@ class EvoPress(Search):
         """The windows of the last stage."""
         return self.stages[-1]
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        space = self.space(probe, budget)
-        with self.ledger(probe, space, ("offspring", "survivors", "stages", "switches")) as ledger:
-            while len(ledger.generations) <= self.generations:
-                self._generation(space, ledger, rng(probe.seed, f"evopress/{len(ledger.generations)}"))
-            return self.conclude(probe, space, ledger, self.generations)
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        space = self.space(view, budget)
+        with self.state(view, space, ("offspring", "survivors", "stages", "switches")) as state:
+            while len(state.generations) <= self.generations:
+                self._generation(space, state, rng(view.seed, f"evopress/{len(state.generations)}"))
+            return self.conclude(view, space, state, self.generations)
 
-    def _generation(self, space: Space, ledger: Ledger, draw: Random) -> None:
-        parent = tuple(ledger.population[0]) if ledger.population else space.uniform
+    def _generation(self, space: Space, state: SearchState, draw: Random) -> None:
+        parent = tuple(state.population[0]) if state.population else space.uniform
         pool = [parent]
-        if ledger.population:
+        if state.population:
             pool = [
                 space.switched(parent, min(draw.randint(1, self.switches), draw.randint(1, self.switches)), draw)
                 for _ in range(self.offspring)
@@ -73,6 +73,6 @@ class EvoPress(Search):
         for place, (keep, windows) in enumerate(zip(self.survivors, self.stages, strict=True)):
             if place == len(self.stages) - 1:
                 pool.insert(0, parent)  # a child has to be better
-            ranked = best_first(pool, ledger.judge(pool, windows))[:keep]
-            pool, losses = [genome for genome, _ in ranked], [loss for _, loss in ranked]
-        ledger.end_generation(pool, losses)
+            ranked = best_first(pool, state.judge(pool, windows))[:keep]
+            pool, losses = [candidate for candidate, _ in ranked], [loss for _, loss in ranked]
+        state.end_generation(pool, losses)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
-from harness.core.files import at_home, is_there
-from harness.core.interfaces import Probe
-from harness.core.pattern import PERMUTED, NofM, Pattern, Unstructured
+from harness.core.interfaces import ModelView
+from harness.core.pattern import PERMUTED, NofM, Pattern, Unstructured, read_n_of_m
 from harness.core.proposals import sizes
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.files import at_home, is_there
 
 TOLERANCE = 1e-3
 """How far the mean of a file may be from the sparsity that the run asks for."""
@@ -46,10 +45,10 @@ class File:
         """What the file says stands for where it lies."""
         return {"path": self._saved().digest}
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         saved = self._saved()
-        weights = sizes(probe)
-        if why := saved.foreign(weights, getattr(probe, "weights_sha256", None)):
+        weights = sizes(view)
+        if why := saved.foreign(weights, getattr(view, "weights_sha256", None)):
             raise Refusal(f"allocator.path={self.path} {why}.")
         allocation = {site: saved.patterns[site] for site in weights}
         if why := _unlike(allocation, weights, budget):
@@ -151,8 +150,7 @@ def _of_record(content: Mapping[str, Any]) -> Saved:
         raise ValueError("it is the record of a dense model")
     if not sites:
         raise ValueError(f"it is the record of a run that was {content['status']}")
-    pattern = re.fullmatch(r"\d+of(\d+)", str(config["sparsity"]))
-    of = int(pattern[1]) if pattern else None
+    _, of = read_n_of_m(config["sparsity"]) or (None, None)
     asked = {site: float(facts["asked"]) for site, facts in sites.items()}
     return Saved(
         {site: NofM(round((1 - zeros) * of), of) if of else Unstructured(zeros) for site, zeros in asked.items()},
@@ -179,8 +177,8 @@ def _pattern(entry: Any) -> Pattern:
     if isinstance(entry, Mapping):
         pattern = entry.get("pattern", "unstructured")
         return _pattern(entry["asked"] if pattern == "unstructured" else pattern)
-    if match := re.fullmatch(r"(\d+)of(\d+)", str(entry).removesuffix(PERMUTED)):
-        keep, of = int(match[1]), int(match[2])
+    if found := read_n_of_m(str(entry).removesuffix(PERMUTED)):
+        keep, of = found
         if 0 <= keep <= of and of > 0:
             return NofM(keep, of)
     elif not isinstance(entry, bool) and 0 <= float(entry) <= 1:

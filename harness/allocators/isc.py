@@ -10,10 +10,10 @@ from typing import Literal
 from harness.allocators.candidates import Sensitivity, block_prefix, ranks, sensitivity_of
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.errors import Refusal, UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.pattern import Unstructured
 from harness.core.proposals import Granularity, sizes, to_sites, units_of
+from harness.runtime.errors import Refusal, UserError
 
 RELEASED_LOWEST = {"matrix": 0.4, "block": 0.3}
 """The released code's smallest value of its ramp, whatever the sparsity."""
@@ -55,17 +55,17 @@ class Isc:
         if self.spread < 0 or self.windows < 1 or self.probes < 1:
             raise UserError("allocator.spread has to be at least 0, allocator.windows and allocator.probes at least 1.")
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         if self.variant == "released":
-            return self._released(probe, budget)
-        weights = sizes(probe)
-        traces = sensitivity_of(probe, self.sensitivity, self.windows, self.probes)
+            return self._released(view, budget)
+        weights = sizes(view)
+        traces = sensitivity_of(view, self.sensitivity, self.windows, self.probes)
         means = {site: traces[site].value / size for site, size in weights.items()}
-        units = units_of(probe.blocks, self.granularity)
+        units = units_of(view.blocks, self.granularity)
         ramp = _ramp([sum(means[site] for site in unit) for unit in units], budget.sparsity, self.spread)
         return fit(to_sites(units, ramp), weights, budget.narrowed(self.levels))
 
-    def _released(self, probe: Probe, budget: Budget) -> Allocation:
+    def _released(self, view: ModelView, budget: Budget) -> Allocation:
         """As the code has it, the mean being what it comes to.
 
         Raises:
@@ -73,25 +73,25 @@ class Isc:
         """
         if budget.of is not None:
             raise Refusal("allocator.variant=released of isc has no N:M; take the default variant")
-        traces = {site: abs(trace.value) for site, trace in probe.hessian_trace(1, 1, "rademacher").items()}
+        traces = {site: abs(trace.value) for site, trace in view.hessian_trace(1, 1, "rademacher").items()}
         densities = self._released_blocks if self.granularity == "block" else self._released_matrices
-        kept = densities(probe, traces, budget.sparsity)
-        return {site: Unstructured(min(max(1 - kept[site], 0.0), 1.0)) for site in probe.shapes}
+        kept = densities(view, traces, budget.sparsity)
+        return {site: Unstructured(min(max(1 - kept[site], 0.0), 1.0)) for site in view.shapes}
 
-    def _released_matrices(self, probe: Probe, traces: Mapping[str, float], sparsity: float) -> dict[str, float]:
+    def _released_matrices(self, view: ModelView, traces: Mapping[str, float], sparsity: float) -> dict[str, float]:
         everything = sorted(traces.values())
         lowest, highest = RELEASED_LOWEST["matrix"], 2 * (1 - sparsity) - RELEASED_LOWEST["matrix"]
         slope = (highest - lowest) / (len(everything) - 1)
-        return {site: lowest + slope * bisect_left(everything, traces[site]) for site in probe.shapes}
+        return {site: lowest + slope * bisect_left(everything, traces[site]) for site in view.shapes}
 
-    def _released_blocks(self, probe: Probe, traces: Mapping[str, float], sparsity: float) -> dict[str, float]:
-        count, lowest = len(probe.blocks), RELEASED_LOWEST["block"]
+    def _released_blocks(self, view: ModelView, traces: Mapping[str, float], sparsity: float) -> dict[str, float]:
+        count, lowest = len(view.blocks), RELEASED_LOWEST["block"]
         step = 2 * (sparsity - lowest) / (count - 1) if count > 1 else 0.0
         if not 0 < step <= (1 - lowest) / max(1, count - 1):
             raise Refusal(f"the released ramp of isc per block has no step at {sparsity:g} zeros, where its code fails")
-        heads = [block_prefix(block) for block in probe.blocks]
+        heads = [block_prefix(block) for block in view.blocks]
         sums = [sum(value for site, value in traces.items() if site.startswith(head)) for head in heads]
-        return to_sites(probe.blocks, [lowest + step * rank for rank in ranks(sums)])
+        return to_sites(view.blocks, [lowest + step * rank for rank in ranks(sums)])
 
 
 def _ramp(sensitivities: Sequence[float], sparsity: float, spread: float) -> list[float]:

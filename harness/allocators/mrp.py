@@ -10,12 +10,12 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.errors import UserError
-from harness.core.interfaces import BlockView, Probe
+from harness.core.interfaces import BlockView, ModelView
 from harness.core.metric import wanda_scores
 from harness.core.pattern import Unstructured
 from harness.core.proposals import Granularity, sizes, to_sites, units_of
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
+from harness.runtime.errors import UserError
 
 Units = Sequence[Sequence[str]]
 """The sites that lose the same."""
@@ -62,31 +62,31 @@ class Mrp:
                 "allocator.step and allocator.least_step have to be above 0, allocator.maximum from 0 to 1 (or null)."
             )
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         asked = budget.sparsity
         highest = min(asked + self.headroom, 1.0) if self.maximum is None else self.maximum
         if highest < asked:
             raise UserError(f"allocator.maximum={highest:g} is below the {asked:g} zeros that are asked for.")
-        weights, units = sizes(probe), units_of(probe.blocks, self.granularity)
-        limits = self._limits(probe, units)
+        weights, units = sizes(view), units_of(view.blocks, self.granularity)
+        limits = self._limits(view, units)
         zeros = [max(asked - self.headroom, 0.0)] * len(units)
         outliers: dict[int, float] = {}
         turn = 0
         while missing := self._missing(zeros, units, weights, asked):
             turn += 1
-            outliers |= self._outliers(probe, units, zeros, limits, again=turn > 1)
+            outliers |= self._outliers(view, units, zeros, limits, reuse_prefix=turn > 1)
             shares = [outliers[unit] / max(1 - value, 1e-9) for unit, value in enumerate(zeros)]
             below = [unit for unit, value in enumerate(zeros) if value < highest - 1e-9]
             open_units = sorted(below, key=lambda unit: (shares[unit], unit))
             size = max(self.step * self.decay**turn, self.least_step)
-            for unit in open_units[: 1 if self.granularity == "block" else len(probe.blocks[0])]:
+            for unit in open_units[: 1 if self.granularity == "block" else len(view.blocks[0])]:
                 weight = sum(weights[site] for site in units[unit])
                 more = min(size, highest - zeros[unit], missing / weight)
                 zeros[unit] = round(zeros[unit] + more, 12)
                 missing -= more * weight
                 if missing <= 1e-9 * weight:
                     break
-        probe.tell(turns=turn)
+        view.log(turns=turn)
         return fit(to_sites(units, zeros), weights, budget.narrowed(self.levels))
 
     def _missing(self, zeros: Sequence[float], units: Units, weights: Mapping[str, int], asked: float) -> float:
@@ -95,30 +95,30 @@ class Mrp:
         missing = asked * total - sum(proposal[site] * size for site, size in weights.items())
         return missing if missing > 1e-7 * total else 0.0
 
-    def _limits(self, probe: Probe, units: Units) -> list[float]:
+    def _limits(self, view: ModelView, units: Units) -> list[float]:
         """The score above which a weight is an outlier, per unit, from the dense model."""
-        means = probe.remembered("mrp", {"granularity": self.granularity}, lambda: _means(probe, units))
+        means = view.remembered("mrp", {"granularity": self.granularity}, lambda: _means(view, units))
         return [self.threshold * mean for mean in means]
 
     def _outliers(
-        self, probe: Probe, units: Units, zeros: Sequence[float], limits: Sequence[float], *, again: bool
+        self, view: ModelView, units: Units, zeros: Sequence[float], limits: Sequence[float], *, reuse_prefix: bool
     ) -> dict[int, float]:
         """The fraction of outliers among the weights of a unit, as the model is with these zeros.
 
         Args:
-            again: only those units need be there that are not as they were at the last turn.
+            reuse_prefix: only those units need be there that are not as they were at the last turn.
         """
         patterns = {site: Unstructured(value) for site, value in to_sites(units, zeros).items()}
         return {
             unit: float((score > limits[unit]).double().mean())
-            for block in probe.pruned(probe.method, patterns, again=again)
+            for block in view.pruned(view.method, patterns, reuse_prefix=reuse_prefix)
             for unit, score in _unit_scores(block, units)
         }
 
 
-def _means(probe: Probe, units: Units) -> list[float]:
+def _means(view: ModelView, units: Units) -> list[float]:
     """The mean score of every unit of the dense model."""
-    return [float(score.mean()) for block in probe.observe(norms) for _, score in _unit_scores(block, units)]
+    return [float(score.mean()) for block in view.observe(squared_norms) for _, score in _unit_scores(block, units)]
 
 
 def _unit_scores(block: BlockView, units: Units) -> list[tuple[int, Tensor]]:

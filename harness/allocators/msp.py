@@ -18,10 +18,10 @@ from harness.allocators.candidates import (
 )
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.rng import rng
-from harness.core.search import Genome, Ledger, Space, best_first, stopped
+from harness.core.search import Candidate, SearchState, Space, best_first, stopped
+from harness.runtime.errors import UserError
 
 SETTINGS = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
 """What the candidates of a generation depend on, beside `Search`: not how many generations there are."""
@@ -84,26 +84,26 @@ class Msp(Search):
         """The setting `windows`."""
         return self.windows
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        space = self.space(probe, budget)
-        traces = sensitivity_of(probe, self.sensitivity, self.sensitivity_windows, self.probes)
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        space = self.space(view, budget)
+        traces = sensitivity_of(view, self.sensitivity, self.sensitivity_windows, self.probes)
         values = [unit_values(units, space.sizes, traces, self.per) for units in (space.units, space.blocks)]
-        with self.ledger(probe, space, SETTINGS) as ledger:
+        with self.state(view, space, SETTINGS) as state:
             if self.verify:
                 named = dict(zip(unit_names(space), values[0], strict=True))
-                probe.tell(verification=verification(space, ledger.workshop, named))
-            while len(ledger.generations) <= self.generations and not stopped(ledger.generations, self.patience):
-                self._generation(space, ledger, values, rng(probe.seed, f"msp/{len(ledger.generations)}"))
-            return self.conclude(probe, space, ledger, self.generations, self.patience)
+                view.log(verification=verification(space, state.assembler, named))
+            while len(state.generations) <= self.generations and not stopped(state.generations, self.patience):
+                self._generation(space, state, values, rng(view.seed, f"msp/{len(state.generations)}"))
+            return self.conclude(view, space, state, self.generations, self.patience)
 
-    def _generation(self, space: Space, ledger: Ledger, values: Sequence[Sequence[float]], draw: Random) -> None:
-        parents = [tuple(genome) for genome in ledger.population]
+    def _generation(self, space: Space, state: SearchState, values: Sequence[Sequence[float]], draw: Random) -> None:
+        parents = [tuple(candidate) for candidate in state.population]
         children = self._children(space, parents, draw) if parents else self._first(space, values, draw)
         pool = [*parents, *children]
-        chosen = best_first(pool, ledger.judge(pool))[: self.population]
-        ledger.end_generation([genome for genome, _ in chosen], [loss for _, loss in chosen])
+        chosen = best_first(pool, state.judge(pool))[: self.population]
+        state.end_generation([candidate for candidate, _ in chosen], [loss for _, loss in chosen])
 
-    def _first(self, space: Space, values: Sequence[Sequence[float]], draw: Random) -> list[Genome]:
+    def _first(self, space: Space, values: Sequence[Sequence[float]], draw: Random) -> list[Candidate]:
         """The even candidate, and shares of zeros that fall with the rank more and more steeply, up to ± `reach`.
 
         Of matrices, every other candidate goes by the ranks of their blocks: a coarse ramp is often the better start.
@@ -121,13 +121,13 @@ class Msp(Search):
             found.append(space.proposed([space.budget.sparsity - steepness * slope for slope in by_unit]))
         return found
 
-    def _children(self, space: Space, parents: list[Genome], draw: Random) -> list[Genome]:
+    def _children(self, space: Space, parents: list[Candidate], draw: Random) -> list[Candidate]:
         """Parents are drawn in tournaments of two; they stand best first."""
 
-        def parent() -> Genome:
+        def parent() -> Candidate:
             return parents[min(draw.choices(range(len(parents)), k=2))]
 
-        children: list[Genome] = []
+        children: list[Candidate] = []
         for _ in range(self.population):
             one, other = parent(), parent()
             child = space.crossed(one, other, draw) if draw.random() < self.crossover else one

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.errors import UserError
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.metric import wanda_metric
 from harness.core.proposals import fit_blocks, min_max_shift
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
+from harness.runtime.errors import UserError
 
 
 @component("allocator", "owl")
@@ -37,13 +37,13 @@ class Owl:
         if self.spread < 0 or self.threshold <= 0:
             raise UserError("allocator.spread has to be at least 0 and allocator.threshold above 0.")
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
-        shares = probe.remembered("owl", {"threshold": self.threshold}, lambda: self._shares(probe))
-        probe.tell(score=shares)
-        return fit_blocks(probe, min_max_shift(shares, budget.sparsity, self.spread), budget.narrowed(self.levels))
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
+        shares = view.remembered("owl", {"threshold": self.threshold}, lambda: self._shares(view))
+        view.log(score=shares)
+        return fit_blocks(view, min_max_shift(shares, budget.sparsity, self.spread), budget.narrowed(self.levels))
 
-    def _shares(self, probe: Probe) -> list[float]:
-        return [self._outliers(wanda_metric(block)) for block in probe.observe(norms)]
+    def _shares(self, view: ModelView) -> list[float]:
+        return [self._outliers(wanda_metric(block)) for block in view.observe(squared_norms)]
 
     def _outliers(self, scores: Tensor) -> float:
         """The fraction of a block's scores that are outliers."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness.catalogue import component
 from harness.core.allocation import Allocation, Budget
-from harness.core.interfaces import Probe
+from harness.core.interfaces import ModelView
 from harness.core.pattern import NofM, Unstructured
 
 
@@ -17,7 +17,7 @@ class Uniform:
 
     needs_calibration = False
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation:
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation:
         if budget.of is None:
-            return dict.fromkeys(probe.shapes, Unstructured(budget.sparsity))
-        return dict.fromkeys(probe.shapes, NofM(round((1 - budget.sparsity) * budget.of), budget.of))
+            return dict.fromkeys(view.shapes, Unstructured(budget.sparsity))
+        return dict.fromkeys(view.shapes, NofM(round((1 - budget.sparsity) * budget.of), budget.of))

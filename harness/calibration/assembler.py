@@ -18,21 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.calibration.bank import Bank, check_size, find_room
+from harness.calibration.batches import CANDIDATE_LOGIT_BYTES, CANDIDATE_TOKENS
+from harness.calibration.level_database import LevelDatabase, check_size, find_room
 from harness.calibration.progress import progress
-from harness.calibration.replay import standing_in
-from harness.calibration.stream import Stream, stream
+from harness.calibration.stream import Stream
+from harness.calibration.walk import stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
 from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.decoder import Decoder
+from harness.models.pieces import patched
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of all candidates that a block runs over at once."""
-LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
-"""Logits of one candidate at once, in float32. Larger pieces are returned to the system and faulted in again every time
-on a CPU, which took a third of a search."""
 STACKED = 1 << 21
 """Weights up to this size are multiplied as one batch on a GPU, whose launches they would not fill alone."""
 
@@ -41,10 +38,15 @@ class LevelAssembler:
     """Puts candidates together and gives their losses: an `Assembler`."""
 
     def __init__(
-        self, decoder: Decoder, scope: Sequence[int], windows: Tensor, bank: Bank, objective: Objective
+        self,
+        decoder: Decoder,
+        scope: Sequence[int],
+        windows: Tensor,
+        level_database: LevelDatabase,
+        objective: Objective,
     ) -> None:
         self.facts: dict[str, Any] = {}
-        self._scope, self._bank, self._objective = scope, bank, objective
+        self._scope, self._level_database, self._objective = scope, level_database, objective
         self._decoder, self._windows = decoder, windows
         self._stream = Stream(decoder, [windows[:1]])
         self._linears = [decoder.linears(index) for index in scope]
@@ -62,7 +64,7 @@ class LevelAssembler:
         """The mean loss of every candidate over some of the windows, in nats per token."""
         chosen = range(len(self._windows))[windows]
         tokens = len(chosen) * self._windows.shape[1]
-        together = max(1, BATCH_TOKENS[self._windows.device.type] * 4 // tokens)
+        together = max(1, CANDIDATE_TOKENS[self._windows.device.type] * 4 // tokens)
         found: list[float] = []
         for start in progress(range(0, len(candidates), together), "search"):
             found += self._judge(candidates[start : start + together], chosen)
@@ -97,23 +99,23 @@ class LevelAssembler:
     ) -> list[Tensor]:  # fmt: skip
         """One block over several states, each (N, L, D) of tokens (N, L), with its levels by linear."""
         rows, length = states[0][0].shape[:2]
-        size = max(1, BATCH_TOKENS[self._windows.device.type] // (rows * length))
+        size = max(1, CANDIDATE_TOKENS[self._windows.device.type] // (rows * length))
         outputs: list[Tensor] = []
-        levels = _Levels(self._bank, linears)
+        levels = _Levels(self._level_database, linears)
         for start in range(0, len(states), size):
             batch = states[start : start + size]
             multiplied: dict[nn.Module, Any] = {
                 linear: partial(_multiplied, linear.bias, [levels[site, chosen[place]] for _, chosen in batch])
                 for place, (site, linear) in enumerate(linears.items())
             }
-            with standing_in(multiplied):
+            with patched(multiplied):
                 hidden = batch[0][0] if len(batch) == 1 else torch.cat([hidden for hidden, _ in batch])
                 outputs += self._in_parts(index, hidden, tokens, len(batch)).split(rows)
         return outputs
 
     def _in_parts(self, index: int, hidden: Tensor, tokens: Tensor, candidates: int = 1) -> Tensor:
         """A block over as many windows (N, L) at once as fit; those of several candidates (C · N, L, D) always fit."""
-        size = max(1, BATCH_TOKENS[hidden.device.type] // hidden.shape[1])
+        size = max(1, CANDIDATE_TOKENS[hidden.device.type] // hidden.shape[1])
         if candidates > 1 or len(hidden) <= size:
             return self._stream.run_block(index, hidden, tokens.repeat(candidates, 1))
         with self._stream.placement.on_device(self._decoder.block(index)):
@@ -136,7 +138,7 @@ class LevelAssembler:
     def _logits(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The positions that have a target, and their logits (p, V): some windows at a time, or parts of one."""
         start, targets = 0, hidden.shape[1] - 1
-        size = max(1, LOGIT_BYTES[hidden.device.type] // (self._vocabulary * 4))
+        size = max(1, CANDIDATE_LOGIT_BYTES[hidden.device.type] // (self._vocabulary * 4))
         for windows in hidden[:, :-1].split(max(1, size // targets)):
             for part in windows.split(min(size, targets), dim=1):  # the head treats every position alone
                 logits = self._stream.logits(part).flatten(0, 1).float()
@@ -169,15 +171,15 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 class _Levels:
     """The levels of one block that are in use, each fetched once."""
 
-    def __init__(self, bank: Bank, linears: Mapping[str, nn.Linear]) -> None:
-        self._bank, self._linears = bank, linears
+    def __init__(self, level_database: LevelDatabase, linears: Mapping[str, nn.Linear]) -> None:
+        self._level_database, self._linears = level_database, linears
         self._fetched: dict[tuple[str, Pattern], Tensor] = {}
 
     def __getitem__(self, key: tuple[str, Pattern]) -> Tensor:
         if key[1].sparsity == 0:
             return self._linears[key[0]].weight
         if key not in self._fetched:
-            self._fetched[key] = self._bank.get(*key)
+            self._fetched[key] = self._level_database.get(*key)
         return self._fetched[key]
 
 
@@ -202,7 +204,7 @@ def build_assembler(
     batches: Sequence[Tensor],
     scope: Sequence[int],
     method: Any,
-    ladders: Mapping[str, Sequence[Pattern]],
+    levels: Mapping[str, Sequence[Pattern]],
     *,
     inputs: Allocation | None,
     windows: Tensor,
@@ -226,21 +228,21 @@ def build_assembler(
     linears = {site: linear for index in scope for site, linear in decoder.linears(index).items()}
     sizes = {site: linear.weight.numel() for site, linear in linears.items()}
     item = next(decoder.model.parameters()).element_size()
-    needed = check_size(sizes, ladders, item, limit)
+    needed = check_size(sizes, levels, item, limit)
     if folder is not None:
         find_room(folder, gib, needed)
-    bank = Bank(windows.device, folder)
+    level_database = LevelDatabase(windows.device, folder)
     with dense_again(decoder, scope, touched=inputs is not None):
         for block in stream(decoder, batches, scope, edited=inputs is not None, label="levels"):
-            made = _levels_of(block, method, ladders)
-            for site, levels in made.items():
-                bank.put(site, levels)
+            made = _levels_of(block, method, levels)
+            for site, weights in made.items():
+                level_database.put(site, weights)
             for site, pattern in (inputs or {}).items():
                 if site in made and pattern.sparsity > 0:
                     block.write(site, made[site][pattern])
-    assembler = LevelAssembler(decoder, scope, windows, bank, objective)
+    assembler = LevelAssembler(decoder, scope, windows, level_database, objective)
     assembler.facts |= {
-        "levels": max(len(ladder) for ladder in ladders.values()),
+        "levels": max(len(patterns) for patterns in levels.values()),
         "bytes": needed,
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -248,15 +250,15 @@ def build_assembler(
 
 
 @torch.no_grad()
-def _levels_of(block: Any, method: Any, ladders: Mapping[str, Sequence[Pattern]]) -> dict[str, dict[Pattern, Tensor]]:
+def _levels_of(block: Any, method: Any, levels: Mapping[str, Sequence[Pattern]]) -> dict[str, dict[Pattern, Tensor]]:
     """Every level of every matrix of a block that removes anything."""
     weights = block.weights
     made: dict[str, dict[Pattern, Tensor]] = {site: {} for site in weights}
     lifted = as_block_method(method)
     method_of = lifted.method_for(block) if isinstance(lifted, EachLinear) else None
     seen = block.observe(lifted.method.statistic) if isinstance(lifted, EachLinear) and lifted.method.statistic else {}
-    for rung in range(max(len(ladders[site]) for site in weights)):
-        patterns = {site: ladders[site][min(rung, len(ladders[site]) - 1)] for site in weights}
+    for place in range(max(len(levels[site]) for site in weights)):
+        patterns = {site: levels[site][min(place, len(levels[site]) - 1)] for site in weights}
         removing = {site: pattern for site, pattern in patterns.items() if pattern.sparsity > 0}
         if method_of is not None:
             pruned = {

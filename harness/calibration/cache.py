@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.core.files import LOCK, held, in_use, write_atomically
-from harness.core.memory import GIB
-from harness.core.remarks import remark
+from harness.runtime.files import LOCK, held, in_use, write_atomically
+from harness.runtime.memory import GIB
+from harness.runtime.warn import warn
 
 BEGINNING = b'{"belongs":'
 """Of the file of a value."""
@@ -39,8 +39,8 @@ class Cache:
 
     def entry(self, purpose: str, settings: Mapping[str, Any]) -> CachedValue:
         """The value of a purpose under these settings."""
-        belongs = {"purpose": purpose, "identity": dict(self.identity), "settings": dict(settings)}
-        return CachedValue(self, purpose, json.loads(json.dumps(belongs, sort_keys=True)))
+        depends_on = {"purpose": purpose, "identity": dict(self.identity), "settings": dict(settings)}
+        return CachedValue(self, purpose, json.loads(json.dumps(depends_on, sort_keys=True)))
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class CachedValue:
 
     cache: Cache
     purpose: str
-    belongs: Mapping[str, Any]
+    depends_on: Mapping[str, Any]
 
     @property
     def key(self) -> str:
         """A file name that no other value has."""
-        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.belongs)[:16]}"
+        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.depends_on)[:16]}"
 
     def read(self) -> Any | None:
-        """What was written last, or None; so it is, with a remark, where the file is damaged or belongs elsewhere."""
+        """What was written last, or None; so it is, with a warning, where the file is damaged or belongs elsewhere."""
         if self.cache.folder is None or self.key in self.cache._kept:
             return self.cache._kept.get(self.key)
         path = self.cache.folder / f"{self.key}.json"
@@ -68,13 +68,13 @@ class CachedValue:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            remark(f"{path} cannot be read ({type(error).__name__}); it is computed again")
+            warn(f"{path} cannot be read ({type(error).__name__}); it is computed again")
             return None
         if not isinstance(content, dict) or content.get("sha256") != _checksum(content):
-            remark(f"{path} does not match its checksum; it is computed again")
+            warn(f"{path} does not match its checksum; it is computed again")
             return None
-        if content.get("belongs") != self.belongs or "value" not in content:
-            remark(f"{path} belongs to another model or other settings; it is computed again")
+        if content.get("belongs") != self.depends_on or "value" not in content:
+            warn(f"{path} belongs to another model or other settings; it is computed again")
             return None
         with suppress(OSError):
             os.utime(path)  # used last
@@ -90,12 +90,12 @@ class CachedValue:
             yield
 
     def write(self, value: Any) -> None:
-        """Keep a value, atomically; in memory, with a remark, where the folder cannot take it."""
+        """Keep a value, atomically; in memory, with a warning, where the folder cannot take it."""
         folder = self.cache.folder
         if folder is None:
             self.cache._kept[self.key] = value
             return
-        content = {"belongs": self.belongs, "value": value}
+        content = {"belongs": self.depends_on, "value": value}
         text = json.dumps(content | {"sha256": _checksum(content)}, allow_nan=True) + "\n"
         try:
             if not make_room(folder, self.cache.gib, len(text), folder / f"{self.key}.json"):
@@ -103,7 +103,7 @@ class CachedValue:
             write_atomically(folder / f"{self.key}.json", text)
             self.cache._kept.pop(self.key, None)
         except OSError as error:
-            remark(f"cache={folder} cannot be written ({error.strerror}); {self.purpose} is not kept for other runs")
+            warn(f"cache={folder} cannot be written ({error.strerror}); {self.purpose} is not kept for other runs")
             self.cache._kept[self.key] = json.loads(text)["value"]
 
 
@@ -146,7 +146,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_value(path: Path) -> bool:
-    """Whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
+    """Return whether it was written here: a record's name ends as a value's does, so its beginning is looked at too."""
     if not re.fullmatch(r"[A-Za-z0-9-]+_[0-9a-f]{16}\.json", path.name) or path.is_symlink() or not path.is_file():
         return False
     with suppress(OSError), path.open("rb") as file:
@@ -155,7 +155,7 @@ def _is_value(path: Path) -> bool:
 
 
 def is_working_folder(path: Path) -> bool:
-    """Whether it is a folder of finished blocks or of levels, by its name and by what lies in it."""
+    """Return whether it is a folder of finished blocks or of levels, by its name and by what lies in it."""
     if not re.fullmatch(r"blocks_[0-9a-f]+|levels_\w{8}", path.name) or path.is_symlink() or not path.is_dir():
         return False
     with suppress(OSError):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from harness.calibration.replay import FOLLOW_TOKENS, same_arguments
 from harness.calibration.stream import Stream
-from harness.core.errors import UserError
 from harness.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    pass
+from harness.models.pieces import FOLLOW_TOKENS, same_arguments
+from harness.runtime.errors import UserError
 
 LENGTH = 16
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}

@@ -21,11 +21,11 @@ from harness.calibration.progress import progress
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Site
 from harness.core.linalg import products_like
-from harness.core.memory import Parked
 from harness.core.structure import SUBLAYERS, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.units import channel_lines, channels, head_lines, heads
+from harness.runtime.memory import OffloadableTensors
 
 Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Block, hidden states in front of it (1, L, D), gradient behind it (1, L, D), tokens (1, L) → gradient in front."""
@@ -123,17 +123,17 @@ def _backward(state: _Float32Stream, batches: Sequence[Tensor], scope: Sequence[
     """The blocks from the last one to the first of a scope, each once `step` has had all its windows."""
     indices = state.decoder.indices
     with torch.no_grad():
-        entering: list[Parked] = [state.hidden]
+        entering: list[OffloadableTensors] = [state.hidden]
         for index in indices:
             with state.at(index):
                 pairs = zip(entering[-1], batches, strict=True)
-                entering.append(state.placement.parked(state.run_block(index, *pair) for pair in pairs))
+                entering.append(state.placement.offloadable(state.run_block(index, *pair) for pair in pairs))
     last = zip(entering.pop(), batches, strict=True)
-    behind = state.placement.parked(_gradient_of_loss(state, hidden, tokens) for hidden, tokens in last)
+    behind = state.placement.offloadable(_gradient_of_loss(state, hidden, tokens) for hidden, tokens in last)
     for index in progress([index for index in reversed(indices) if index >= scope[0]], "gradients"):
         with state.placement.on_device(state.decoder.block(index)):
             triples = zip(entering.pop(), behind, batches, strict=True)
-            behind = state.placement.parked(step(index, *triple) for triple in triples)
+            behind = state.placement.offloadable(step(index, *triple) for triple in triples)
         yield index
 
 

@@ -32,13 +32,13 @@ class WithLayerErrors:
 
     def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> Mapping[Site, Pruned]:
         start = _now(block)
-        seen = block.observe(gram)
+        stats = block.observe(gram)
         dense = {site: weight.clone() for site, weight in block.weights.items()}
         begin = _now(block)
         pruned = self._method.prune_block(block, patterns)
         end = _now(block)
-        errors = {site: layer_error(dense[site], one.weight, seen[site]) for site, one in pruned.items()}
-        block.tell(layer_error={site: float(f"{error:.4g}") for site, error in _read(errors).items()})
+        errors = {site: layer_error(dense[site], one.weight, stats[site]) for site, one in pruned.items()}
+        block.log(layer_error={site: float(f"{error:.4g}") for site, error in _read(errors).items()})
         self.seconds += begin - start + _now(block) - end
         return pruned
 
@@ -46,9 +46,9 @@ class WithLayerErrors:
         return getattr(self._method, name)
 
 
-def layer_error(dense: Tensor, pruned: Tensor, seen: Gram) -> Tensor:
+def layer_error(dense: Tensor, pruned: Tensor, stats: Gram) -> Tensor:
     """The squared error () of the outputs of a pruned weight (O, I), as a share of the dense outputs' square."""
-    matrix = seen.matrix
+    matrix = stats.matrix
 
     def square(weight: Tensor) -> Tensor:
         return ((weight @ matrix) * weight).sum(dtype=torch.float64)

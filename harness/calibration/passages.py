@@ -60,7 +60,7 @@ def _through_sublayers(
 def _run(stream: Stream, index: int, before: Tensor, tokens: Tensor, *without: Unit) -> Tensor:
     """What a block gives (B, L, D), without some of its units."""
     with gated(stream.decoder, Cut(frozenset(without))):
-        return stream.stepping_down(partial(stream.run_block, index, before, tokens))
+        return stream.with_oom_backoff(partial(stream.run_block, index, before, tokens))
 
 
 def _passage(unit: Unit, before: Tensor, behind: Tensor) -> Passage:

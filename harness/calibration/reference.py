@@ -16,27 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.progress import progress
-from harness.calibration.replay import Stop
-from harness.calibration.stream import Stream, StreamedBlock, stream
+from harness.calibration.stream import Stream, StreamedBlock
+from harness.calibration.walk import stream
 from harness.core.interfaces import Difference
 from harness.core.linalg import is_short_on_gpu
-from harness.core.memory import Parked
 from harness.core.statistic import Gram, gram
 from harness.models.decoder import Decoder
+from harness.models.pieces import Stop
+from harness.runtime.memory import OffloadableTensors
 
 ROUNDINGS = 4
 """Units in the last place by which a sum may differ from its terms."""
 
 
 def is_beside_dense(method: Any) -> bool:
-    """Whether a method compares the pruned model with the dense one, and so needs this walk."""
+    """Return whether a method compares the pruned model with the dense one, and so needs this walk."""
     return bool(getattr(method, "beside_dense", False))
 
 
 class ReferencedBlock(StreamedBlock):
     """One block of the pruned stream that knows what the dense model does on the same tokens."""
 
-    def __init__(self, stream: Stream, index: int, reference: Parked) -> None:
+    def __init__(self, stream: Stream, index: int, reference: OffloadableTensors) -> None:
         super().__init__(stream, index, needs_outputs=False)
         self._reference = reference
         self.dense = {site: linear.weight.data.clone() for site, linear in self._linears.items()}
@@ -51,7 +52,7 @@ class ReferencedBlock(StreamedBlock):
         Raises:
             Failure: not even one window fits in memory.
         """
-        return self._stream.stepping_down(partial(self._sums, tuple(sites)))
+        return self._stream.with_oom_backoff(partial(self._sums, tuple(sites)))
 
     def _sums(self, sites: tuple[str, ...]) -> Difference:
         linear = self._linears[sites[0]]
@@ -75,7 +76,7 @@ class ReferencedBlock(StreamedBlock):
 
     @cached_property
     def adds(self) -> bool:
-        """Whether the block adds the outputs of its parts to the residual stream as they are.
+        """True if the block adds the outputs of its parts to the residual stream as they are.
 
         A norm or a factor between them would make the target another one. Found out by adding the last outputs again.
         """
@@ -85,7 +86,7 @@ class ReferencedBlock(StreamedBlock):
         added: list[Tensor] = []
 
         def again(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            added.append(output)
+            added.append(output.clone())
             return 2 * output
 
         handle = self._linears[self._last].register_forward_hook(again)
@@ -107,7 +108,7 @@ class ReferencedBlock(StreamedBlock):
                 raise Stop
 
         def behind(_: nn.Module, __: Any, output: Tensor) -> None:
-            caught["y"] = output.flatten(0, -2)
+            caught["y"] = output.flatten(0, -2).clone()  # what is behind may add to it in place
 
         output = hidden
         linear = self._linears[site]
@@ -139,7 +140,7 @@ class ReferencedBlock(StreamedBlock):
         with self._dense_weights():
             for position, (hidden, tokens) in enumerate(zip(self._reference, self._stream.batches, strict=True)):
                 run = partial(self._stream.run_block, self.index, hidden, tokens)
-                self._reference[position] = self._stream.stepping_down(run)
+                self._reference[position] = self._stream.with_oom_backoff(run)
         super().advance()
 
 
@@ -165,14 +166,14 @@ def stream_beside_dense(
     """
     assert edited, "the dense stream is of use where blocks are pruned"
     walk = Stream(decoder, batches, exact=exact)
-    reference: Parked | None = None
+    reference: OffloadableTensors | None = None
     try:
         for index in progress(decoder.until(scope), label):
             with walk.placement.on_device(decoder.block(index)):
                 if index not in scope:  # up to the first pruned block both streams are one
                     StreamedBlock(walk, index, needs_outputs=False).advance()
                     continue
-                reference = reference or walk.placement.parked(hidden.clone() for hidden in walk.hidden)
+                reference = reference or walk.placement.offloadable(hidden.clone() for hidden in walk.hidden)
                 block = ReferencedBlock(walk, index, reference)
                 yield block
                 if index != scope[-1]:

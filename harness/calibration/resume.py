@@ -27,38 +27,38 @@ from torch import Tensor
 
 from harness.calibration.cache import make_room
 from harness.core.allocation import Allocation
-from harness.core.files import LOCK, atomically, taken
 from harness.core.interfaces import Pruned
-from harness.core.remarks import remark
+from harness.runtime.files import LOCK, atomically, taken
+from harness.runtime.warn import warn
 
 SHARE = 0.1
 """Writing takes at most so much of the time that pruning takes."""
-PRUNES = ("core", "methods", "calibration", "models")
+PRUNES = ("core", "runtime", "methods", "calibration", "models")
 """The packages whose code decides what a pruned block is."""
 
 
 class Block(NamedTuple):
-    """What became of a block: site → weight (O, I), mask, remark; what the method told about it; what was counted."""
+    """What became of a block: site → weight (O, I), mask, warning; what the method told about it; what was counted."""
 
     pruned: Mapping[str, Pruned]
-    told: Mapping[str, Any]
+    diagnostics: Mapping[str, Any]
     counted: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CheckpointPolicy:
     """Where finished blocks go and how often; without a folder nowhere.
 
     Args:
         folder: of one run alone, see `folder_of`.
-        belongs: what the results depend on; blocks of anything else are not taken up.
+        cache_key: what the results depend on; blocks of anything else are not taken up.
         every: seconds of pruning between two times of writing, more where writing is slow; 0: after every block,
             whatever it costs; None: never.
         gib: what the whole cache may take.
     """
 
     folder: Path | None = None
-    belongs: str = ""
+    cache_key: str = ""
     every: float | None = None
     gib: float | None = None
 
@@ -74,7 +74,7 @@ def forget(cache: Path | None, fingerprint: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def belonging(identity: Mapping[str, Any], method: Mapping[str, Any], seed: int, allocation: Allocation) -> str:
+def cache_key_of(identity: Mapping[str, Any], method: Mapping[str, Any], seed: int, allocation: Allocation) -> str:
     """What pruned weights depend on, as a hash: the run's identity, its allocation, the code and torch's version."""
     asked = {site: [type(pattern).__name__, asdict(pattern)] for site, pattern in allocation.items()}
     parts = [dict(identity), dict(method), seed, asked, source_hash(), torch.__version__]
@@ -98,9 +98,9 @@ class FinishedBlocks:
         weights: the index of a block → its weights (O, I) by site, as they are in the model now.
     """
 
-    def __init__(self, keeping: Keeping, weights: Callable[[int], Mapping[str, Tensor]]) -> None:
-        self._keeping, self._weights = keeping, weights
-        self._folder = keeping.folder if keeping.every is not None else None
+    def __init__(self, policy: CheckpointPolicy, weights: Callable[[int], Mapping[str, Tensor]]) -> None:
+        self._policy, self._weights = policy, weights
+        self._folder = policy.folder if policy.every is not None else None
         self._waiting: dict[int, Block] = {}
         self._lock: IO[bytes] | None = None
         self._earlier = True  # whether the blocks so far all came from an earlier attempt
@@ -128,7 +128,7 @@ class FinishedBlocks:
         self._waiting[index] = block
         now = time.perf_counter()
         work = now - self._since
-        every = self._keeping.every or 0.0
+        every = self._policy.every or 0.0
         if every and (work < every or self._writing > SHARE * (self._working + work)):
             return
         self._write()
@@ -142,12 +142,12 @@ class FinishedBlocks:
             content = self._packed(index, block)
             name = f"{index}_{hashlib.sha256(content).hexdigest()}.safetensors"
             try:
-                if not make_room(self._folder.parent, self._keeping.gib, len(content)):
-                    raise OSError(0, f"cache_gib={self._keeping.gib:g} allows no more")
+                if not make_room(self._folder.parent, self._policy.gib, len(content)):
+                    raise OSError(0, f"cache_gib={self._policy.gib:g} allows no more")
                 with atomically(self._folder / name) as file:
                     file.write(content)
             except OSError as error:
-                remark(f"blocks from {index} on are not kept for a restart: {self._folder.parent}: {error.strerror}")
+                warn(f"blocks from {index} on are not kept for a restart: {self._folder.parent}: {error.strerror}")
                 self._folder = None
                 break
             self._lock = self._lock or taken(self._folder / LOCK)
@@ -162,9 +162,12 @@ class FinishedBlocks:
         tensors |= {f"kept/{site}": kept for site, kept in masks.items()}
         orders = {site: one.order for site, one in block.pruned.items() if one.order is not None}
         tensors |= {f"order/{site}": order for site, order in orders.items()}
-        facts: dict[str, Any] = {"notes": {site: one.note for site, one in block.pruned.items()}, "told": block.told}
+        facts: dict[str, Any] = {
+            "notes": {site: one.note for site, one in block.pruned.items()},
+            "told": block.diagnostics,
+        }
         facts["counted"] = {site: numbers.tolist() for site, numbers in block.counted.items()}
-        about = {"belongs": self._keeping.belongs, "facts": json.dumps(facts)}
+        about = {"belongs": self._policy.cache_key, "facts": json.dumps(facts)}
         return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, about)
 
     def _read(self, index: int) -> Block | None:
@@ -180,7 +183,7 @@ class FinishedBlocks:
                 with suppress(OSError):
                     os.utime(path)
                 return block
-            remark(f"{path} is damaged or of another run; block {index} is pruned again")
+            warn(f"{path} is damaged or of another run; block {index} is pruned again")
             with suppress(OSError):
                 path.unlink()
         return None
@@ -190,7 +193,7 @@ class FinishedBlocks:
         with safe_open(path, "pt") as file:
             about = file.metadata()
             names = set(file.keys())
-            if about.get("belongs") != self._keeping.belongs:
+            if about.get("belongs") != self._policy.cache_key:
                 return None
             facts = json.loads(about["facts"])
             pruned = {}

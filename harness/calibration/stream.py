@@ -7,40 +7,33 @@ they are caught for every batch. Shapes: B windows, L tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.progress import progress
-from harness.calibration.replay import (
+from harness.core.interfaces import FeedForward
+from harness.core.statistic import ActivationStats, Statistic
+from harness.models.decoder import Decoder
+from harness.models.pieces import (
     Stop,
     beside_hidden,
     catch_arguments,
     first,
     follow_tokens,
+    for_windows,
     logits_behind,
     same_arguments,
 )
-from harness.calibration.shares import Shared, in_turn, shares
-from harness.core.errors import Failure
-from harness.core.halving import halving
-from harness.core.interfaces import FeedForward
-from harness.core.memory import Parked
-from harness.core.plain import plain
-from harness.core.statistic import Seen, Statistic
-from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
+from harness.runtime.errors import Failure
+from harness.runtime.memory import OffloadableTensors
+from harness.runtime.oom import with_oom_backoff
+from harness.runtime.plain import plain
 
-CPU_TOKENS_PER_BATCH = 1024
-"""Four times as many take half as long again on two cores: their tensors come from the system anew each time."""
-TOKENS_PER_BATCH = 4096
-"""Enough for a GPU in float32."""
-SHORT_TOKENS_PER_BATCH = 16384
-"""Fills a GPU in 16 bits."""
 T = TypeVar("T")
 
 
@@ -60,7 +53,7 @@ class Stream:
         self._gives_tuples = False
         self._together: int | None = None
         self.learn(batches)
-        self.hidden = self.placement.parked(self.embed(batch) for batch in batches)
+        self.hidden = self.placement.offloadable(self.embed(batch) for batch in batches)
         if self.follows_tokens:
             self.learn(batches)
 
@@ -71,7 +64,7 @@ class Stream:
         """
         for batch in batches:
             if tuple(batch.shape) not in self._arguments:
-                self.stepping_down(partial(self._remember_arguments, batch.to(self.placement.device)))
+                self.with_oom_backoff(partial(self._remember_arguments, batch.to(self.placement.device)))
             for piece in self.pieces(batch) if self.follows_tokens else ():
                 self._arguments_of(piece)
 
@@ -88,7 +81,7 @@ class Stream:
         """Hidden states (B, L, D), or tokens (B, L), in so many windows at once as memory allows."""
         return [batch] if self._together is None else batch.split(self._together)
 
-    def stepping_down(self, work: Callable[[], T]) -> T:
+    def with_oom_backoff(self, work: Callable[[], T]) -> T:
         """What `work` gives; where memory runs out it is done again, with half as many windows at once from then on.
 
         Raises:
@@ -105,7 +98,7 @@ class Stream:
                     self._remember_arguments(self.batches[0][:1])
             return work()
 
-        return halving(sized, start, "calibration")
+        return with_oom_backoff(sized, start, "calibration")
 
     def _remember_arguments(self, batch: Tensor) -> None:
         windows = batch[: self._together or len(batch)]
@@ -116,8 +109,10 @@ class Stream:
         shape = tuple(hidden.shape[:2])
         if self.follows_tokens:
             arguments = self._arguments_of(tokens)
+        elif shape in self._arguments:
+            arguments = self._arguments[shape]
         else:
-            arguments = self._arguments.get(shape) or self._arguments[1, shape[1]]
+            arguments = [for_windows(one, shape[0]) for one in self._arguments[1, shape[1]]]
         position = self.decoder.position(index)
         return first(self.blocks[position](hidden, **arguments[position]))
 
@@ -135,9 +130,9 @@ class Stream:
     def embed(self, batch: Tensor) -> Tensor:
         caught: list[Tensor] = []
 
-        def stop(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def stop(block: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             caught.append(positional[0] if positional else named["hidden_states"])
-            self._compare(tuple(batch.shape), beside_hidden(named))
+            self._compare(tuple(batch.shape), beside_hidden(block, positional, named))
             raise Stop
 
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
@@ -168,12 +163,12 @@ class StreamedBlock:
     def __init__(self, stream: Stream, index: int, needs_outputs: bool) -> None:
         self._of(stream.decoder, index)
         self._stream, self._placement = stream, stream.placement
-        self._outputs: Parked | None = None
+        self._outputs: OffloadableTensors | None = None
         self._needs_outputs = needs_outputs
 
     def _of(self, decoder: Decoder, index: int) -> None:
         self.index, self.written = index, False
-        self.told: dict[str, Any] = {}
+        self.diagnostics: dict[str, Any] = {}
         self._decoder, self._linears, self._module = decoder, decoder.linears(index), decoder.block(index)
 
     @property
@@ -201,12 +196,12 @@ class StreamedBlock:
         self._placement.wrote(self._module)
         self._outputs = None
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         """Facts about the pruning of this block, for the record."""
-        self.told |= plain(facts)
+        self.diagnostics |= plain(facts)
 
     @torch.no_grad()
-    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         """The statistic of the linears' inputs, window by window; linears with a common input share one value.
 
         One statistic is that of every linear; a mapping says it by site, and what it leaves out is not observed. Sites
@@ -216,18 +211,20 @@ class StreamedBlock:
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
         groups = [[site for site in group if site in wanted] for group in self._decoder.inputs(self.index)]
         # from the start where memory runs out: half of a block may have been seen then
-        states = self._stream.stepping_down(partial(self._accumulated, wanted, [group for group in groups if group]))
+        states = self._stream.with_oom_backoff(partial(self._accumulated, wanted, [group for group in groups if group]))
         return {site: states[group[0]] for group in groups for site in group}
 
-    def _accumulated(self, wanted: Mapping[str, Statistic], groups: Sequence[Sequence[str]]) -> dict[str, Seen]:
-        states: dict[str, Seen] = {}
+    def _accumulated(
+        self, wanted: Mapping[str, Statistic], groups: Sequence[Sequence[str]]
+    ) -> dict[str, ActivationStats]:
+        states: dict[str, ActivationStats] = {}
         handles, awaited = [], set[str]()
         for first_site, *_ in groups:
             linear = self._linears[first_site]
             states[first_site] = wanted[first_site].init(linear.in_features, linear.weight.device)
             hook = self._accumulate(states, first_site, wanted[first_site], awaited)
             handles.append(linear.register_forward_pre_hook(hook))
-        outputs = self._placement.parked()
+        outputs = self._placement.offloadable()
         try:
             for hidden, tokens in zip(self._stream.hidden, self._stream.batches, strict=True):
                 given = []
@@ -244,7 +241,9 @@ class StreamedBlock:
             self._outputs = outputs
         return states
 
-    def _accumulate(self, states: dict[str, Seen], name: str, statistic: Statistic, awaited: set[str]) -> Any:
+    def _accumulate(
+        self, states: dict[str, ActivationStats], name: str, statistic: Statistic, awaited: set[str]
+    ) -> Any:
         window, exact = self._stream.window, self._stream.exact
 
         def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
@@ -262,75 +261,9 @@ class StreamedBlock:
         if self._outputs is None:
             for position, hidden in enumerate(self._stream.hidden):
                 run = partial(self._stream.run_block, self.index, hidden, self._stream.batches[position])
-                self._stream.hidden[position] = self._stream.stepping_down(run)
+                self._stream.hidden[position] = self._stream.with_oom_backoff(run)
         else:
             self._stream.hidden = self._outputs
-
-
-def batched(windows: Tensor, tokens: int = TOKENS_PER_BATCH) -> list[Tensor]:
-    """Windows (N, L) in batches of about so many tokens."""
-    return list(windows.split(max(1, tokens // windows.shape[1])))
-
-
-def stream(
-    decoder: Decoder, batches: Sequence[Tensor], scope: Sequence[int], *, edited: bool, label: str,
-    exact: bool = False, front: tuple[int, Sequence[Tensor]] | None = None,
-) -> Iterator[StreamedBlock | Shared]:  # fmt: skip
-    """The blocks of `scope` in order, each seeing the earlier ones as they are when it is reached.
-
-    Without batches (nothing is observed) no forward runs. `edited` says whether blocks will be rewritten; if not, the
-    outputs of the observing pass are the next block's inputs and no second pass runs. `exact` sums statistics in the
-    order of the released codes. `front` is the block to begin with and the hidden states in front of it, on a model
-    that has one device.
-    """
-    if not batches:
-        yield from _unseen(decoder, scope, label)
-        return
-    walk = Walk(decoder, batches, exact=exact)
-    begin = walk.begin_at(*front) if front else 0
-    try:
-        for index in progress(decoder.until(scope, begin), label):
-            with walk.block(index, needs_outputs=not edited) as block:
-                if index in scope:
-                    yield block
-                if index != scope[-1]:
-                    block.advance()
-    finally:  # also where the walk is left in between
-        walk.settle()
-
-
-class Walk:
-    """The streams of all devices that a model may use, and its blocks in front of them."""
-
-    def __init__(self, decoder: Decoder, batches: Sequence[Tensor], *, exact: bool = False) -> None:
-        self.streams = [Stream(one, share, exact=exact) for one, share in shares(decoder, batches)]
-
-    def begin_at(self, index: int, hidden: Sequence[Tensor]) -> int:
-        """Go on with a later block, for which these are the hidden states (B, L, D) of the batches."""
-        (only,) = self.streams
-        only.hidden = only.placement.parked(hidden)
-        return index
-
-    @contextmanager
-    def block(self, index: int, *, needs_outputs: bool) -> Iterator[StreamedBlock | Shared]:
-        """One block, on its devices for as long as this lasts."""
-        with in_turn(self.streams, index):
-            parts = [StreamedBlock(stream, index, needs_outputs) for stream in self.streams]
-            yield parts[0] if len(parts) == 1 else Shared(parts)
-
-    def settle(self) -> None:
-        """The weights are where the model keeps them, for anybody to read and write."""
-        self.streams[0].placement.settle()
-
-
-def _unseen(decoder: Decoder, scope: Sequence[int], label: str) -> Iterator[StreamedBlock]:
-    placement = placement_of(decoder)
-    try:
-        for index in progress(scope, label):
-            with placement.on_device(decoder.block(index)):
-                yield _Unseen(decoder, index)
-    finally:
-        placement.settle()
 
 
 class _Unseen(StreamedBlock):
@@ -341,7 +274,7 @@ class _Unseen(StreamedBlock):
         self._placement = placement_of(decoder)
         self._outputs = None
 
-    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         raise Failure(
             "a method or an allocator observes inputs and does not say so: a method has to name its statistic, an "
             "allocator needs_calibration = True."

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from harness.calibration.gradients import BlockGradients, gate_gradients, gradients
+from harness.calibration.model_view import LiveModelView
 from harness.calibration.passages import passages
-from harness.calibration.probe import ModelProbe
 from harness.calibration.trials import losses, masked_losses
-from harness.core.errors import Failure
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Passage, Question
 from harness.core.structure import Cut, Part, Unit
 from harness.models.geometry import of_config
+from harness.runtime.errors import Failure
 
 
-class DecoderView(ModelProbe):
+class DecoderView(LiveModelView):
     """The model as it is now, restricted to the blocks in scope: a `StructureView`."""
 
     @cached_property

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from harness.catalogue import DENSE, KINDS
 from harness.cli import index, words
-from harness.core.errors import UserError, unknown
+from harness.runtime.errors import UserError, unknown
 
 BASH = """\
 # eval "$(harness completion bash)", or python -m harness completion bash, in ~/.bashrc

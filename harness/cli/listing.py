@@ -16,8 +16,8 @@ import yaml
 
 from harness import catalogue
 from harness.cli import index, words
-from harness.core.errors import UserError, unknown
 from harness.core.places import CONF, PACKAGE
+from harness.runtime.errors import UserError, unknown
 
 WIDTH = 100
 DENSE = "The dense model: nothing is pruned."

@@ -16,14 +16,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.core.errors import UserError, unknown
-from harness.core.files import at_home
 from harness.record import schema
 from harness.record.schema import Record
 from harness.report.axes import options_of
 from harness.report.outputs import write_outputs
 from harness.report.sweep import Wish, cells_of, check_axes, reasons, subject_of
 from harness.report.tidy import UNUSED_BY_DENSE
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.files import at_home
 
 OWN = ("records", "rows", "columns", "metric", "figure", "x", "title", "out")
 """The options of this command; every other one chooses among the runs."""

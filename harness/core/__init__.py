@@ -1,1 +1,1 @@
-"""Pure arithmetic and plain values: torch and the standard library only."""
+"""Pure arithmetic and plain values: torch, the standard library, and the errors and warnings of `runtime`."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.core.errors import Refusal, UserError
 from harness.core.pattern import NofM, Pattern, Unstructured
+from harness.runtime.errors import Refusal, UserError
 
 Allocation = Mapping[str, Pattern]
 
@@ -119,10 +119,10 @@ def _kept(levels: Mapping[str, int], widths: Mapping[str, int]) -> int:
     return sum(widths[site] * level for site, level in levels.items())
 
 
-def _beside(kept: float, ladder: Sequence[int]) -> tuple[int, ...]:
-    """The levels just below and just above what was proposed to be kept of M, or the nearest end of the ladder."""
-    below = [level for level in ladder if level <= kept]
-    above = [level for level in ladder if level >= kept]
+def _beside(kept: float, choices: Sequence[int]) -> tuple[int, ...]:
+    """The levels just below and just above what was proposed to be kept of M, or the nearest end of the levels."""
+    below = [level for level in choices if level <= kept]
+    above = [level for level in choices if level >= kept]
     return tuple(dict.fromkeys((below or above[:1])[-1:] + (above or below[-1:])[:1]))
 
 
@@ -140,20 +140,20 @@ def _dithered(
 
 
 def exact_levels(
-    near: Mapping[str, float], widths: Mapping[str, int], ladders: Mapping[str, Sequence[int]], wanted: int
+    near: Mapping[str, float], widths: Mapping[str, int], allowed: Mapping[str, Sequence[int]], wanted: int
 ) -> dict[str, int]:
-    """Levels out of each site's ladder, by dynamic programming over the sum of kept weights.
+    """One of the allowed levels of each site, by dynamic programming over the sum of kept weights.
 
     The reachable sum nearest to `wanted` wins, then the smallest distortion of `near` (kept of M).
     """
-    limit = sum(width * max(ladders[site]) for site, width in widths.items())
+    limit = sum(width * max(allowed[site]) for site, width in widths.items())
     cost = torch.full((limit + 1,), math.inf, dtype=torch.float64)
     cost[0] = 0
     choices: list[torch.Tensor] = []
     for site, width in widths.items():
         best = torch.full_like(cost, math.inf)
         choice = torch.zeros(limit + 1, dtype=torch.int64)
-        for level in ladders[site]:
+        for level in allowed[site]:
             step = width * level
             candidate = torch.full_like(cost, math.inf)
             candidate[step:] = cost[: limit + 1 - step] + width * (level - near[site]) ** 2
@@ -170,7 +170,7 @@ def exact_levels(
 
 
 def _greedy_levels(
-    near: Mapping[str, int], widths: Mapping[str, int], ladders: Mapping[str, Sequence[int]], wanted: int
+    near: Mapping[str, int], widths: Mapping[str, int], allowed: Mapping[str, Sequence[int]], wanted: int
 ) -> dict[str, int]:
     """Single steps away from `near`, cheapest distortion first, while they bring the sum closer."""
     levels = dict(near)
@@ -178,12 +178,12 @@ def _greedy_levels(
     while True:
         steps = []
         for site, level in levels.items():
-            ladder = sorted(ladders[site])
-            index = ladder.index(level) + (1 if missing > 0 else -1)
-            if 0 <= index < len(ladder):
-                change = widths[site] * (ladder[index] - level)
+            choices = sorted(allowed[site])
+            index = choices.index(level) + (1 if missing > 0 else -1)
+            if 0 <= index < len(choices):
+                change = widths[site] * (choices[index] - level)
                 if abs(missing - change) < abs(missing):
-                    steps.append((widths[site] * (ladder[index] - near[site]) ** 2, site, ladder[index], change))
+                    steps.append((widths[site] * (choices[index] - near[site]) ** 2, site, choices[index], change))
         if not steps:
             return levels
         _, site, level, change = min(steps)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.core.errors import Refusal
 from harness.core.pattern import NofM, keep
+from harness.runtime.errors import Refusal
 
 AT_ONCE = 1 << 24
 """Elements of the largest tensor that the values of an assignment are summed up from."""

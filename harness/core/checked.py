@@ -11,11 +11,11 @@ from torch import Tensor
 from harness.core.allocation import Allocation
 from harness.core.causes import Counts
 from harness.core.cost import check
-from harness.core.errors import Failure
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
 from harness.core.structure import Cut, Part, Plan, Unit
+from harness.runtime.errors import Failure
 
 T = TypeVar("T")
 FEW = 3
@@ -47,7 +47,7 @@ def pruned(method: str, site: str, result: Any, weight: Tensor) -> Pruned:
 
 def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
     """Look at what a method need not say."""
-    for name, tensor, shape in (("sound", result.sound, []), ("unseen", result.unseen, [width])):
+    for name, tensor, shape in (("ok", result.ok, []), ("unseen", result.unseen, [width])):
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool or list(tensor.shape) != shape:
@@ -58,7 +58,7 @@ def _check_aside(method: str, site: str, result: Pruned, width: int) -> None:
 
 
 def _is_permutation(order: Any, width: int) -> bool:
-    """Whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
+    """Return whether it is a tensor of whole numbers that has each from 0 to `width` - 1 once."""
     if not isinstance(order, Tensor) or order.is_floating_point() or list(order.shape) != [width]:
         return False
     return torch.equal(order.sort().values, torch.arange(width, dtype=order.dtype, device=order.device))

@@ -12,9 +12,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from harness.core.errors import Refusal
 from harness.core.geometry import Geometry
 from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Unit
+from harness.runtime.errors import Refusal
 
 TOKENS = 64
 """Tokens for which LLM-Pruner counts."""

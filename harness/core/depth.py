@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.core.cost import Of, first_units
-from harness.core.errors import Refusal, UserError
 from harness.core.geometry import Geometry
 from harness.core.structure import SUBLAYERS, Cut, Part, Unit
+from harness.runtime.errors import Refusal, UserError
 
 Depth = Literal["block", "sublayer"]
 COUNTED: tuple[Of, ...] = ("blocks", "sublayers")

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.core.allocation import Allocation, Budget
 from harness.core.geometry import Geometry
 from harness.core.pattern import Pattern
-from harness.core.statistic import Gram, Seen, Statistic
+from harness.core.statistic import ActivationStats, Gram, Statistic
 from harness.core.structure import Cut, Part, Plan, Unit
 
 Site = str
@@ -24,7 +24,7 @@ Site = str
 class Pruned(NamedTuple):
     """A pruned weight (O, I), what was kept, and a remark for the record (a raised damping, a fallback).
 
-    `sound` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
+    `ok` () is a flag on the device where nobody has looked yet whether the result may be used; None where it may.
     `order` (I,) are the inputs in the order in which an N:M pattern holds; None where it is their own.
     `unseen` (I,) is True for inputs that calibration never saw, None where nobody knows; methods need not say it.
     """
@@ -32,7 +32,7 @@ class Pruned(NamedTuple):
     weight: Tensor
     kept: Tensor
     note: str = ""
-    sound: Tensor | None = None
+    ok: Tensor | None = None
     order: Tensor | None = None
     unseen: Tensor | None = None
 
@@ -60,7 +60,7 @@ class BlockView(Protocol):
     """One block under calibration: its weights, and what its linears see with all earlier blocks as they are now.
 
     `observe` takes one statistic for all linears, or one for each of some; linears that read the same input share it.
-    `tell` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
+    `log` puts facts about the pruning of this block (a loss per epoch, a fallback) into the record.
     """
 
     index: int
@@ -71,9 +71,9 @@ class BlockView(Protocol):
     @property
     def feed_forward(self) -> FeedForward: ...
 
-    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]: ...
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, ActivationStats]: ...
 
-    def tell(self, **facts: Any) -> None: ...
+    def log(self, **facts: Any) -> None: ...
 
 
 class Difference(NamedTuple):
@@ -148,16 +148,16 @@ class Entry(Protocol):
     def held(self) -> AbstractContextManager[None]: ...
 
 
-class Probe(Protocol):
+class ModelView(Protocol):
     """Read-only questions to the model: sizes, weights, statistics of the inputs, curvature; all as it is now.
 
     `method` and `seed` are the run's own, `window` is the length of a calibration window. `pruned` walks the blocks as
-    pruning would leave them, each once it is pruned; `again` says that a walk with this method went before, and leaves
-    out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration windows;
-    `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to every level of its ladder, the
-    blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the calibration
-    text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long as the
-    process: scores before they are fitted to a budget. `tell` puts facts (a trajectory) into the record.
+    pruning would leave them, each once it is pruned; `reuse_prefix` says that a walk with this method went before, and
+    leaves out the first blocks as far as they are as it left them. Traces are of the loss of the first calibration
+    windows; `hessian_trace` has those of the norm weights too. `assembler` prunes every matrix to each of its levels,
+    the blocks in front of it being dense or pruned to `inputs`, and judges candidates on further windows of the
+    calibration text. `cached` belongs to this model, calibration and scope; so does `remembered`, which lasts as long
+    as the process: scores before they are fitted to a budget. `log` puts facts (a trajectory) into the record.
     """
 
     method: Any
@@ -178,7 +178,7 @@ class Probe(Protocol):
 
     def observe(self, statistic: Statistic) -> Iterator[BlockView]: ...
 
-    def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[BlockView]: ...
+    def pruned(self, method: Any, allocation: Allocation, *, reuse_prefix: bool = False) -> Iterator[BlockView]: ...
 
     def fisher_trace(self, windows: int) -> Mapping[Site, Trace]: ...
 
@@ -187,7 +187,7 @@ class Probe(Protocol):
     def assembler(
         self,
         method: Any,
-        ladders: Mapping[Site, Sequence[Pattern]],
+        levels: Mapping[Site, Sequence[Pattern]],
         *,
         inputs: Mapping[Site, Pattern] | None,
         windows: int,
@@ -201,7 +201,7 @@ class Probe(Protocol):
         self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
     ) -> Any: ...
 
-    def tell(self, **facts: Any) -> None: ...
+    def log(self, **facts: Any) -> None: ...
 
 
 class Passage(NamedTuple):
@@ -241,7 +241,7 @@ Question = Literal["nll", "kl", "distance"]
 the dense distribution from its own, in nats per token, or the mean Euclidean distance of their logits."""
 
 
-class StructureView(Probe, Protocol):
+class StructureView(ModelView, Protocol):
     """What planners may ask, beside what allocators may; nothing is changed in the model.
 
     `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
@@ -279,20 +279,20 @@ class LinearMethod(Protocol):
     @property
     def statistic(self) -> Statistic | None: ...
 
-    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned: ...
+    def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned: ...
 
 
 @runtime_checkable
-class SharingMethod(LinearMethod, Protocol):
-    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `sound`.
+class GroupedMethod(LinearMethod, Protocol):
+    """A LinearMethod that can prune matrices with the same inputs in one go, leaving it open if that was `ok`.
 
     `prepare` is told of what was seen before anything is pruned, so that work can start beside other work.
     """
 
-    def prepare(self, seen: Seen) -> None: ...
+    def prepare(self, stats: ActivationStats) -> None: ...
 
     def prune_together(
-        self, weights: Sequence[Tensor], seen: Seen, patterns: Sequence[Pattern]
+        self, weights: Sequence[Tensor], stats: ActivationStats, patterns: Sequence[Pattern]
     ) -> Sequence[Pruned]: ...
 
 
@@ -307,7 +307,7 @@ class BlockMethod(Protocol):
 class Allocator(Protocol):
     """How much to remove where: site → pattern, with the budget as parameter-weighted mean."""
 
-    def allocate(self, probe: Probe, budget: Budget) -> Allocation: ...
+    def allocate(self, view: ModelView, budget: Budget) -> Allocation: ...
 
 
 @runtime_checkable

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 STRIP = 1024
 """Rows that are mirrored at a time."""
-LADDER = 4
+TRIES = 4
 """Tries of the factorisation, each with ten times the damping of the one before."""
 
 
 def is_short_on_gpu(tensor: Tensor) -> bool:
-    """Whether it has 16 bits and lies on a GPU, where a product in float32 rounds nothing but its sum."""
+    """Return whether it has 16 bits and lies on a GPU, where a product in float32 rounds nothing but its sum."""
     return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -47,14 +47,14 @@ class Inverse(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """The factor U (I, I) alone, not looked at yet: `sound` () will say on the device whether it is one.
+    """The factor U (I, I) alone, not looked at yet: `ok` () will say on the device whether it is one.
 
     `ready` is the event after which it is there, where it was made on another stream.
     """
 
     factor: Tensor
     damping: float
-    sound: Tensor
+    ok: Tensor
     ready: torch.cuda.Event | None = None
 
     def here(self) -> Factor:
@@ -64,7 +64,7 @@ class Factor(NamedTuple):
         stream = torch.cuda.current_stream(self.factor.device)
         stream.wait_event(self.ready)
         self.factor.record_stream(stream)
-        self.sound.record_stream(stream)
+        self.ok.record_stream(stream)
         return self._replace(ready=None)
 
 
@@ -102,7 +102,7 @@ def damped_inverse(gram: Tensor, damping: float) -> Inverse:
         UserError: the matrix is not finite, or cannot be factorised even so.
     """
     mean = gram.diagonal().mean()
-    for attempt in range(LADDER):
+    for attempt in range(TRIES):
         used = damping * 10**attempt
         damped = gram.clone()
         damped.diagonal().add_(used * mean)
@@ -120,7 +120,7 @@ def damped_inverse(gram: Tensor, damping: float) -> Inverse:
     )
 
 
-def hoped_factor(gram: Tensor, damping: float) -> Factor:
+def unchecked_factor(gram: Tensor, damping: float) -> Factor:
     """The factor of `damped_inverse` by a quarter of its operations, and without waiting for a GPU.
 
     With J the reversal and L Lᵀ = J (G + λI) J, the inverse is (J L⁻¹ J)ᵀ (J L⁻¹ J), and J L⁻¹ J is upper triangular.

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from harness.core.interfaces import BlockView, Site
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 
 
 def wanda_scores(block: BlockView) -> dict[Site, Tensor]:
     """|W| times the norm of its input, for every matrix (O, I) of a block."""
-    seen = block.observe(norms)
-    return {site: weight.abs() * seen[site].mean.sqrt() for site, weight in block.weights.items()}
+    stats = block.observe(squared_norms)
+    return {site: weight.abs() * stats[site].mean_sq.sqrt() for site, weight in block.weights.items()}
 
 
 def wanda_metric(block: BlockView) -> Tensor:

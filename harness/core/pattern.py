@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 Group = Literal["row", "matrix"]
 """The weights that compete with one another: those of one output, or those of the whole matrix."""
@@ -52,15 +52,20 @@ class NofM:
 Pattern = Unstructured | NofM
 
 
+def read_n_of_m(value: object) -> tuple[int, int] | None:
+    """N and M of a pattern that is written NofM, such as 2of4, whatever their sizes; None for anything else."""
+    match = re.fullmatch(r"([0-9]{1,9})of([0-9]{1,9})", str(value).strip())
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def parse_pattern(value: object) -> Pattern:
     """`0.7` is a fraction of zeros, `2of4` keeps 2 of every 4.
 
     Raises:
         UserError: neither form, or out of range.
     """
-    match = re.fullmatch(r"([0-9]{1,9})of([0-9]{1,9})", str(value).strip())
-    if match:
-        keep, of = int(match[1]), int(match[2])
+    if found := read_n_of_m(value):
+        keep, of = found
         if not 0 < keep <= of:
             raise UserError(
                 f"sparsity={value} keeps {keep} of every {of}; write NofM with 0 < N <= M, for example 2of4."
@@ -147,7 +152,7 @@ PERMUTED = " permuted"
 
 
 def satisfies(weight: Tensor, pattern: Pattern, order: Tensor | None = None) -> bool:
-    """Whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one.
+    """Return whether the zeros of `weight` (O, I) obey an N:M pattern; every matrix obeys the unstructured one.
 
     Args:
         order: the inputs (I,), each once, in the order in which they make the groups; None is their own.

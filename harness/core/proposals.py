@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from harness.core.allocation import Allocation, Budget, fit
-from harness.core.interfaces import Probe, Site
+from harness.core.interfaces import ModelView, Site
 
 Granularity = Literal["block", "matrix"]
 """What gets one sparsity."""
@@ -35,11 +35,11 @@ def units_of(blocks: Sequence[Sequence[Site]], by: Granularity) -> tuple[tuple[S
     return tuple(tuple(block) for block in blocks) if by == "block" else tuple((s,) for block in blocks for s in block)
 
 
-def sizes(probe: Probe) -> dict[Site, int]:
+def sizes(view: ModelView) -> dict[Site, int]:
     """The number of weights of every site in scope."""
-    return {site: outputs * inputs for site, (outputs, inputs) in probe.shapes.items()}
+    return {site: outputs * inputs for site, (outputs, inputs) in view.shapes.items()}
 
 
-def fit_blocks(probe: Probe, sparsities: Sequence[float], budget: Budget) -> Allocation:
+def fit_blocks(view: ModelView, sparsities: Sequence[float], budget: Budget) -> Allocation:
     """A sparsity per block, fitted to the budget."""
-    return fit(to_sites(probe.blocks, sparsities), sizes(probe), budget)
+    return fit(to_sites(view.blocks, sparsities), sizes(view), budget)

@@ -17,7 +17,7 @@ from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.products import Multiplier
 from harness.core.scaled import Scaled
-from harness.core.statistic import Gram, Seen, Statistic, gram, together
+from harness.core.statistic import ActivationStats, Gram, Statistic, gram, together
 
 STEPS, RIDGE = 10, 0.01
 """Steps of conjugate gradients and ridge, as ALPS has them."""
@@ -60,11 +60,11 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below > 0, above / below, 0)
 
 
-def refitted(pruned: Pruned, weight: Tensor, seen: Gram) -> Pruned:
+def refitted(pruned: Pruned, weight: Tensor, stats: Gram) -> Pruned:
     """The same mask with its weights (O, I) nearer to those of the least error of outputs beside the dense `weight`."""
     if bool(pruned.kept.all()):
         return pruned
-    problem = Scaled.once(seen, RIDGE, "ridge first")
+    problem = Scaled.once(stats, RIDGE, "ridge first")
     target = problem.times(problem.into(weight))
     start = problem.into(pruned.weight) * pruned.kept
     x = conjugate_gradients(problem.times, target, start, pruned.kept)
@@ -94,29 +94,29 @@ def refittable(method: M) -> M:
     def asked(self: Any) -> Statistic | None:
         return _with_gram(own_statistic(self)) if self.refit else own_statistic(self)
 
-    def parts(self: Any, seen: Seen) -> tuple[Seen, Gram]:
+    def parts(self: Any, stats: ActivationStats) -> tuple[ActivationStats, Gram]:
         mine = own_statistic(self)
-        return (None, seen) if mine is None else (seen, seen) if mine is gram else (seen["own"], seen["gram"])
+        return (None, stats) if mine is None else (stats, stats) if mine is gram else (stats["own"], stats["gram"])
 
-    def prune_and_refit(self: Any, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+    def prune_and_refit(self: Any, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
         if not self.refit:
-            return prune(self, weight, seen, pattern)
-        mine, matrix = parts(self, seen)
+            return prune(self, weight, stats, pattern)
+        mine, matrix = parts(self, stats)
         with torch.no_grad():
             return refitted(prune(self, weight, mine, pattern), weight, matrix)
 
     def together_and_refit(
-        self: Any, weights: Sequence[Tensor], seen: Seen, patterns: Sequence[Pattern]
+        self: Any, weights: Sequence[Tensor], stats: ActivationStats, patterns: Sequence[Pattern]
     ) -> list[Pruned]:
         if not self.refit:
-            return own["prune_together"](self, weights, seen, patterns)
-        mine, matrix = parts(self, seen)
+            return own["prune_together"](self, weights, stats, patterns)
+        mine, matrix = parts(self, stats)
         results = own["prune_together"](self, weights, mine, patterns)
         with torch.no_grad():
             return [refitted(pruned, weight, matrix) for pruned, weight in zip(results, weights, strict=True)]
 
-    def prepare(self: Any, seen: Seen) -> None:
-        own["prepare"](self, parts(self, seen)[0] if self.refit else seen)
+    def prepare(self: Any, stats: ActivationStats) -> None:
+        own["prepare"](self, parts(self, stats)[0] if self.refit else stats)
 
     changed: dict[str, Callable[..., Any]] = {"prune": prune_and_refit}
     if "prune_together" in own:

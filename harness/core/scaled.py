@@ -44,8 +44,8 @@ class Scaled:
         ridge: times the mean of the diagonal is added to it, before the scaling or behind it.
     """
 
-    def __init__(self, seen: Gram, ridge: float, order: Literal["ridge first", "scale first"]) -> None:
-        matrix = seen.matrix.clone()
+    def __init__(self, stats: Gram, ridge: float, order: Literal["ridge first", "scale first"]) -> None:
+        matrix = stats.matrix.clone()
         if order == "ridge first":
             matrix.diagonal().add_(ridge * matrix.diagonal().mean())
         self.scale = matrix.diagonal().sqrt() + NEVER_ZERO
@@ -55,13 +55,13 @@ class Scaled:
         else:
             matrix.diagonal().fill_(1)
         self.matrix = matrix
-        place = "cpu" if not matrix.is_cuda else "fast" if seen.fast else "cuda"
+        place = "cpu" if not matrix.is_cuda else "fast" if stats.fast else "cuda"
         self.arithmetic = ARITHMETIC[place]
 
     @classmethod
-    def once(cls, seen: Gram, ridge: float, order: Literal["ridge first", "scale first"]) -> Scaled:
+    def once(cls, stats: Gram, ridge: float, order: Literal["ridge first", "scale first"]) -> Scaled:
         """The same for all linears with this input."""
-        return seen.once((cls, ridge, order), lambda: cls(seen, ridge, order))
+        return stats.once((cls, ridge, order), lambda: cls(stats, ridge, order))
 
     @cached_property
     def times(self) -> Multiplier:

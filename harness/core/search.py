@@ -1,7 +1,7 @@
 """Searching for an allocation: candidates as levels per unit, moves that keep the budget, what is known of them.
 
 A unit is a matrix or a block; its level counts steps of *kept* weights, so that more is denser: n of M, or one step of
-sparsity below or above the budget. A candidate (`Genome`) is one level per unit; Σ width · level is the budget.
+sparsity below or above the budget. A candidate (`Candidate`) is one level per unit; Σ width · level is the budget.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from random import Random
 from typing import Any
 
 from harness.core.allocation import Allocation, Budget, exact_levels, fit
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Assembler, Entry
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.core.proposals import Granularity, to_sites, units_of
+from harness.runtime.errors import Refusal, UserError
 
-Genome = tuple[int, ...]
+Candidate = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Ladder:
+class LevelGrid:
     """Which levels there are: every `step` of sparsity within ± `reach` of the budget, or n of M; within bounds."""
 
     step: float = 0.05
@@ -39,17 +39,17 @@ class Ladder:
         if not 0 <= self.minimum <= self.maximum <= 1:
             raise UserError("allocator.minimum and allocator.maximum have to be 0 <= minimum <= maximum <= 1.")
 
-    def rungs(self, budget: Budget) -> dict[int, Pattern]:
+    def pattern_of(self, budget: Budget) -> dict[int, Pattern]:
         """Level → pattern, sparsest first."""
         narrowed = budget.narrowed(self.levels)
         if budget.of is None:
             count = int(self.reach / self.step + 1e-9)
             zeros = {level: _clean(budget.sparsity - level * self.step) for level in range(-count, count + 1)}
-            rungs: dict[int, Pattern] = {level: Unstructured(s) for level, s in zeros.items() if 0 <= s <= 1}
+            pattern_of: dict[int, Pattern] = {level: Unstructured(s) for level, s in zeros.items() if 0 <= s <= 1}
         else:
-            rungs = {level: NofM(level, budget.of) for level in sorted(narrowed.levels)}
+            pattern_of = {level: NofM(level, budget.of) for level in sorted(narrowed.levels)}
         within = (self.minimum - 1e-9, self.maximum + 1e-9)
-        return {level: rung for level, rung in rungs.items() if within[0] <= rung.sparsity <= within[1]}
+        return {level: pattern for level, pattern in pattern_of.items() if within[0] <= pattern.sparsity <= within[1]}
 
 
 def _clean(value: float) -> float:
@@ -57,7 +57,7 @@ def _clean(value: float) -> float:
 
 
 class Space:
-    """All candidates of a model: its units, the ladder they share, and the sum that meets the budget.
+    """All candidates of a model: its units, the grid they share, and the sum that meets the budget.
 
     With N:M the sum is met exactly, or comes as near as levels allow. Any fraction can be had unstructured, so there a
     candidate may miss by less than one step of its largest unit, and `allocation` makes the rest up by a common shift.
@@ -67,22 +67,27 @@ class Space:
     """
 
     def __init__(
-        self, blocks: Sequence[Sequence[str]], sizes: Mapping[str, int], budget: Budget, ladder: Ladder, by: Granularity
+        self,
+        blocks: Sequence[Sequence[str]],
+        sizes: Mapping[str, int],
+        budget: Budget,
+        grid: LevelGrid,
+        by: Granularity,
     ) -> None:
         self.budget, self.sizes, self.blocks = budget, sizes, blocks
         self.units = units_of(blocks, by)
-        self.rungs = ladder.rungs(budget)
-        self._bounds = (ladder.minimum, ladder.maximum)
-        self.levels = sorted(self.rungs)
+        self.pattern_of = grid.pattern_of(budget)
+        self._bounds = (grid.minimum, grid.maximum)
+        self.levels = sorted(self.pattern_of)
         parameters = [sum(sizes[site] for site in unit) for unit in self.units]
         unit = math.gcd(*parameters)
         self.widths = [size // unit for size in parameters]
         exact = 0 if budget.of is None else round(sum(self.widths) * budget.of * (1 - budget.sparsity))
         self.slack = max(self.widths) // 2 if budget.of is None else 0
         self.wanted = exact
-        self.wanted = self._reachable(exact, ladder)
+        self.wanted = self._reachable(exact, grid)
 
-    def _reachable(self, exact: int, ladder: Ladder) -> int:
+    def _reachable(self, exact: int, grid: LevelGrid) -> int:
         """The sum nearest to the exact one that some assembly has."""
         total, missed = 0, math.inf
         if self.levels:
@@ -91,32 +96,32 @@ class Space:
         if missed > max(self.slack, sum(self.widths) / 2):
             raise Refusal(
                 f"no assembly of the levels {self._levels_there_are} meets {self.budget.sparsity:.4f} zeros (bounds: "
-                f"allocator.minimum={ladder.minimum:g}, allocator.maximum={ladder.maximum:g})."
+                f"allocator.minimum={grid.minimum:g}, allocator.maximum={grid.maximum:g})."
             )
         return exact if self.slack else total
 
     @property
     def _levels_there_are(self) -> str:
         if self.budget.of is None:
-            return f"{[round(rung.sparsity, 4) for rung in self.rungs.values()]} (fractions of zeros)"
+            return f"{[round(pattern.sparsity, 4) for pattern in self.pattern_of.values()]} (fractions of zeros)"
         return f"{self.levels} of {self.budget.of}"
 
-    def sum_of(self, genome: Sequence[int]) -> int:
+    def sum_of(self, candidate: Sequence[int]) -> int:
         """What the budget fixes: Σ width · level."""
-        return sum(width * level for width, level in zip(self.widths, genome, strict=True))
+        return sum(width * level for width, level in zip(self.widths, candidate, strict=True))
 
     @cached_property
-    def uniform(self) -> Genome:
+    def uniform(self) -> Candidate:
         """The candidate nearest to an even allocation."""
         return self.nearest([self.wanted / sum(self.widths)] * len(self.units))
 
-    def nearest(self, near: Sequence[float]) -> Genome:
+    def nearest(self, near: Sequence[float]) -> Candidate:
         """The candidate nearest to levels that need be neither whole nor within the budget.
 
         Every unit is rounded; then single steps, those that distort least first, while they bring the sum closer; where
         that ends short of the budget, the exact search over all assemblies.
         """
-        places = [self._rung(value) for value in near]
+        places = [self._place(value) for value in near]
         missing = self.wanted - sum(w * self.levels[p] for w, p in zip(self.widths, places, strict=True))
         while abs(missing) > self.slack:
             direction = 1 if missing > 0 else -1
@@ -135,10 +140,10 @@ class Space:
             missing -= best[2]
         return tuple(self.levels[place] for place in places)
 
-    def _rung(self, value: float) -> int:
+    def _place(self, value: float) -> int:
         return min(range(len(self.levels)), key=lambda place: abs(self.levels[place] - value))
 
-    def _exactly(self, near: Sequence[float]) -> Genome:
+    def _exactly(self, near: Sequence[float]) -> Candidate:
         lowest = self.levels[0]
         widths = {str(unit): width for unit, width in enumerate(self.widths)}
         levels = exact_levels(
@@ -149,44 +154,46 @@ class Space:
         )
         return tuple(levels[name] + lowest for name in widths)
 
-    def candidate(self, genome: Genome) -> dict[str, Pattern]:
-        """The pattern of every site, straight from the ladder."""
-        return {site: self.rungs[level] for unit, level in zip(self.units, genome, strict=True) for site in unit}
+    def patterns(self, candidate: Candidate) -> dict[str, Pattern]:
+        """The pattern of every site, straight from the grid."""
+        return {
+            site: self.pattern_of[level] for unit, level in zip(self.units, candidate, strict=True) for site in unit
+        }
 
-    def allocation(self, genome: Genome) -> Allocation:
+    def allocation(self, candidate: Candidate) -> Allocation:
         """The candidate with the budget as its exact mean."""
-        patterns = self.candidate(genome)
+        patterns = self.patterns(candidate)
         if self.budget.of is not None:
             return patterns
         proposal = {site: pattern.sparsity for site, pattern in patterns.items()}
         return fit(proposal, self.sizes, self.budget, self._bounds)
 
-    def mutated(self, genome: Genome, rate: float, draw: Random) -> Genome:
+    def mutated(self, candidate: Candidate, rate: float, draw: Random) -> Candidate:
         """Every unit, one at least, goes a level up or down with probability `rate`; then the nearest candidate."""
-        moved = [unit for unit in range(len(genome)) if draw.random() < rate] or [draw.randrange(len(genome))]
-        near = self._jittered(genome, draw)
+        moved = [unit for unit in range(len(candidate)) if draw.random() < rate] or [draw.randrange(len(candidate))]
+        near = self._jittered(candidate, draw)
         for unit in moved:
             near[unit] += draw.choice((-1, 1))
         return self.nearest(near)
 
-    def crossed(self, one: Genome, other: Genome, draw: Random) -> Genome:
+    def crossed(self, one: Candidate, other: Candidate, draw: Random) -> Candidate:
         """Every unit from one of two parents; then the nearest candidate."""
         return self.nearest(self._jittered([draw.choice(pair) for pair in zip(one, other, strict=True)], draw))
 
-    def switched(self, genome: Genome, count: int, draw: Random) -> Genome:
+    def switched(self, candidate: Candidate, count: int, draw: Random) -> Candidate:
         """EvoPress' mutation: one unit a level up, another a level down, `count` times."""
-        near = self._jittered(genome, draw)
+        near = self._jittered(candidate, draw)
         for _ in range(count):
-            up, down = draw.sample(range(len(genome)), 2) if len(genome) > 1 else (0, 0)
+            up, down = draw.sample(range(len(candidate)), 2) if len(candidate) > 1 else (0, 0)
             near[up] += 1
             near[down] -= 1
         return self.nearest(near)
 
-    def _jittered(self, genome: Sequence[int], draw: Random) -> list[float]:
+    def _jittered(self, candidate: Sequence[int], draw: Random) -> list[float]:
         """So that chance, and not the order of the units, decides which of equal steps keeps the budget."""
-        return [level + draw.uniform(-0.3, 0.3) for level in genome]
+        return [level + draw.uniform(-0.3, 0.3) for level in candidate]
 
-    def proposed(self, sparsities: Sequence[float]) -> Genome:
+    def proposed(self, sparsities: Sequence[float]) -> Candidate:
         """The candidate nearest to a fraction of zeros per unit."""
         return self.nearest([self._level_of(sparsity) for sparsity in sparsities])
 
@@ -198,12 +205,12 @@ class Space:
     def _level_of(self, sparsity: float) -> float:
         if self.budget.of is not None:
             return self.budget.of * (1 - sparsity)
-        step = self.rungs[self.levels[0]].sparsity - self.rungs[self.levels[-1]].sparsity
+        step = self.pattern_of[self.levels[0]].sparsity - self.pattern_of[self.levels[-1]].sparsity
         step /= max(1, self.levels[-1] - self.levels[0])
         return (self.budget.sparsity - sparsity) / step if step else 0.0
 
 
-class Ledger:
+class SearchState:
     """What a search has found out, written after every generation; a killed search goes on from the last one.
 
     Args:
@@ -222,33 +229,33 @@ class Ledger:
         self.population: list[list[int]] = kept.get("population", [])
         self.database: dict[str, Any] = kept.get("database", {})
         self._held_out: dict[str, float] = kept.get("held_out", {})
-        self._known = {(tuple(genome), count): loss for genome, count, loss in kept.get("known", ())}
+        self._known = {(tuple(candidate), count): loss for candidate, count, loss in kept.get("known", ())}
         self._tokens = int(kept.get("tokens", 0))
         self._spent = self.generations[-1]["seconds"] if self.generations else 0.0
         self._since = time.perf_counter()
         self._assembler: Assembler | None = None
 
     @property
-    def workshop(self) -> Assembler:
+    def assembler(self) -> Assembler:
         """The assembler, made when it is first needed."""
         if self._assembler is None:
             self._assembler = self._assemble()
             self.database = dict(self._assembler.facts)
         return self._assembler
 
-    def judge(self, genomes: Sequence[Genome], windows: int | None = None) -> list[float]:
+    def judge(self, candidates: Sequence[Candidate], windows: int | None = None) -> list[float]:
         """The losses of candidates on the first `windows` windows (default: all), each evaluated at most once."""
         count = self.windows if windows is None else windows
-        new = [genome for genome in dict.fromkeys(genomes) if (genome, count) not in self._known]
+        new = [candidate for candidate in dict.fromkeys(candidates) if (candidate, count) not in self._known]
         if new:
-            losses = self.workshop.losses([self._space.candidate(genome) for genome in new], slice(count))
-            self._known |= {(genome, count): _worst(loss) for genome, loss in zip(new, losses, strict=True)}
+            losses = self.assembler.losses([self._space.patterns(candidate) for candidate in new], slice(count))
+            self._known |= {(candidate, count): _worst(loss) for candidate, loss in zip(new, losses, strict=True)}
             self._tokens += len(new) * count * self._length
-        return [self._known[genome, count] for genome in genomes]
+        return [self._known[candidate, count] for candidate in candidates]
 
-    def end_generation(self, population: Sequence[Genome], losses: Sequence[float]) -> None:
+    def end_generation(self, population: Sequence[Candidate], losses: Sequence[float]) -> None:
         """Note where the search is: its population, best first, with their losses on all windows."""
-        self.population = [list(genome) for genome in population]
+        self.population = [list(candidate) for candidate in population]
         self.generations.append(
             {
                 "generation": len(self.generations),
@@ -262,19 +269,19 @@ class Ledger:
         )
         self._save()
 
-    def held_out(self, genome: Genome, windows: int) -> float | None:
+    def held_out(self, candidate: Candidate, windows: int) -> float | None:
         """The loss of a candidate on the windows after those it was chosen by; None without any."""
         if not windows:
             return None
-        key = ",".join(map(str, genome))
+        key = ",".join(map(str, candidate))
         if key not in self._held_out:
             chosen = slice(self.windows, self.windows + windows)
-            self._held_out[key] = _worst(self.workshop.losses([self._space.candidate(genome)], chosen)[0])
+            self._held_out[key] = _worst(self.assembler.losses([self._space.patterns(candidate)], chosen)[0])
             self._save()
         return self._held_out[key]
 
     def _save(self) -> None:
-        known = [[list(genome), count, loss] for (genome, count), loss in self._known.items()]
+        known = [[list(candidate), count, loss] for (candidate, count), loss in self._known.items()]
         self._entry.write(
             {
                 "generations": self.generations,
@@ -293,11 +300,11 @@ def _worst(loss: float) -> float:
 
 
 def stopped(generations: Sequence[Mapping[str, Any]], patience: int) -> bool:
-    """Whether the best loss has not fallen for `patience` generations."""
+    """Return whether the best loss has not fallen for `patience` generations."""
     best = [generation["best"] for generation in generations]
     return len(best) > patience and min(best[:-patience]) <= min(best[-patience:])
 
 
-def best_first(genomes: Iterable[Genome], losses: Iterable[float]) -> list[tuple[Genome, float]]:
+def best_first(candidates: Iterable[Candidate], losses: Iterable[float]) -> list[tuple[Candidate, float]]:
     """Distinct candidates with their losses, best first."""
-    return sorted(dict(zip(genomes, losses, strict=True)).items(), key=lambda item: item[1])
+    return sorted(dict(zip(candidates, losses, strict=True)).items(), key=lambda item: item[1])

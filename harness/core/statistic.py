@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from harness.core.linalg import Factor, Inverse, beside, damped_inverse, hoped_factor, is_short_on_gpu, mirrored
+from harness.core.linalg import Factor, Inverse, beside, damped_inverse, is_short_on_gpu, mirrored, unchecked_factor
 
 T = TypeVar("T")
-Seen = Any
+ActivationStats = Any
 """What a statistic has accumulated; only the method that asked for it knows its form."""
 
 
@@ -30,12 +30,12 @@ class Statistic(NamedTuple):
     it one device sees all windows.
     """
 
-    init: Callable[[int, torch.device], Seen]
-    update: Callable[[Seen, Tensor], Seen]
-    add: Callable[[Seen, Tensor], Seen] | None = None
-    merge: Callable[[Sequence[Seen]], Seen] | None = None
+    init: Callable[[int, torch.device], ActivationStats]
+    update: Callable[[ActivationStats, Tensor], ActivationStats]
+    add: Callable[[ActivationStats, Tensor], ActivationStats] | None = None
+    merge: Callable[[Sequence[ActivationStats]], ActivationStats] | None = None
 
-    def see(self, state: Seen, inputs: Tensor, *, exact: bool) -> Seen:
+    def see(self, state: ActivationStats, inputs: Tensor, *, exact: bool) -> ActivationStats:
         """Add windows (W, L, I): one after the other where that is asked for or the only way.
 
         In float32 and on a CPU the released order is kept in both modes: there it costs next to nothing.
@@ -47,10 +47,10 @@ class Statistic(NamedTuple):
         return state
 
 
-class Norms(NamedTuple):
+class SquaredNorms(NamedTuple):
     """The mean over windows of Σ x² (I,), and the number of windows."""
 
-    mean: Tensor
+    mean_sq: Tensor
     windows: int
 
 
@@ -67,7 +67,7 @@ class Gram:
     fast: bool = False
     lower: bool = False
     _inverses: dict[float, Inverse] = field(default_factory=dict, repr=False)
-    _hoped: dict[float, Factor] = field(default_factory=dict, repr=False)
+    _unchecked: dict[float, Factor] = field(default_factory=dict, repr=False)
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -89,15 +89,15 @@ class Gram:
             self._inverses[damping] = damped_inverse(self._alive, damping)
         return self._inverses[damping]
 
-    def hoped_factor(self, damping: float) -> Factor:
-        """The factor alone, by a shorter way and without waiting for the GPU; its `sound` tells later if it is one."""
-        if damping not in self._hoped:
+    def unchecked_factor(self, damping: float) -> Factor:
+        """The factor alone, by a shorter way and without waiting for the GPU; its `ok` tells later if it is one."""
+        if damping not in self._unchecked:
             self.prepare(damping)
-        return self._hoped[damping].here()
+        return self._unchecked[damping].here()
 
     def prepare(self, damping: float) -> None:
         """Start making the factor while the GPU goes on with other things."""
-        self._hoped[damping] = beside(lambda: hoped_factor(self._alive, damping), self.sums)
+        self._unchecked[damping] = beside(lambda: unchecked_factor(self._alive, damping), self.sums)
 
     def once(self, what: Hashable, make: Callable[[], T]) -> T:
         """What is made of this matrix once for all linears with this input, at whatever sparsity: `make()` by name."""
@@ -110,20 +110,20 @@ class Gram:
         return self.matrix + torch.diag(self.dead.float())
 
 
-def _no_norms(width: int, device: torch.device) -> Norms:
-    return Norms(torch.zeros(width, device=device), 0)
+def _no_norms(width: int, device: torch.device) -> SquaredNorms:
+    return SquaredNorms(torch.zeros(width, device=device), 0)
 
 
-def _add_norms(state: Norms, inputs: Tensor) -> Norms:
+def _add_norms(state: SquaredNorms, inputs: Tensor) -> SquaredNorms:
     """The running mean of Wanda's released code, operation by operation: near ties are decided by its rounding."""
     windows = state.windows + 1
-    mean = state.mean * (state.windows / windows)
-    return Norms(mean + torch.norm(inputs.float().T, p=2, dim=1) ** 2 / windows, windows)
+    mean = state.mean_sq * (state.windows / windows)
+    return SquaredNorms(mean + torch.norm(inputs.float().T, p=2, dim=1) ** 2 / windows, windows)
 
 
-def _merge_norms(states: Sequence[Norms]) -> Norms:
+def _merge_norms(states: Sequence[SquaredNorms]) -> SquaredNorms:
     windows = sum(state.windows for state in states)
-    return Norms(_mean([state.mean for state in states], [state.windows for state in states]), windows)
+    return SquaredNorms(_mean([state.mean_sq for state in states], [state.windows for state in states]), windows)
 
 
 def _mean(means: Sequence[Tensor], windows: Sequence[int]) -> Tensor:
@@ -161,10 +161,10 @@ def _add_gram(state: Gram, inputs: Tensor) -> Gram:
     return Gram(matrix, windows, lower=True)
 
 
-def _add_norms_at_once(state: Norms, inputs: Tensor) -> Norms:
+def _add_norms_at_once(state: SquaredNorms, inputs: Tensor) -> SquaredNorms:
     windows = state.windows + len(inputs)
     squares = torch.linalg.vector_norm(inputs.flatten(0, 1), dim=0, dtype=torch.float32).square()
-    return Norms(state.mean * (state.windows / windows) + squares / windows, windows)
+    return SquaredNorms(state.mean_sq * (state.windows / windows) + squares / windows, windows)
 
 
 TOKENS_PER_PRODUCT = 4096
@@ -188,10 +188,10 @@ def _merge_grams(states: Sequence[Gram]) -> Gram:
     return Gram(_mean([state.sums for state in states], counts), sum(counts), fast, lower)
 
 
-def never_seen(state: Seen) -> Tensor | None:
+def never_seen(state: ActivationStats) -> Tensor | None:
     """True (I,) for inputs that were never anything but zero, as far as a state of this file's statistics tells."""
-    if isinstance(state, Norms):
-        return state.mean == 0
+    if isinstance(state, SquaredNorms):
+        return state.mean_sq == 0
     if isinstance(state, Gram):
         return state.dead
     parts = state.values() if isinstance(state, Mapping) else ()
@@ -201,22 +201,22 @@ def never_seen(state: Seen) -> Tensor | None:
 def together(parts: Mapping[str, Statistic]) -> Statistic:
     """Several statistics of the same inputs as one, whose state holds theirs by name."""
 
-    def init(width: int, device: torch.device) -> Seen:
+    def init(width: int, device: torch.device) -> ActivationStats:
         return {name: part.init(width, device) for name, part in parts.items()}
 
-    def update(state: Seen, inputs: Tensor) -> Seen:
+    def update(state: ActivationStats, inputs: Tensor) -> ActivationStats:
         return {name: part.update(state[name], inputs) for name, part in parts.items()}
 
-    def add(state: Seen, inputs: Tensor) -> Seen:
+    def add(state: ActivationStats, inputs: Tensor) -> ActivationStats:
         return {name: part.see(state[name], inputs, exact=False) for name, part in parts.items()}
 
-    def merge(states: Sequence[Seen]) -> Seen:
+    def merge(states: Sequence[ActivationStats]) -> ActivationStats:
         return {name: part.merge([state[name] for state in states]) for name, part in parts.items() if part.merge}
 
     return Statistic(init, update, add, merge if all(part.merge for part in parts.values()) else None)
 
 
-norms = Statistic(_no_norms, _add_norms, _add_norms_at_once, _merge_norms)
+squared_norms = Statistic(_no_norms, _add_norms, _add_norms_at_once, _merge_norms)
 """The mean squared norm of each input."""
 
 gram = Statistic(_no_gram, _add_gram, _add_gram_at_once, _merge_grams)

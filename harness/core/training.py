@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 Schedule = Literal["cosine", "linear", "constant"]
 """What becomes of the learning rate behind its warm-up: down to 0 as a cosine or a line, or as it is."""

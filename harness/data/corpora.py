@@ -19,9 +19,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from harness.core.errors import UserError, unknown
-from harness.core.files import at_home
-from harness.core.hub import asking, why_nothing
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.files import at_home
+from harness.runtime.hub import asking, why_nothing
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "assets"
 Sampling = Literal["documents", "stream"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from harness.core.errors import UserError
 from harness.data.corpora import read_text
+from harness.runtime.errors import UserError
 
 LONG = 100
 """Characters from which on a row that two texts share is no coincidence (a heading, a formula)."""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.rng import rng
 from harness.data.corpora import corpus_named, read_text
 from harness.data.windows import encode, once
+from harness.runtime.errors import UserError
 
 HELD_OUT = 0.05
 """The share of a text's rows, its last ones, that training never sees."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
-from harness.core.remarks import remark
+from harness.runtime.errors import UserError
+from harness.runtime.warn import warn
 
 TOLD = 5e-4
 """The share of unknown tokens from which on a reader of the numbers should know it."""
@@ -47,11 +47,11 @@ def check_tokens(tokens: Tensor, tokenizer: Any, rows: int, text: str) -> float:
 def tell_unknown(share: float, text: str) -> None:
     """Remark on a share that a reader should know."""
     if share > TOLD:
-        remark(unknown_tokens(share, text))
+        warn(unknown_tokens(share, text))
 
 
 def unknown_tokens(share: float, text: str) -> str:
-    """The remark."""
+    """The warning."""
     return f"{share:.2%} of the tokens of {text} are the unknown one"
 
 

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError, reason
 from harness.data.corpora import Text, corpus_named, read_text
+from harness.runtime.errors import UserError, reason
 
 
 @dataclass(frozen=True)

@@ -9,39 +9,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.calibration.batches import tokens_at_once, windows_of_logits
+from harness.calibration.devices import each
 from harness.calibration.progress import progress
-from harness.calibration.replay import first, last_output, logits_behind
-from harness.calibration.shares import each
-from harness.calibration.stream import SHORT_TOKENS_PER_BATCH, TOKENS_PER_BATCH, Stream, Walk
+from harness.calibration.stream import Stream
+from harness.calibration.walk import Walk
 from harness.catalogue import component
-from harness.core.errors import UserError
-from harness.core.halving import halving
 from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.models.decoder import Decoder
+from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
-
-if TYPE_CHECKING:
-    pass
-
-LOGIT_BYTES = 1 << 29
-"""Logits that are there at once, in float32, take at most so much memory, but for those of a single window."""
-
-
-def tokens_at_once(itemsize: int, cuda: bool) -> int:
-    """Tokens of a batch, at least a window's: as many as fill a GPU. On a CPU twice as many were a third slower."""
-    return SHORT_TOKENS_PER_BATCH if cuda and itemsize == 2 else TOKENS_PER_BATCH
-
-
-def windows_of_logits(length: int, vocabulary: int) -> int:
-    """Windows of so many tokens that go through the head at once."""
-    return max(1, LOGIT_BYTES // (4 * length * vocabulary))
+from harness.runtime.errors import UserError
+from harness.runtime.oom import with_oom_backoff
 
 
 @component("evaluator", "perplexity")
@@ -124,7 +110,7 @@ def mean_nll(decoder: Decoder, windows: Tensor, device: torch.device, label: str
     """
     tokens = tokens_at_once(decoder.model.dtype.itemsize, device.type == "cuda")
     batch = max(1, min(tokens // windows.shape[1], len(windows)))
-    return halving(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
+    return with_oom_backoff(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
 
 
 @torch.no_grad()

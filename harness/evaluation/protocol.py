@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from harness.catalogue import name_of
-from harness.core.errors import Failure
 from harness.models.decoder import Decoder
+from harness.runtime.errors import Failure
 
 
 @dataclass(frozen=True)

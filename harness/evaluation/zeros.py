@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.core.errors import Failure
 from harness.core.pattern import PERMUTED, NofM, Pattern, satisfies
 from harness.models.decoder import Decoder
 from harness.models.loading import first_not_finite
 from harness.models.placement import placement_of
+from harness.runtime.errors import Failure
 
 
 def fraction_of_zeros(decoder: Decoder, scope: Sequence[int] | None) -> float:

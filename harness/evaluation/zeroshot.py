@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.catalogue import component
-from harness.core.errors import UserError, unknown
-from harness.core.hub import asking, why_nothing
 from harness.data.corpora import Local, local_file, read_known
 from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
@@ -33,6 +31,8 @@ from harness.evaluation.zeroshot_lm import (
     templates,
 )
 from harness.models.decoder import Decoder
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.hub import asking, why_nothing
 
 EMBEDDED_VERSION = 1
 

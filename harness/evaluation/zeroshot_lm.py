@@ -25,9 +25,9 @@ import torch
 import yaml
 from torch import nn
 
-from harness.core.errors import Refusal, UserError
-from harness.core.halving import halving
 from harness.data.vocabulary import check_tokens, embedding_rows
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.oom import with_oom_backoff
 
 FEWSHOT_SEED = 1234
 """The seed of few-shot examples, lm-eval's default."""
@@ -90,7 +90,7 @@ def read_template(path: Path) -> dict[str, Any]:
 
 
 def reports_accuracy(template: Mapping[str, Any]) -> bool:
-    """Whether a task has a metric that the harness records; multiple choice has them unless it lists others."""
+    """Return whether a task has a metric that the harness records; multiple choice has them unless it lists others."""
     listed = template.get("metric_list")
     if listed is None:
         return template.get("output_type") == "multiple_choice"
@@ -185,7 +185,9 @@ def language_model(model: nn.Module, tokenizer: Any, batch_size: int, add_bos_to
             if too_long:
                 raise Refusal(f"{too_long} answers are longer than the model's context of {self.max_length} tokens.")
             self.truncated += sum(len(query) + len(answer) > self.max_length + 1 for _, query, answer in requests)
-            results = halving(partial(self._in_batches, requests, options), self.batch_size, "zero-shot evaluation")
+            results = with_oom_backoff(
+                partial(self._in_batches, requests, options), self.batch_size, "zero-shot evaluation"
+            )
             self.undefined += sum(likelihood != likelihood for likelihood, _ in results)
             return results
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 from harness.core.refit import refittable
 from harness.core.scaled import Scaled, Splitting, solver_bytes
 from harness.core.statistic import Gram, gram
+from harness.runtime.errors import UserError
 
 RHO = 1.0
 
@@ -56,11 +56,11 @@ class ADMM:
         return solver_bytes(inputs, widest, weights, 1, fast=fast)
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
+    def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:
         if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
-        problem = Scaled.once(seen, self.ridge, "scale first")
-        inverse = seen.once((ADMM, self.ridge), lambda: problem.inverse(RHO, alone=True))
+        problem = Scaled.once(stats, self.ridge, "scale first")
+        inverse = stats.once((ADMM, self.ridge), lambda: problem.inverse(RHO, alone=True))
         dense = problem.into(weight)
         split = Splitting(problem.times(dense), dense, torch.ones_like(weight, dtype=torch.bool), dual=RHO)
         for step in range(1, self.iterations + 1):

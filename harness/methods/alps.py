@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
@@ -20,6 +19,7 @@ from harness.core.refit import conjugate_gradients
 from harness.core.resolvent import NODES
 from harness.core.scaled import Scaled, Splitting, solver_bytes
 from harness.core.statistic import Gram, gram
+from harness.runtime.errors import UserError
 
 LOOK, LEAST, SETTLED = 3, 30, 3e-4
 """The mask is looked at every so many iterations; from `LEAST` on a smaller share of changes than this ends them."""
@@ -62,16 +62,16 @@ class ALPS:
         return solver_bytes(inputs, widest, weights, NODES + OCTAVES if fast else 1, fast=fast)
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
-        return self.prune_together([weight], seen, [pattern])[0]
+    def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:
+        return self.prune_together([weight], stats, [pattern])[0]
 
-    def prepare(self, seen: Gram) -> None:
+    def prepare(self, stats: Gram) -> None:
         """Nothing has to begin early."""
 
     @torch.no_grad()
-    def prune_together(self, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
+    def prune_together(self, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
         """Matrices that read the same inputs, in step: they share inverses, and a GPU is waited for once a look."""
-        problem = Scaled.once(seen, self.ridge, "ridge first")
+        problem = Scaled.once(stats, self.ridge, "ridge first")
         runs = [_Run(problem, *item, self.rho) for item in zip(weights, patterns, strict=True)]
         going = [run for run in runs if 0 < run.pattern.sparsity < 1]
         inverses: dict[float, Multiplier] = {}

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
-from harness.core.interfaces import Difference, LinearMethod, Pruned, ReferencedView, SharingMethod, Site
+from harness.core.interfaces import Difference, GroupedMethod, LinearMethod, Pruned, ReferencedView, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram
 from harness.methods.alps import ALPS
+from harness.runtime.errors import UserError
 
 
 @component("method", "asymmetric")
@@ -77,26 +77,26 @@ class Asymmetric:
         pruned: dict[Site, Pruned] = {}
         for group in block.groups:
             difference = block.difference(group)
-            seen = self._seen(block, group, difference)
+            stats = self._stats(block, group, difference)
             dense, asked = [block.weights[site] for site in group], [patterns[site] for site in group]
             targets = [
                 self._target(weight, difference) if pattern.sparsity else weight
                 for weight, pattern in zip(dense, asked, strict=True)
             ]
-            for site, weight, result in zip(group, dense, self._pruned(targets, seen, asked), strict=True):
+            for site, weight, result in zip(group, dense, self._pruned(targets, stats, asked), strict=True):
                 pruned[site] = result._replace(weight=result.weight.to(weight.dtype), unseen=difference.gram.dead)
                 block.write(site, pruned[site].weight)
         return {site: pruned[site] for site in patterns}
 
-    def _pruned(self, targets: Sequence[Tensor], seen: Any, patterns: Sequence[Pattern]) -> Sequence[Pruned]:
+    def _pruned(self, targets: Sequence[Tensor], stats: Any, patterns: Sequence[Pattern]) -> Sequence[Pruned]:
         """What the inner method makes of matrices that read the same inputs, in one go where it can."""
-        if isinstance(self.inner, SharingMethod):
-            results = self.inner.prune_together(targets, seen, patterns)
-            if all(result.sound is None or bool(result.sound) for result in results):
-                return [result._replace(sound=None) for result in results]
-        return [self.inner.prune(target, seen, pattern) for target, pattern in zip(targets, patterns, strict=True)]
+        if isinstance(self.inner, GroupedMethod):
+            results = self.inner.prune_together(targets, stats, patterns)
+            if all(result.ok is None or bool(result.ok) for result in results):
+                return [result._replace(ok=None) for result in results]
+        return [self.inner.prune(target, stats, pattern) for target, pattern in zip(targets, patterns, strict=True)]
 
-    def _seen(self, block: ReferencedView, group: tuple[Site, ...], difference: Difference) -> Any:
+    def _stats(self, block: ReferencedView, group: tuple[Site, ...], difference: Difference) -> Any:
         """What the inner method wants to know of the inputs."""
         statistic = self.inner.statistic
         if statistic in (None, gram):

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.exchange import Candidates, Groups, exchange, in_rows
 from harness.core.interfaces import LinearMethod, Pruned
 from harness.core.moments import moments
 from harness.core.pattern import NofM, Pattern, keep
-from harness.core.statistic import Seen, Statistic, norms, together
+from harness.core.statistic import ActivationStats, Statistic, squared_norms, together
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 @component("method", "dsnot")
@@ -73,8 +73,8 @@ class DSnoT:
 
     @property
     def sees_gram(self) -> bool:
-        """Whether there are Gram matrices: none of its own."""
-        return self.inner.statistic not in (None, norms) and getattr(self.inner, "sees_gram", True)
+        """True if there are Gram matrices: none of its own."""
+        return self.inner.statistic not in (None, squared_norms) and getattr(self.inner, "sees_gram", True)
 
     def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
         """Four orders of the matrix in 64 bits, and about six matrices as large in float32."""
@@ -90,39 +90,45 @@ class DSnoT:
         return replace(self, max_cycles=0) if part == self.skip else self
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Mapping[str, Seen], pattern: Pattern) -> Pruned:
-        start = self._start(weight, seen.get("inner"), pattern)
-        kept = self._refined(weight.float(), seen, pattern, start) if self.max_cycles else start.kept
+    def prune(self, weight: Tensor, stats: Mapping[str, ActivationStats], pattern: Pattern) -> Pruned:
+        start = self._start(weight, stats.get("inner"), pattern)
+        kept = self._refined(weight.float(), stats, pattern, start) if self.max_cycles else start.kept
         return start._replace(weight=weight * kept, kept=kept)
 
-    def _start(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+    def _start(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
         if isinstance(pattern, NofM) or not hasattr(self.inner, "score"):
-            return self.inner.prune(weight, seen, pattern)
-        return Pruned(weight, keep(self.inner.score(weight, seen), pattern))
+            return self.inner.prune(weight, stats, pattern)
+        return Pruned(weight, keep(self.inner.score(weight, stats), pattern))
 
-    def _refined(self, weight: Tensor, seen: Mapping[str, Seen], pattern: Pattern, start: Pruned) -> Tensor:
+    def _refined(self, weight: Tensor, stats: Mapping[str, ActivationStats], pattern: Pattern, start: Pruned) -> Tensor:
         """The mask (O, I) after the cycles; a permuted pattern is looked at in its own order."""
         order = start.order if start.order is not None else torch.arange(weight.shape[1], device=weight.device)
         kept = start.kept[:, order]
-        expected = (weight * seen["moments"].total)[:, order]
+        expected = (weight * stats["moments"].total)[:, order]
         growth = torch.where(kept, 0, expected)
         error = growth.sum(dim=1, keepdim=True)
         if self.variance_power:
-            growth = growth / seen["moments"].variance[order] ** self.variance_power
+            growth = growth / stats["moments"].variance[order] ** self.variance_power
         refined = torch.empty_like(kept)
         refined[:, order] = exchange(
-            kept, expected, growth, error, self._going(weight, seen, pattern, order, kept, expected),
+            kept, expected, growth, error, self._going(weight, stats, pattern, order, kept, expected),
             cycles=self.max_cycles, threshold=self.update_threshold, released=self.variant == "released",
             same_sign=isinstance(pattern, NofM) if self.same_sign is None else self.same_sign,
         )  # fmt: skip
         return refined
 
     def _going(
-        self, weight: Tensor, seen: Mapping[str, Seen], pattern: Pattern, order: Tensor, kept: Tensor, expected: Tensor
+        self,
+        weight: Tensor,
+        stats: Mapping[str, ActivationStats],
+        pattern: Pattern,
+        order: Tensor,
+        kept: Tensor,
+        expected: Tensor,
     ) -> Candidates:
         """Candidates to go: for N:M by the score of the inner method, where it has one, otherwise by Wanda's."""
         inner = getattr(self.inner, "score", None) if isinstance(pattern, NofM) else None
-        score = inner(weight, seen.get("inner")) if inner else weight.abs() * seen["norms"].mean.sqrt()
+        score = inner(weight, stats.get("inner")) if inner else weight.abs() * stats["squared_norms"].mean_sq.sqrt()
         score = score[:, order]
         if isinstance(pattern, NofM):
             return Groups(score.masked_fill(~kept, torch.inf), pattern.of)
@@ -132,5 +138,5 @@ class DSnoT:
 @lru_cache
 def _seeing(inner: Statistic | None) -> Statistic:
     """One object for each inner statistic: what is asked for twice is one statistic."""
-    parts = {"moments": moments, "norms": norms}
+    parts = {"moments": moments, "squared_norms": squared_norms}
     return together(parts if inner is None else parts | {"inner": inner})

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from harness.catalogue import name_of
 from harness.core import checked
-from harness.core.errors import Failure
-from harness.core.interfaces import BlockMethod, BlockView, FeedForward, LinearMethod, Pruned, SharingMethod, Site
+from harness.core.interfaces import BlockMethod, BlockView, FeedForward, GroupedMethod, LinearMethod, Pruned, Site
 from harness.core.linalg import not_finite
 from harness.core.pattern import Pattern
-from harness.core.statistic import Gram, Norms, Seen, Statistic, never_seen
+from harness.core.statistic import ActivationStats, Gram, SquaredNorms, Statistic, never_seen
+from harness.runtime.errors import Failure
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,28 @@ class EachLinear:
     method: LinearMethod
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
-        seen, weights, method_of = self._seen(block, patterns), block.weights, self.method_for(block)
+        stats, weights, method_of = self._stats(block, patterns), block.weights, self.method_for(block)
         waits = any(weight.is_cuda for weight in weights.values())
         if not waits:
-            _refuse_overflow(seen)
+            _refuse_overflow(stats)
         pruned: dict[str, Pruned] = {}
-        groups = _with_the_same(seen, patterns, method_of)
+        groups = _with_the_same(stats, patterns, method_of)
         for sites in groups:
-            if isinstance(method := method_of(sites[0]), SharingMethod):
-                method.prepare(seen[sites[0]])
+            if isinstance(method := method_of(sites[0]), GroupedMethod):
+                method.prepare(stats[sites[0]])
         for sites in groups:
-            state, method = seen.get(sites[0]), method_of(sites[0])
-            if isinstance(method, SharingMethod):
+            state, method = stats.get(sites[0]), method_of(sites[0])
+            if isinstance(method, GroupedMethod):
                 asked = [patterns[site] for site in sites]
                 pruned |= _together(method, sites, weights, state, asked)
             else:
                 pruned |= {site: prune_one(method, site, weights[site], state, patterns[site]) for site in sites}
         if waits:
-            _refuse_overflow(seen)
-        for site in _unsound(pruned):
-            pruned[site] = prune_one(method_of(site), site, weights[site], seen.get(site), patterns[site])
-        unseen = {site: never_seen(seen.get(site)) for site in patterns}
-        return {site: pruned[site]._replace(sound=None, unseen=unseen[site]) for site in patterns}
+            _refuse_overflow(stats)
+        for site in _not_ok(pruned):
+            pruned[site] = prune_one(method_of(site), site, weights[site], stats.get(site), patterns[site])
+        unseen = {site: never_seen(stats.get(site)) for site in patterns}
+        return {site: pruned[site]._replace(ok=None, unseen=unseen[site]) for site in patterns}
 
     def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
         """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
@@ -58,21 +58,21 @@ class EachLinear:
         inside, attention, mlp = block.feed_forward.sites, *map(self.method.for_part, ("attention", "mlp"))
         return lambda site: mlp if site in inside else attention
 
-    def _seen(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, Seen]:
+    def _stats(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, ActivationStats]:
         """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
         if self.method.statistic:
             return block.observe(self.method.statistic)
-        knows, known = getattr(self.method, "knows", None), getattr(block, "known", None)
-        return {site: known(site, knows) for site in patterns} if knows and known else {}
+        make, known = getattr(self.method, "weight_statistic", None), getattr(block, "weight_statistic", None)
+        return {site: known(site, make) for site in patterns} if make and known else {}
 
 
-def _refuse_overflow(seen: Mapping[str, Seen]) -> None:
+def _refuse_overflow(stats: Mapping[str, ActivationStats]) -> None:
     """Inputs whose squares are not finite choose nothing: every score is infinite or not a number.
 
     Raises:
         UserError: a site has such inputs.
     """
-    squares = {site: one for site, state in seen.items() if (one := _squares(state)) is not None}
+    squares = {site: one for site, state in stats.items() if (one := _squares(state)) is not None}
     if not squares:
         return
     finite = torch.stack([torch.isfinite(one).all() for one in squares.values()]).tolist()
@@ -83,13 +83,17 @@ def _refuse_overflow(seen: Mapping[str, Seen]) -> None:
 
 def _squares(state: Any) -> torch.Tensor | None:
     """The sums of squares (I,) in what was seen, where it is one of the harness's statistics."""
-    if isinstance(state, Norms):
-        return state.mean
+    if isinstance(state, SquaredNorms):
+        return state.mean_sq
     return state.sums.diagonal() if isinstance(state, Gram) else None
 
 
 def _together(
-    method: SharingMethod, sites: Sequence[str], weights: Mapping[str, Tensor], state: Seen, patterns: Sequence[Pattern]
+    method: GroupedMethod,
+    sites: Sequence[str],
+    weights: Mapping[str, Tensor],
+    state: ActivationStats,
+    patterns: Sequence[Pattern],
 ) -> dict[str, Pruned]:
     """What a method makes of matrices (O, I) that read the same inputs.
 
@@ -102,13 +106,13 @@ def _together(
     return {site: checked.pruned(name, site, one, weights[site]) for site, one in zip(sites, results, strict=True)}
 
 
-def prune_one(method: LinearMethod, site: Site, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
+def prune_one(method: LinearMethod, site: Site, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
     """What a method makes of one weight (O, I).
 
     Raises:
         Failure: it is not of the right form.
     """
-    return checked.pruned(name_of(method), site, method.prune(weight, seen, pattern), weight)
+    return checked.pruned(name_of(method), site, method.prune(weight, stats, pattern), weight)
 
 
 @dataclass(frozen=True)
@@ -144,36 +148,36 @@ class _Watched:
     def feed_forward(self) -> FeedForward:
         return self._block.feed_forward
 
-    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, Seen]:
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, ActivationStats]:
         """What the block observes."""
-        seen = self._block.observe(statistic)
-        self.unseen |= {site: never_seen(state) for site, state in seen.items()}
-        return seen
+        stats = self._block.observe(statistic)
+        self.unseen |= {site: never_seen(state) for site, state in stats.items()}
+        return stats
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         """Tell it of the block."""
-        self._block.tell(**facts)
+        self._block.log(**facts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
 
 
 def _with_the_same(
-    seen: Mapping[str, Any], patterns: Mapping[str, Pattern], method_of: Callable[[str], LinearMethod]
+    stats: Mapping[str, Any], patterns: Mapping[str, Pattern], method_of: Callable[[str], LinearMethod]
 ) -> list[list[str]]:
     """The sites in groups that share what was seen, and their method; each alone where nothing was seen."""
     groups: dict[Any, list[str]] = {}
     for site in patterns:
-        groups.setdefault((id(seen[site]), id(method_of(site))) if site in seen else site, []).append(site)
+        groups.setdefault((id(stats[site]), id(method_of(site))) if site in stats else site, []).append(site)
     return list(groups.values())
 
 
-def _unsound(pruned: Mapping[str, Pruned]) -> list[str]:
-    flags = {site: result.sound for site, result in pruned.items() if result.sound is not None}
+def _not_ok(pruned: Mapping[str, Pruned]) -> list[str]:
+    flags = {site: result.ok for site, result in pruned.items() if result.ok is not None}
     if not flags:
         return []
-    sound = torch.stack(list(flags.values())).tolist()
-    return [site for site, fine in zip(flags, sound, strict=True) if not fine]
+    ok = torch.stack(list(flags.values())).tolist()
+    return [site for site, fine in zip(flags, ok, strict=True) if not fine]
 
 
 def as_block_method(method: Any) -> BlockMethod:

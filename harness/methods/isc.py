@@ -55,23 +55,23 @@ class ISC:
         return self._sparsegpt.refuses(pattern, shape)
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
-        return self._sparsegpt.prune_by(self._divisor_for(seen, pattern), weight, seen, pattern)
+    def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:
+        return self._sparsegpt.prune_by(self._divisor_for(stats, pattern), weight, stats, pattern)
 
-    def prepare(self, seen: Gram) -> None:
-        self._sparsegpt.prepare(seen)
+    def prepare(self, stats: Gram) -> None:
+        self._sparsegpt.prepare(stats)
 
     @torch.no_grad()
-    def prune_together(self, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
-        return self._sparsegpt.prune_together_by(self._divisor_for(seen, patterns[0]), weights, seen, patterns)
+    def prune_together(self, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
+        return self._sparsegpt.prune_together_by(self._divisor_for(stats, patterns[0]), weights, stats, patterns)
 
-    def _divisor_for(self, seen: Gram, pattern: Pattern) -> Divisor:
+    def _divisor_for(self, stats: Gram, pattern: Pattern) -> Divisor:
         plain = self.variant == "released" and isinstance(pattern, NofM)
-        return obs if plain else partial(self._divisor, seen)
+        return obs if plain else partial(self._divisor, stats)
 
-    def _divisor(self, seen: Gram, inverse: Inverse | Factor) -> Tensor:
+    def _divisor(self, stats: Gram, inverse: Inverse | Factor) -> Tensor:
         """One over the parenthesis of eq. 4 (I,)."""
-        diagonal = seen.matrix.diagonal() + seen.dead
+        diagonal = stats.matrix.diagonal() + stats.dead
         damped = diagonal + inverse.damping * diagonal.mean()  # H_mm
         left = inverse.factor.diagonal() if self.variant == "released" else obs(inverse)
         return 1 / (damped + 1 / left)

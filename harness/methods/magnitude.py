@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.catalogue import component
+from harness.core.histogram import MagnitudeHistogram
 from harness.core.interfaces import Pruned
-from harness.core.order import Order
 from harness.core.pattern import Group, Pattern, keep
 from harness.core.refit import refittable
-from harness.core.statistic import Seen
+from harness.core.statistic import ActivationStats
 
 
 @component("method", "magnitude")
@@ -28,13 +28,13 @@ class Magnitude:
     """The weights that are compared with one another."""
 
     statistic = None
-    knows = Order
+    weight_statistic = MagnitudeHistogram
 
-    def score(self, weight: Tensor, seen: Seen) -> Tensor:
+    def score(self, weight: Tensor, stats: ActivationStats) -> Tensor:
         """What weights (O, I) are compared by."""
         return weight.abs()
 
-    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
-        known = seen.smallest if isinstance(seen, Order) else None
-        kept = keep(self.score(weight, seen), pattern, self.group, quota="threshold", smallest=known)
+    def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
+        known = stats.smallest if isinstance(stats, MagnitudeHistogram) else None
+        kept = keep(self.score(weight, stats), pattern, self.group, quota="threshold", smallest=known)
         return Pruned(weight * kept, kept)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.channels import assigned, dealt, kept_in
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, NofM, Pattern, Unstructured, keep
-from harness.core.statistic import Norms, norms
+from harness.core.statistic import SquaredNorms, squared_norms
+from harness.runtime.errors import UserError
 
 Importance = Literal["sum", "retained_degree"]
 
@@ -50,7 +50,7 @@ class RIA:
     variant: Literal["default", "released"] = "default"
     """`released`: what the authors' code does where it differs."""
 
-    statistic = norms
+    statistic = squared_norms
 
     def __post_init__(self) -> None:
         if self.a < 0:
@@ -58,15 +58,15 @@ class RIA:
         if self.lsa and not self.reallocation:
             raise UserError("method.lsa=true starts from permuted inputs; set method.reallocation=true with it.")
 
-    def score(self, weight: Tensor, seen: Norms) -> Tensor:
+    def score(self, weight: Tensor, stats: SquaredNorms) -> Tensor:
         """What weights (O, I) are compared by; a row or column of zeros has scores of zero."""
         size = weight.float().abs()
         relative = _over(size, size.sum(dim=0, keepdim=True)) + _over(size, size.sum(dim=1, keepdim=True))
-        return relative * seen.mean.sqrt() ** self.a
+        return relative * stats.mean_sq.sqrt() ** self.a
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Norms, pattern: Pattern) -> Pruned:
-        score = self.score(weight, seen)
+    def prune(self, weight: Tensor, stats: SquaredNorms, pattern: Pattern) -> Pruned:
+        score = self.score(weight, stats)
         if self.reallocation and isinstance(pattern, NofM) and 0 < pattern.keep < pattern.of:
             order = dealt(self._worth(score, pattern), pattern.of)
             if self.lsa:

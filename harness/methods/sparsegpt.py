@@ -15,12 +15,12 @@ from torch import Tensor
 
 from harness.catalogue import component
 from harness.core.columns import prune_columns, spare_dead
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.linalg import Factor, Inverse
 from harness.core.pattern import NofM, Pattern
 from harness.core.refit import refittable
 from harness.core.statistic import Gram, gram
+from harness.runtime.errors import UserError
 
 Divisor = Callable[[Inverse | Factor], Tensor]
 Dead = Literal["prune", "keep"]
@@ -62,49 +62,49 @@ class SparseGPT:
         return None
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
-        return self.prune_by(obs, weight, seen, pattern)
+    def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:
+        return self.prune_by(obs, weight, stats, pattern)
 
     @torch.no_grad()
-    def prepare(self, seen: Gram) -> None:
-        if seen.fast:
-            seen.prepare(self.damping)
+    def prepare(self, stats: Gram) -> None:
+        if stats.fast:
+            stats.prepare(self.damping)
 
     @torch.no_grad()
-    def prune_together(self, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
-        return self.prune_together_by(obs, weights, seen, patterns)
+    def prune_together(self, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern]) -> list[Pruned]:
+        return self.prune_together_by(obs, weights, stats, patterns)
 
-    def prune_by(self, divisor: Divisor, weight: Tensor, seen: Gram, pattern: Pattern) -> Pruned:
+    def prune_by(self, divisor: Divisor, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:
         """The same walk for any score of the form w² over a `divisor` (I,) that follows from the damped inverse."""
         if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
-        inverse = seen.damped_inverse(self.damping)
-        work, kept = self._walk(divisor(inverse), [weight], seen, [pattern], inverse.factor)
+        inverse = stats.damped_inverse(self.damping)
+        work, kept = self._walk(divisor(inverse), [weight], stats, [pattern], inverse.factor)
         note = "" if inverse.damping == self.damping else f"damping {inverse.damping:g}"
         return Pruned(work.to(weight.dtype), kept, note)
 
     def prune_together_by(
-        self, divisor: Divisor, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern]
+        self, divisor: Divisor, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern]
     ) -> list[Pruned]:
-        """Matrices that read the same inputs in one walk, the GPU never waited for; rounded as `seen` allows.
+        """Matrices that read the same inputs in one walk, the GPU never waited for; rounded as `stats` allows.
 
         Where it was summed as the released code sums, or the patterns do not go together, each matrix goes alone.
         """
-        if not seen.fast or min(pattern.sparsity for pattern in patterns) == 0 or len(set(map(str, patterns))) > 1:
-            return [self.prune_by(divisor, *item) for item in zip(weights, repeat(seen), patterns)]
-        hoped = seen.hoped_factor(self.damping)
-        work, kept = self._walk(divisor(hoped), weights, seen, patterns, hoped.factor)
+        if not stats.fast or min(pattern.sparsity for pattern in patterns) == 0 or len(set(map(str, patterns))) > 1:
+            return [self.prune_by(divisor, *item) for item in zip(weights, repeat(stats), patterns)]
+        unchecked = stats.unchecked_factor(self.damping)
+        work, kept = self._walk(divisor(unchecked), weights, stats, patterns, unchecked.factor)
         sizes = [len(weight) for weight in weights]
         parts = zip(work.to(weights[0].dtype).split(sizes), kept.split(sizes), strict=True)
-        return [Pruned(weight, stays, sound=hoped.sound) for weight, stays in parts]
+        return [Pruned(weight, stays, ok=unchecked.ok) for weight, stays in parts]
 
     def _walk(
-        self, divisors: Tensor, weights: Sequence[Tensor], seen: Gram, patterns: Sequence[Pattern], factor: Tensor
+        self, divisors: Tensor, weights: Sequence[Tensor], stats: Gram, patterns: Sequence[Pattern], factor: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The pruned weights and what was kept of all matrices (O, I), one above the other; from left to right."""
         sizes = [len(weight) for weight in weights]
         dense = (weights[0] if len(weights) == 1 else torch.cat(list(weights))).float()
-        work = dense.masked_fill(seen.dead, 0)
+        work = dense.masked_fill(stats.dead, 0)
         kept = torch.empty_like(work, dtype=torch.bool)
         for start in range(0, work.shape[1], self.blocksize):
             columns = slice(start, start + self.blocksize)
@@ -113,12 +113,12 @@ class SparseGPT:
             )
             work[:, columns] = pruned
             rest, line = work[:, columns.stop :], factor[columns, columns.stop :]
-            if seen.fast:
+            if stats.fast:
                 rest.addmm_(errors, line, alpha=-1)
             else:
                 rest -= errors.contiguous() @ line
             if self.dead == "keep":  # after the walk: at zero these weights take part in nothing
-                dead, before = seen.dead[columns], dense[:, columns]
+                dead, before = stats.dead[columns], dense[:, columns]
                 spared = dead & spare_dead(before, dead, patterns, sizes)
                 kept[:, columns] = torch.where(dead, spared, kept[:, columns])
                 work[:, columns] = torch.where(spared, before, pruned)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
-from harness.core.interfaces import LinearMethod, Pruned, SharingMethod
+from harness.core.interfaces import GroupedMethod, LinearMethod, Pruned
 from harness.core.pattern import NofM, Pattern
-from harness.core.statistic import Gram, Seen, Statistic, gram, together
+from harness.core.statistic import ActivationStats, Gram, Statistic, gram, together
 from harness.core.swaps import swapped, working_bytes
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 @component("method", "swaps")
@@ -66,32 +66,32 @@ class Swaps:
         return refuses(pattern, shape) if refuses else None
 
     @torch.no_grad()
-    def prepare(self, seen: Gram | Mapping[str, Seen]) -> None:
-        if isinstance(self.inner, SharingMethod):
-            self.inner.prepare(self._parts(seen)[0])
+    def prepare(self, stats: Gram | Mapping[str, ActivationStats]) -> None:
+        if isinstance(self.inner, GroupedMethod):
+            self.inner.prepare(self._parts(stats)[0])
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Gram | Mapping[str, Seen], pattern: Pattern) -> Pruned:
-        inner, matrix = self._parts(seen)
+    def prune(self, weight: Tensor, stats: Gram | Mapping[str, ActivationStats], pattern: Pattern) -> Pruned:
+        inner, matrix = self._parts(stats)
         (pruned,) = self._refined([weight], matrix, [pattern], [self.inner.prune(weight, inner, pattern)])
         return pruned
 
     @torch.no_grad()
     def prune_together(
-        self, weights: Sequence[Tensor], seen: Gram | Mapping[str, Seen], patterns: Sequence[Pattern]
+        self, weights: Sequence[Tensor], stats: Gram | Mapping[str, ActivationStats], patterns: Sequence[Pattern]
     ) -> list[Pruned]:
-        inner, matrix = self._parts(seen)
-        if isinstance(self.inner, SharingMethod):
+        inner, matrix = self._parts(stats)
+        if isinstance(self.inner, GroupedMethod):
             first = self.inner.prune_together(weights, inner, patterns)
         else:
             first = [self.inner.prune(weight, inner, each) for weight, each in zip(weights, patterns, strict=True)]
         return self._refined(weights, matrix, patterns, first)
 
-    def _parts(self, seen: Gram | Mapping[str, Seen]) -> tuple[Seen, Tensor]:
+    def _parts(self, stats: Gram | Mapping[str, ActivationStats]) -> tuple[ActivationStats, Tensor]:
         """What the inner method saw, and the Gram matrix (I, I)."""
-        if isinstance(seen, Gram):
-            return seen if self.inner.statistic is gram else None, seen.matrix
-        return seen["inner"], seen["gram"].matrix
+        if isinstance(stats, Gram):
+            return stats if self.inner.statistic is gram else None, stats.matrix
+        return stats["inner"], stats["gram"].matrix
 
     def _refined(
         self, weights: Sequence[Tensor], matrix: Tensor, patterns: Sequence[Pattern], first: Sequence[Pruned]

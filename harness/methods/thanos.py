@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.joint import compensated, working_bytes
 from harness.core.moments import last_norms
 from harness.core.pattern import NofM, Pattern, keep, lowest
-from harness.core.statistic import Gram, Seen, Statistic, gram, norms, together
+from harness.core.statistic import ActivationStats, Gram, Statistic, gram, squared_norms, together
+from harness.runtime.errors import UserError
 
 
 @component("method", "thanos")
@@ -52,7 +52,7 @@ class Thanos:
 
     @property
     def statistic(self) -> Statistic:
-        return _seen if self.variant == "default" else _seen_and_last
+        return _stats if self.variant == "default" else _stats_and_last
 
     def working_bytes(self, outputs: int, inputs: int, *, cuda: bool) -> int:
         """The matrix twice in float32, its order, and the systems of rows at once with their indices and factors."""
@@ -64,15 +64,15 @@ class Thanos:
         return None
 
     @torch.no_grad()
-    def prune(self, weight: Tensor, seen: Mapping[str, Seen], pattern: Pattern) -> Pruned:
+    def prune(self, weight: Tensor, stats: Mapping[str, ActivationStats], pattern: Pattern) -> Pruned:
         if pattern.sparsity == 0:
             return Pruned(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
         if pattern.sparsity == 1:
             return Pruned(torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool))
-        matrix: Gram = seen["gram"]
-        inverse, norm = matrix.damped_inverse(self.damping), seen["norms"].mean.sqrt()
+        matrix: Gram = stats["gram"]
+        inverse, norm = matrix.damped_inverse(self.damping), stats["squared_norms"].mean_sq.sqrt()
         work, kept = weight.float().masked_fill(matrix.dead, 0), torch.ones_like(weight, dtype=torch.bool)
-        inside = self._inside(work, seen["last"].sqrt() if "last" in seen else norm, pattern)
+        inside = self._inside(work, stats["last"].sqrt() if "last" in stats else norm, pattern)
         work[inside], kept[inside] = self._walk(work[inside], norm, inverse.factor, pattern)
         note = "" if inverse.damping == self.damping else f"damping {inverse.damping:g}"
         return Pruned(work.to(weight.dtype), kept, note)
@@ -106,5 +106,5 @@ class Thanos:
         return work, kept
 
 
-_seen = together({"gram": gram, "norms": norms})
-_seen_and_last = together({"gram": gram, "norms": norms, "last": last_norms})
+_stats = together({"gram": gram, "squared_norms": squared_norms})
+_stats_and_last = together({"gram": gram, "squared_norms": squared_norms, "last": last_norms})

@@ -10,7 +10,7 @@ from harness.catalogue import component
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Group, Pattern, keep
 from harness.core.refit import refittable
-from harness.core.statistic import Seen, norms
+from harness.core.statistic import ActivationStats, squared_norms
 
 
 @component("method", "wanda")
@@ -22,13 +22,13 @@ class Wanda:
     group: Group = "row"
     """The weights that are compared with one another."""
 
-    statistic = norms
+    statistic = squared_norms
     revision = 2  # 1: a plain sum of squares, whose rounding swapped one near tie at 90 %
 
-    def score(self, weight: Tensor, seen: Seen) -> Tensor:
+    def score(self, weight: Tensor, stats: ActivationStats) -> Tensor:
         """What weights (O, I) are compared by."""
-        return weight.abs() * seen.mean.sqrt()
+        return weight.abs() * stats.mean_sq.sqrt()
 
-    def prune(self, weight: Tensor, seen: Seen, pattern: Pattern) -> Pruned:
-        kept = keep(self.score(weight, seen), pattern, self.group)
+    def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
+        kept = keep(self.score(weight, stats), pattern, self.group)
         return Pruned(weight * kept, kept)

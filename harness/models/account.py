@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 
-from harness.core.errors import UserError
-from harness.models.anatomy import FAMILIES
 from harness.models.weights import Tensor, is_harmless
+from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from harness.models.checkpoint import Checkpoint
 
-INSIDE = "model."
-"""What stands in front of a decoder's names inside the model with a head; some checkpoints leave it out."""
 FREQUENCIES = ("rotary_emb.inv_freq", 1e-2)
 """A buffer that old checkpoints hold for every block, and how far rounding to 16 bits moves it."""
-
-
-def check_blocks(checkpoint: Checkpoint) -> None:
-    """Compare the blocks that the files hold with those that the configuration counts, before anything is loaded.
-
-    Raises:
-        UserError: there are more, or fewer.
-    """
-    layout = FAMILIES.get(str(checkpoint.config.get("model_type")))
-    if layout is None or checkpoint.blocks is None:
-        return
-    path = re.escape(layout.blocks.removeprefix(INSIDE))
-    found: dict[int, str] = {}
-    for name in checkpoint.tensors:
-        if match := re.match(rf"(?:{re.escape(INSIDE)})?{path}\.(\d{{1,9}})\.", name):
-            found.setdefault(int(match[1]), name)
-    counted, where = checkpoint.blocks, checkpoint.folder / "config.json"
-    if beyond := sorted(index for index in found if index >= counted):
-        raise UserError(
-            f"the weights of {checkpoint.folder} hold block {beyond[0]} ({found[beyond[0]]}), {where} counts {counted} "
-            f"blocks: set num_hidden_layers={beyond[-1] + 1} there, or delete the tensors of the blocks left out."
-        )
-    if found and len(found) < counted:
-        lacking = next(index for index in range(counted) if index not in found)
-        raise UserError(f"the weights of {checkpoint.folder} lack block {lacking}; {where} counts {counted} blocks.")
 
 
 def account(model: PreTrainedModel, info: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from harness.core.errors import UserError
+from torch import Tensor
+
 from harness.core.structure import Cut
+from harness.runtime.errors import UserError
 
 COVERAGE = 0.99
 """The share of a block's matrix weights that a layout has to name."""
@@ -41,6 +44,36 @@ class Norms(NamedTuple):
 
 
 KEYS, NORMS = Keys(), Norms()
+Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def _named(**names: str) -> Reader:
+    """A reader of configurations that have other names for what most call so."""
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, **{ours: config[its] for ours, its in names.items() if config.get(its) is not None}}
+
+    return read
+
+
+_AS_IT_IS = _named()
+
+
+def _gelu_of_bloom() -> Callable[[Tensor], Tensor]:
+    """The formula of a module that brings a gradient of its own."""
+    from transformers.models.bloom.modeling_bloom import bloom_gelu_forward
+
+    formula: Callable[[Tensor], Tensor] = bloom_gelu_forward
+    return formula
+
+
+def _falcon(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Falcon's key/value heads are counted where its new decoder is asked for, one or as many as query heads else."""
+    read = _named(intermediate_size="ffn_hidden_size")(config)
+    heads = config.get("num_attention_heads")
+    new, one = config.get("new_decoder_architecture", False), config.get("multi_query", True)
+    read["num_key_value_heads"] = (config.get("num_kv_heads") or heads) if new else 1 if one else heads
+    return read
 
 
 @dataclass(frozen=True)
@@ -57,7 +90,10 @@ class Anatomy:
     (ALiBi). `tuples` says that a block gives a tuple that opens with the hidden states. `tied` says whether the head is
     the embedding where the configuration does not. `norms_behind` says that a norm stands behind each sub-layer;
     `norm_in_stream` names an entry of the configuration and its value with which norms stand in the residual stream
-    itself. `conv1d` says that the linears are transposed on disk.
+    itself. `conv1d` says that the linears are transposed on disk. `sdpa` says that transformers has fused
+    attention for it, `sdpa_only_with` names an entry of the configuration with which its plain attention is wrong.
+    `plain_activation` gives the activation as a function of which derivatives of any kind can be taken, where the
+    module is none. `standard` gives a `config.json` with the sizes by the names that most families have.
     """
 
     blocks: str
@@ -76,6 +112,10 @@ class Anatomy:
     norms_behind: bool = False
     norm_in_stream: tuple[str, Any] | None = None
     conv1d: bool = False
+    sdpa: bool = True
+    sdpa_only_with: str | None = None
+    plain_activation: Callable[[], Callable[[Tensor], Tensor]] | None = None
+    standard: Reader = _AS_IT_IS
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -127,6 +167,7 @@ def _like_llama(**changes: Any) -> Anatomy:
 _FOUR_NORMS = Norms(
     ("input_layernorm", "post_attention_layernorm"), ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 )
+_OF_BIGSCIENCE = (("self_attention.query_key_value",), ("self_attention.dense",))
 _MEGATRON = (("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",))
 
 FAMILIES = {
@@ -135,7 +176,7 @@ FAMILIES = {
     "qwen2": _like_llama(),
     "qwen3": _like_llama(keys=_OF_ATTENTION),
     "gemma": _like_llama(keys=_OF_ATTENTION, tied=True),
-    "gemma2": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True),
+    "gemma2": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True, sdpa=False),
     "gemma3_text": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True),
     "opt": Anatomy(
         "model.decoder.layers",
@@ -148,6 +189,7 @@ FAMILIES = {
         keys=Keys(wide="ffn_dim", groups=None, head=None),
         tied=True,
         norm_in_stream=("do_layer_norm_before", False),
+        standard=_named(intermediate_size="ffn_dim"),
     ),
     "phi": Anatomy(
         "model.layers",
@@ -174,8 +216,86 @@ FAMILIES = {
         "mlp.activation_fn",
         order="parts",
     ),
+    "gpt2": Anatomy(
+        "transformer.h",
+        (("attn.c_attn",), ("attn.c_proj",)),
+        (("mlp.c_fc",), ("mlp.c_proj",)),
+        "mlp.act",
+        gated=False,
+        parts=("attn", "mlp"),
+        order="parts",
+        norms=Norms(("ln_1",), ("ln_2",)),
+        keys=Keys(wide="n_inner", groups=None, head=None),
+        tied=True,
+        conv1d=True,
+        standard=_named(
+            num_hidden_layers="n_layer",
+            hidden_size="n_embd",
+            num_attention_heads="n_head",
+            intermediate_size="n_inner",
+            max_position_embeddings="n_positions",
+        ),
+    ),
+    "bloom": Anatomy(
+        "transformer.h",
+        _OF_BIGSCIENCE,
+        _MEGATRON,
+        "mlp.gelu_impl",
+        gated=False,
+        parts=("self_attention", "mlp"),
+        order="groups",
+        keys=Keys(wide=None, groups=None, head=None),
+        slopes=True,
+        tuples=True,
+        tied=True,
+        sdpa=False,
+        plain_activation=_gelu_of_bloom,
+        norm_in_stream=("apply_residual_connection_post_layernorm", True),
+        standard=_named(
+            num_hidden_layers="n_layer",
+            hidden_size="n_embed",
+            num_attention_heads="n_head",
+            max_position_embeddings="seq_length",
+        ),
+    ),
+    "falcon": Anatomy(
+        "transformer.h",
+        _OF_BIGSCIENCE,
+        _MEGATRON,
+        "mlp.act",
+        gated=False,
+        parts=("self_attention", "mlp"),
+        order="groups",
+        norms=Norms(("input_layernorm", "ln_attn"), ("post_attention_layernorm", "ln_mlp")),
+        keys=Keys(wide="ffn_hidden_size", groups=None, head=None),
+        slopes=True,
+        tuples=True,
+        tied=True,
+        sdpa_only_with="alibi",  # transformers 5.23 adds the slopes twice: to the scores, and in the mask
+        standard=_falcon,
+    ),
+    "olmo2": _like_llama(
+        keys=_OF_ATTENTION,
+        norms=Norms(("post_attention_layernorm",), ("post_feedforward_layernorm",)),
+        heads_alone=False,
+        norms_behind=True,
+    ),
 }
 """`model_type` of the Hugging Face configuration → layout."""
+
+
+def family(name: str, layout: Anatomy) -> Anatomy:
+    """Register the layout of a family that the harness does not bring, from a file that `plugins=` names.
+
+    It is checked against every model of the family, as ours are: it has to name 99 % of the weights of each block.
+
+    Raises:
+        UserError: the family has another layout.
+    """
+    if FAMILIES.setdefault(name, layout) != layout:
+        raise UserError(f"the model family '{name}' has a layout; a plugin cannot bring another one.")
+    return layout
+
 
 _FIRST_LLAMA = "308bacc610f15a42"
 FIRST_LAYOUTS = {

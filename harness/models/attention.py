@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.fused import Replacement, recorded, replaced
+from harness.models.fused import Replacement, patched, recorded
 
 SCORE_BYTES = 1 << 22
 """Scores of one piece take about so much memory."""
@@ -34,7 +34,7 @@ def in_pieces(model: nn.Module) -> Iterator[list[str]]:
     Yields:
         the modules of transformers in which it does.
     """
-    with replaced(_replacements(model)) as names:
+    with patched(_replacements(model)) as names:
         yield names
 
 
@@ -103,7 +103,7 @@ class _Ungrouped:
 @cache
 @torch.no_grad()
 def _same_bits(own: Attention) -> bool:
-    """Whether pieces give the same on random numbers, of a length at which one is a part of a window."""
+    """Return whether pieces give the same on random numbers, of a length at which one is a part of a window."""
     length, heads, width = 384, 8, 64
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, length, heads, width, generator=generator).transpose(1, 2) for _ in range(3))

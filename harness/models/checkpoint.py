@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError
-from harness.core.files import at_home, is_there
-from harness.core.hub import asking, why_nothing
-from harness.models.account import check_blocks
 from harness.models.anatomy import FAMILIES, no_layout
 from harness.models.packaged import PACKAGED, packaged_folder
 from harness.models.sliced import unsliced
 from harness.models.weights import INDEX, SINGLE, Tensor, file_hash, read_headers, read_json, weight_files
+from harness.runtime.errors import UserError
+from harness.runtime.files import at_home, is_there
+from harness.runtime.hub import asking, why_nothing
 
 ASSETS = "assets:"
 """Opens the path of a model below `HARNESS_ASSETS`."""
@@ -74,15 +74,25 @@ class Checkpoint:
     """What stands for the files of a model that a caller has in memory."""
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """The configuration with sizes by the names that most families have."""
+        layout = FAMILIES.get(str(self.config.get("model_type")))
+        return dict(self.config) if layout is None else layout.standard(self.config)
+
+    @property
     def context(self) -> int:
         """The longest window the model takes."""
-        return int(self.config.get("max_position_embeddings") or 2048)
+        return int(self.sizes.get("max_position_embeddings") or 2048)
 
     @property
     def blocks(self) -> int | None:
         """How many blocks the model has; None where its configuration calls that by a name unknown here."""
-        counts = [self.config[name] for name in BLOCKS if isinstance(self.config.get(name), int)]
-        return counts[0] if counts else None
+        return None if self.blocks_key is None else int(self.config[self.blocks_key])
+
+    @property
+    def blocks_key(self) -> str | None:
+        """The name under which the configuration has that number."""
+        return next((name for name in BLOCKS if isinstance(self.config.get(name), int)), None)
 
     @property
     def stored_dtype(self) -> str:
@@ -231,3 +241,32 @@ def tokenizer_files(folder: Path) -> dict[str, str]:
     """The same of the files in a folder."""
     found = {path.name: path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
     return {name: file_hash(path) for name, path in sorted(found.items()) if path.is_file()}
+
+
+INSIDE = "model."
+"""What stands in front of a decoder's names inside the model with a head; some checkpoints leave it out."""
+
+
+def check_blocks(checkpoint: Checkpoint) -> None:
+    """Compare the blocks that the files hold with those that the configuration counts, before anything is loaded.
+
+    Raises:
+        UserError: there are more, or fewer.
+    """
+    layout = FAMILIES.get(str(checkpoint.config.get("model_type")))
+    if layout is None or checkpoint.blocks is None:
+        return
+    path = re.escape(layout.blocks.removeprefix(INSIDE))
+    found: dict[int, str] = {}
+    for name in checkpoint.tensors:
+        if match := re.match(rf"(?:{re.escape(INSIDE)})?{path}\.(\d{{1,9}})\.", name):
+            found.setdefault(int(match[1]), name)
+    counted, where = checkpoint.blocks, checkpoint.folder / "config.json"
+    if beyond := sorted(index for index in found if index >= counted):
+        raise UserError(
+            f"the weights of {checkpoint.folder} hold block {beyond[0]} ({found[beyond[0]]}), {where} counts {counted} "
+            f"blocks: set {checkpoint.blocks_key}={beyond[-1] + 1} there, or delete the tensors of the blocks left out."
+        )
+    if found and len(found) < counted:
+        lacking = next(index for index in range(counted) if index not in found)
+        raise UserError(f"the weights of {checkpoint.folder} lack block {lacking}; {where} counts {counted} blocks.")

@@ -19,24 +19,16 @@ def to_linears(model: nn.Module) -> None:
             model.set_submodule(name, linear)
 
 
-def to_conv1d(model: nn.Module, names: frozenset[str]) -> None:
-    """Put a `Conv1D` with the transposed weight in the place of the linears of these names."""
+def to_conv1d(model: nn.Module, blocks: str) -> None:
+    """Put a `Conv1D` with the transposed weight in the place of every linear of the blocks, whose path is given."""
     from transformers.pytorch_utils import Conv1D
 
-    for name in sorted(names):
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        with torch.device("meta"):
-            module = Conv1D(linear.out_features, linear.in_features)
-        _take(module, linear)
-        model.set_submodule(name, module)
-
-
-def conv1d_names(model: nn.Module) -> frozenset[str]:
-    """The names of a model's `Conv1D` modules."""
-    from transformers.pytorch_utils import Conv1D
-
-    return frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and name.startswith(f"{blocks}."):
+            with torch.device("meta"):
+                module = Conv1D(linear.out_features, linear.in_features)
+            _take(module, linear)
+            model.set_submodule(name, module)
 
 
 def _take(target: nn.Module, source: nn.Module) -> None:

@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
 from harness.models.conv1d import to_linears
+from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,7 +103,8 @@ class Decoder:
         """The feed-forward part of one block; one without matrices where it is gone."""
         if self.cut.gone("mlp", index):
             return FeedForward((), "", self.anatomy.gated, nn.Identity(), {})
-        activation = self.block(index).get_submodule(self.anatomy.activation)
+        plain = self.anatomy.plain_activation
+        activation = plain() if plain else self.block(index).get_submodule(self.anatomy.activation)
         readers, (down,) = (tuple(self.site(index, name) for name in group) for group in self.anatomy.mlp)
         linears = self.linears(index)
         biases = {site: linears[site].bias for site in (*readers, down) if linears[site].bias is not None}

@@ -37,12 +37,12 @@ def fused(decoder: Decoder, *, wanted: bool = True) -> Iterator[list[str]]:
     Yields:
         the names of what was replaced.
     """
-    with replaced(_replacements(decoder) if wanted else ()) as names:
+    with patched(_replacements(decoder) if wanted else ()) as names:
         yield names
 
 
 @contextmanager
-def replaced(replacements: Iterable[Replacement]) -> Iterator[list[str]]:
+def patched(replacements: Iterable[Replacement]) -> Iterator[list[str]]:
     """While inside, attributes of objects are others, each found and set without gradients; at the end they are back.
 
     Yields:
@@ -139,7 +139,7 @@ def _rotary(model: nn.Module, own: Callable[..., Any] | None) -> Callable[..., A
 
 
 def recorded(*given: Any) -> bool:
-    """Whether gradients with respect to any of these will be asked for."""
+    """Return whether gradients with respect to any of these will be asked for."""
     return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
 

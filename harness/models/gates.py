@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.core.structure import SUBLAYERS, Cut
 from harness.models.decoder import Decoder
-from harness.models.fused import Replacement, replaced
+from harness.models.fused import Replacement, patched
 from harness.models.skipped import nothing
 from harness.models.units import changed, channel_lines, head_lines, norms_of, settled
 
@@ -32,7 +32,7 @@ def gated(decoder: Decoder, cut: Cut) -> Iterator[None]:
     """
     total = settled(decoder, cut)
     with ExitStack() as stack:
-        stack.enter_context(replaced(_replacements(decoder, total)))
+        stack.enter_context(patched(_replacements(decoder, total)))
         for linear, kept in _gates(decoder, total):
             handle = linear.register_forward_pre_hook(partial(_multiplied, kept))
             stack.callback(handle.remove)

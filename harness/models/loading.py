@@ -11,12 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from harness.core.errors import UserError, reason
 from harness.models.account import account, stored_tensor
+from harness.models.anatomy import FAMILIES
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.placement import Placement, Where, place
 from harness.models.sliced import SLICED, self_slicing
+from harness.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -184,13 +185,21 @@ def attention_for(config: Mapping[str, Any], dtype: torch.dtype) -> str:
 
     The released codes ran on a transformers that had plain attention only. SparseGPT is chaotic: with it, its masks on
     the proxies are the authors', bit for bit; with fused attention, tenths of a per cent of them are not by the second
-    block. Soft-capped attention (Gemma 2) has no fused form.
+    block. Some families have no fused form.
     """
-    plain = dtype == torch.float32 or config.get("attn_logit_softcapping")
-    return "eager" if plain else "sdpa"
+    layout = FAMILIES.get(str(config.get("model_type")))
+    if layout and layout.sdpa_only_with and config.get(layout.sdpa_only_with):
+        return "sdpa"
+    return "sdpa" if dtype != torch.float32 and _has_fused(config) else "eager"
+
+
+def _has_fused(config: Mapping[str, Any]) -> bool:
+    """Return whether transformers has fused attention for a model; soft-capped attention has none."""
+    layout = FAMILIES.get(str(config.get("model_type")))
+    return not config.get("attn_logit_softcapping") and (layout is None or layout.sdpa)
 
 
 def fuse_attention(model: PreTrainedModel) -> None:
-    """Fused attention for evaluation, where nothing is chaotic and it only rounds the seventh digit (not Gemma 2's)."""
-    if not getattr(model.config, "attn_logit_softcapping", None):
+    """Fused attention for evaluation, where nothing is chaotic and it only rounds the seventh digit."""
+    if _has_fused(model.config.to_dict()) and model._can_set_attn_implementation():
         model.set_attn_implementation("sdpa")

@@ -9,8 +9,8 @@ from weakref import WeakSet
 
 import torch
 
-from harness.core.errors import UserError
-from harness.core.memory import free_on_gpu
+from harness.runtime.errors import UserError
+from harness.runtime.memory import free_on_gpu
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -52,23 +52,23 @@ def available(device: torch.device) -> int:
     return free_on_gpu(device) if device.type == "cuda" else free_memory()
 
 
-class Lender(Protocol):
+class Reclaimable(Protocol):
     """Whoever keeps tensors between runs, and gives them up for one that needs their memory."""
 
-    def lent(self, device: torch.device) -> int: ...
+    def reclaimable(self, device: torch.device) -> int: ...
 
 
-_lenders: WeakSet[Lender] = WeakSet()
+_holders: WeakSet[Reclaimable] = WeakSet()
 
 
-def lend(lender: Lender) -> None:
+def register_reclaimable(holder: Reclaimable) -> None:
     """Let the memory that somebody keeps count as free."""
-    _lenders.add(lender)
+    _holders.add(holder)
 
 
-def lent_on(device: torch.device) -> int:
+def reclaimable_on(device: torch.device) -> int:
     """Bytes on a device that whoever keeps them would give up."""
-    return sum(lender.lent(device) for lender in _lenders)
+    return sum(holder.reclaimable(device) for holder in _holders)
 
 
 def free_memory() -> int:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from harness.core.errors import UserError, unknown
-from harness.core.files import held, staged
+from harness.runtime.errors import UserError, unknown
+from harness.runtime.files import held, staged
 
 PACKAGED = "packaged:"
 """Opens the path of a model that is a key of `PACKAGES`."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.core.memory import Ferry, Mark, Parked, page_locked, unlock
 from harness.models.decoder import Decoder
+from harness.runtime.memory import CopyStreams, Mark, OffloadableTensors, page_locked, unlock
 
 ALIGNMENT = 512
 """Bytes at whose multiples matrices start in a buffer, as the GPU's own allocator has it."""
@@ -49,7 +49,7 @@ class Placement:
 
     @property
     def offloaded(self) -> bool:
-        """Whether blocks wait in host memory."""
+        """True if blocks wait in host memory."""
         return self._visits is not None
 
     @contextmanager
@@ -74,9 +74,9 @@ class Placement:
         if isinstance(self._visits, _Visits):
             self._visits.restructured()
 
-    def parked(self, tensors: Any = ()) -> Parked:
+    def offloadable(self, tensors: Any = ()) -> OffloadableTensors:
         """A list of activations, which wait where this placement has them wait."""
-        return Parked(self.device, tensors, waits=self._parks)
+        return OffloadableTensors(self.device, tensors, on_host=self._parks)
 
     def replicas(self, decoder: Decoder, most: int) -> list[Decoder]:
         """At most so many copies of this placement's model, one on each further device; they follow its weights."""
@@ -162,7 +162,7 @@ class _Home:
         return [tensor.data_ptr() for tensor in self.waiting]
 
     def holds(self, block: nn.Module) -> bool:
-        """Whether the matrices of the block are those that wait here."""
+        """Return whether the matrices of the block are those that wait here."""
         now = [parameter for parameter in block.parameters() if parameter.dim() > 1]
         return len(now) == len(self.waiting) and all(
             mine.data_ptr() == waits.data_ptr() and mine.shape == waits.shape
@@ -184,12 +184,12 @@ class _Visits:
     """The blocks of a model in host memory, and two slots on the device that they visit."""
 
     def __init__(self, blocks: nn.ModuleList, device: torch.device) -> None:
-        self._blocks, self._ferry = blocks, Ferry(device)
+        self._blocks, self._copy_streams = blocks, CopyStreams(device)
         self._homes = {block: _Home(block, device) for block in blocks}
         largest = max(home.size for home in self._homes.values())
         self._slots = [_Slot(largest, device), _Slot(largest, device)]
         for slot in self._slots:
-            self._ferry.lend(slot.flat)
+            self._copy_streams.record_use(slot.flat)
         self._entered: list[nn.Module] = []
         self._written: set[nn.Module] = set()
         for block in blocks:
@@ -208,7 +208,7 @@ class _Visits:
             unlock(home.pointers)
             del self._homes[block]
             if block in left:
-                self._homes[block] = _Home(block, self._ferry.device)
+                self._homes[block] = _Home(block, self._copy_streams.device)
         self._locked[:] = [pointer for home in self._homes.values() for pointer in home.pointers]
 
     @contextmanager
@@ -218,7 +218,7 @@ class _Visits:
             return
         slot, home = self._on_its_way(block), self._homes[block]
         self._entered.append(block)
-        self._ferry.wait(slot.ready)
+        self._copy_streams.wait(slot.ready)
         on_device = _views(slot.flat, home.matrices)
         _point(home.matrices, on_device)
         self._fetch_next(block)
@@ -226,10 +226,10 @@ class _Visits:
             yield
         finally:
             _point(home.matrices, home.waiting)
-            slot.free = self._ferry.mark()
+            slot.free = self._copy_streams.mark()
             if block in self._written:
                 pairs = list(zip(on_device, home.waiting, strict=True))
-                slot.free = home.settled = self._ferry.send(pairs, [slot.free])
+                slot.free = home.settled = self._copy_streams.send(pairs, [slot.free])
                 self._written.discard(block)
             slot.block = None
             self._entered.remove(block)
@@ -239,7 +239,7 @@ class _Visits:
         self._written.add(block)
 
     def settle(self) -> None:
-        self._ferry.finish()
+        self._copy_streams.finish()
         for slot in self._slots:
             if slot.block not in self._entered:
                 slot.block = None
@@ -252,7 +252,7 @@ class _Visits:
             found = min(free, key=lambda slot: slot.block is not None)
             home = self._homes[block]
             pairs = list(zip(home.waiting, _views(found.flat, home.matrices), strict=True))
-            found.ready = self._ferry.fetch(pairs, [found.free, home.settled])
+            found.ready = self._copy_streams.fetch(pairs, [found.free, home.settled])
             found.block = block
         return found
 

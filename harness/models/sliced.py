@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from harness.core.errors import UserError
 from harness.core.structure import Cut, Plan, Unit
 from harness.models.anatomy import FAMILIES
+from harness.models.conv1d import to_linears
 from harness.models.decoder import Decoder
 from harness.models.surgery import operate
 from harness.models.written import dense_sizes
+from harness.runtime.errors import UserError
 
 SLICED = "sliced"
 """The entry of `config.json`, and what opens its model type."""
@@ -69,6 +70,8 @@ def self_slicing(kind: Any, about: Mapping[str, Any]) -> type:
     def make(self: Any, config: Any) -> None:
         kind.__init__(self, config)
         layout = FAMILIES[str(about["model_type"])]
+        if layout.conv1d:
+            to_linears(self)
         width = config.get_text_config().hidden_size
         biases = {name: torch.zeros(width) for name in about["biases"]}
         operate(Decoder(self, layout), Plan(Cut.from_json(about["cut"]), biases))

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS, Cut, Plan
 from harness.models.decoder import Decoder, remember_cut
 from harness.models.placement import placement_of
 from harness.models.skipped import Skipped, SkippedAttention, SkippedLinear
 from harness.models.units import Lines, changed, channel_lines, channels, head_lines, heads, norms_of, settled
+from harness.runtime.errors import Refusal
 
 
 @torch.no_grad()
@@ -116,13 +116,16 @@ def _keep_slopes(attention: Any, kept: Tensor, count: int, queries: int) -> None
 
 
 def _own_slopes(attention: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """The rows (B·H, 1, K) of the heads that are left."""
-    alibi = named.get("alibi")
+    """Of slopes (B·H, 1, K) or (B, H, 1, K), and of a mask that they are part of, the heads that are left."""
+    alibi, mask, left = named.get("alibi"), named.get("attention_mask"), list(attention.slopes_of_heads)
     if alibi is None:
         return None
-    by_head = alibi.unflatten(0, (-1, attention.dense_heads))
-    own = by_head[:, list(attention.slopes_of_heads)].flatten(0, 1)
-    return positional, {**named, "alibi": own}
+    if alibi.dim() == 3:
+        alibi = alibi.unflatten(0, (-1, attention.dense_heads))[:, left].flatten(0, 1)
+    else:
+        alibi = alibi[:, left]
+        mask = mask if mask is None or mask.shape[1] == 1 else mask[:, left]
+    return positional, {**named, "alibi": alibi, "attention_mask": mask}
 
 
 def _skip(decoder: Decoder, total: Cut, index: int) -> None:

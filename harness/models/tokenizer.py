@@ -6,10 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError, reason
-from harness.core.files import is_there
 from harness.models.checkpoint import Checkpoint, ModelChoice
 from harness.models.weights import utf8_text
+from harness.runtime.errors import UserError, reason
+from harness.runtime.files import is_there
 
 WHOLE = "tokenizer.json"
 VOCABULARIES = (

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS, Cut, Unit
 from harness.models.decoder import Decoder
+from harness.runtime.errors import Refusal
 
 WHOLE = {"head": "attention", "channel": "mlp"}
 """The sub-layer that goes with the last unit of a part."""
@@ -119,7 +119,7 @@ def changed(decoder: Decoder, total: Cut, index: int, part: str) -> Tensor | Non
         return None
     earlier, gone = set(before), set(after)
     there = [unit for unit in range(dense_count(decoder, part, index)) if unit not in earlier]
-    return torch.tensor([position for position, unit in enumerate(there) if unit not in gone])
+    return torch.tensor([position for position, unit in enumerate(there) if unit not in gone], device="cpu")
 
 
 def head_lines(decoder: Decoder, index: int, kept: Tensor) -> Iterator[Lines]:
@@ -159,7 +159,7 @@ def norms_of(decoder: Decoder, index: int, sublayer: str) -> list[str]:
 
 def _runs(starts: Iterable[int] | Tensor, size: int) -> Tensor:
     """The numbers of all lines of units that have so many each."""
-    return (torch.as_tensor(starts)[:, None] * size + torch.arange(size)).flatten()
+    return (torch.as_tensor(starts, device="cpu")[:, None] * size + torch.arange(size, device="cpu")).flatten()
 
 
 def _linear(block: nn.Module, name: str) -> nn.Linear:

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.core.errors import UserError
-from harness.core.files import is_there
+from harness.runtime.errors import UserError
+from harness.runtime.files import is_there
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STORED = ("F64", "F32", "F16", "BF16")
@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
 
 
 def is_harmless(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a buffer that a model makes itself; a mask is told from a bias by its dimensions."""
+    """Return whether a tensor is a buffer that a model makes itself; a mask is told from a bias by its dimensions."""
     if not HARMLESS.search(name):
         return False
     return not name.endswith(".bias") or len(tensor.shape) > 2 or tensor.dtype in ("BOOL", "U8")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Refusal
 from harness.core.structure import SUBLAYERS
-from harness.models.conv1d import conv1d_names, to_conv1d, to_linears
+from harness.models.conv1d import to_conv1d, to_linears
 from harness.models.decoder import Decoder
 from harness.models.skipped import Skipped
 from harness.models.units import Lines, channel_lines, channels, dense_count, head_lines, head_size, heads
+from harness.runtime.errors import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,13 +60,10 @@ def plain(decoder: Decoder) -> PreTrainedModel:
     """
     config = plain_config(decoder)
     shell = _shell(decoder, config)
-    transposed = conv1d_names(shell.model) if decoder.anatomy.conv1d else frozenset[str]()
-    if transposed:
-        to_linears(shell.model)
     tensors = _filled(decoder, shell, move=True)
     shell.model.load_state_dict(tensors, strict=True, assign=True)
-    if transposed:
-        to_conv1d(shell.model, transposed)
+    if decoder.anatomy.conv1d:
+        to_conv1d(shell.model, decoder.anatomy.blocks)
     shell.model.tie_weights()
     shell.model.generation_config = copy.deepcopy(decoder.model.generation_config)
     return shell.model
@@ -142,6 +139,16 @@ def _lines(decoder: Decoder, shell: Decoder) -> Iterator[tuple[str, Lines]]:
             yield from ((shell.site(position, found.name), found) for found in lines(shell, position, kept))
 
 
+def check_numbers(decoder: Decoder) -> None:
+    """Refuse to write a model that computes something else where its blocks are numbered anew.
+
+    Raises:
+        Refusal: attention is scaled by the number of its block, which a file does not hold.
+    """
+    if decoder.cut.blocks and getattr(decoder.config, "scale_attn_by_inverse_layer_idx", False):
+        raise Refusal("the blocks scale attention by their numbers, so that no file holds the model without some.")
+
+
 def _check_stream(decoder: Decoder) -> None:
     """Refuse sub-layers that are gone where a plain model would norm the residual stream, or what is added to it."""
     layout, config = decoder.anatomy, decoder.config
@@ -159,7 +166,7 @@ def _check_stream(decoder: Decoder) -> None:
 
 
 def _has_bias(decoder: Decoder, index: int, sublayer: str) -> bool:
-    """Whether a linear of a sub-layer has a bias, or what stands for it adds a constant."""
+    """Return whether a linear of a sub-layer has a bias, or what stands for it adds a constant."""
     layout = decoder.anatomy
     groups, part = (layout.attention, layout.parts[0]) if sublayer == "attention" else (layout.mlp, layout.parts[1])
     block = decoder.block(index)

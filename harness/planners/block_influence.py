@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +14,9 @@ from torch.nn import functional
 from harness.catalogue import component
 from harness.core.cost import Of
 from harness.core.depth import Amount, Depth
-from harness.core.errors import UserError
 from harness.core.interfaces import StructureView
 from harness.core.structure import Plan, Unit
+from harness.runtime.errors import Failure, UserError
 
 Metric = Literal["cosine", "relative_l1", "relative_l2"]
 
@@ -65,7 +66,7 @@ class BlockInfluence:
     def plan(self, view: StructureView) -> Plan:
         scores = self._scores(view)
         order = sorted(self._amount.free(list(scores), view.geometry), key=lambda unit: (scores[unit], unit.block))
-        view.tell(
+        view.log(
             scores=[{"part": unit.part, "block": unit.block, "score": score} for unit, score in scores.items()],
             order=[[unit.part, unit.block] for unit in order],
         )
@@ -76,7 +77,11 @@ class BlockInfluence:
         means: dict[Unit, list[Tensor]] = defaultdict(list)
         for unit, before, behind in view.hidden(self.part):
             means[unit].append(influence(before, behind, self.metric).double().mean(dim=1))  # (N,)
-        return {unit: float(torch.cat(found).mean()) for unit, found in means.items()}
+        scores = {unit: float(torch.cat(found).mean()) for unit, found in means.items()}
+        if strange := [unit for unit, score in scores.items() if not math.isfinite(score)]:
+            first = strange[0]
+            raise Failure(f"the influence of {first.part} {first.block} is not finite; dtype=float32 may be enough.")
+        return scores
 
 
 def influence(before: Tensor, behind: Tensor, metric: Metric) -> Tensor:

@@ -25,17 +25,17 @@ def names_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_pruned(names: Mapping[str, Any]) -> bool:
-    """Whether a method pruned a model, of which these are the names, or a row of a table that holds them."""
+    """Return whether a method pruned a model, of which these are the names, or a row of a table that holds them."""
     return bool(names["method"] != NONE)
 
 
 def is_dense(names: Mapping[str, Any]) -> bool:
-    """Whether a model was left as it was; names that are not said are `none`."""
+    """Return whether a model was left as it was; names that are not said are `none`."""
     return not is_pruned(names) and not any(changes(names, kind) for kind in BESIDE)
 
 
 def changes(names: Mapping[str, Any], kind: str) -> bool:
-    """Whether the component of a kind besides methods changes a model."""
+    """Return whether the component of a kind besides methods changes a model."""
     return names.get(kind) not in (None, "", NONE)
 
 

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness.core.errors import UserError
-from harness.core.files import atomically, write_atomically
-from harness.core.remarks import remark
 from harness.record.dense import BESIDE, changes, is_pruned, names_of
-from harness.record.told import check_number, check_told
+from harness.record.diagnostics import check_diagnostics, check_number
+from harness.runtime.errors import UserError
+from harness.runtime.files import atomically, write_atomically
+from harness.runtime.warn import warn
 
 SCHEMA = 1
 PACKED = "records.jsonl.gz"
@@ -186,7 +186,7 @@ def _check(record: Record) -> None:
         raise TypeError("a note is no text")
     for measure in record.measures:
         _check_measure(measure)
-    check_told(record.blocks, record.allocation)
+    check_diagnostics(record.blocks, record.allocation)
     for stage in record.stages.values():
         check_number("seconds", stage["seconds"])
     if record.stages:
@@ -229,7 +229,7 @@ def find(
         try:
             record = read(folder / name)
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
             continue
         if record.fingerprint == fingerprint:
             found.append((folder / name, record))
@@ -245,12 +245,12 @@ def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
         try:
             yield path, read(path, sites=False)
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
     if (packed := folder / PACKED).is_file():
         try:
             yield from ((packed, record) for record in unpack(packed))
         except UserError as error:
-            remark(f"passed over: {error}")
+            warn(f"passed over: {error}")
 
 
 def hardware_name(hardware: Mapping[str, Any]) -> str:

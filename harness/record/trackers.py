@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.core import escape
-from harness.core.errors import UserError
 from harness.record.schema import Record
+from harness.runtime import escape
+from harness.runtime.errors import UserError
 
 WAIT = 30.0
 """Seconds that W&B's host has for opening a run, and again for taking what it is told."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.errors import UserError
 from harness.core.interfaces import Adapter
 from harness.core.training import Training
+from harness.runtime.errors import UserError
 
 
 @component("recovery", "lora")

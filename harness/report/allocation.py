@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
-from harness.core.errors import UserError
+from harness.report.diagnostics import in_block
 from harness.report.files import write_csv, write_text
 from harness.report.style import COLOURS, Drawing, save
 from harness.report.tables import markdown_lines
-from harness.report.told import in_block
+from harness.runtime import escape
+from harness.runtime.errors import UserError
 
 LEGEND = "The fraction of zeros that is asked for; NofM keeps N of every M weights."
 WEIGHTED, UNWEIGHTED = "Means are weighted by parameters.", "Means are not weighted: no sizes are known."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.record.question import NOT_ASKED
+from harness.record.request import NOT_ASKED
 
 ORDER = ("model", "scope", "sparsity", "method", "allocator", "planner", "conversion", "recovery", "calibration")
 """Axes stand in this order, whichever else behind them."""

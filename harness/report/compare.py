@@ -120,7 +120,7 @@ def _names(axes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value of a row is missing: None, NaN."""
+    """Return whether a value of a row is missing: None, NaN."""
     return value is None or value != value
 
 

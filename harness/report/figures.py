@@ -11,13 +11,13 @@ import pandas as pd
 from harness.record.dense import dense_rows
 from harness.report.bars import bars
 from harness.report.curves import curves
+from harness.report.diagnostics import generations, units
 from harness.report.files import write_csv
 from harness.report.layout import figure_of, heading, is_number, level, listed, metric_of
 from harness.report.lines import lines, losses
 from harness.report.scatter import scatter
 from harness.report.style import Drawing, named, save
 from harness.report.tidy import Cell
-from harness.report.told import generations, units
 from harness.report.trajectory import trajectory
 
 

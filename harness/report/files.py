@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.core import escape
+from harness.runtime import escape
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.core.errors import UserError
-from harness.core.files import staged
 from harness.record.dense import NONE
 from harness.record.schema import DENSE_INPUTS
 from harness.report import ratios
@@ -23,6 +21,8 @@ from harness.report.ranking_outputs import write_ranking
 from harness.report.reported import load_dense, load_pairs, load_reported, of_tables
 from harness.report.tables import comparison_text, lay_out, to_latex, to_markdown
 from harness.report.tidy import Cell, tidy
+from harness.runtime.errors import UserError
+from harness.runtime.files import staged
 
 AGAIN = "run the points again with one setting"
 CHOOSE = "choose among the runs by their options, as in evaluation_limit=null or model.window=512"

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import UserError
 from harness.core.tolerance import TOLERANCE
 from harness.record.dense import dense_rows
 from harness.record.schema import hardware_name
@@ -23,6 +22,7 @@ from harness.report.layout import column_of, level, metric_of
 from harness.report.profile import factors
 from harness.report.reported import ACCURACIES
 from harness.report.tidy import AXES, COLUMNS, Cell
+from harness.runtime.errors import UserError
 
 WITHIN = (1.1, 2.0)
 """The shares of cells within these factors of the best stand in the table."""

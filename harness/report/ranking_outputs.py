@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
 from harness.core.tolerance import TOLERANCE
 from harness.report.files import write_csv, write_text
 from harness.report.layout import axis_text, heading
@@ -19,6 +18,7 @@ from harness.report.ranking_figure import draw
 from harness.report.style import Drawing, save
 from harness.report.tables import markdown_lines
 from harness.report.tidy import Cell
+from harness.runtime import escape
 
 RANKS = "Ranks are of each cell ({over}), 1 the best; their means are over {ranked} cells{interval}. "
 INTERVAL = (

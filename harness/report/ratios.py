@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
 from harness.core.tolerance import TOLERANCE
 from harness.record.dense import dense_rows
 from harness.report.layout import heading, level
 from harness.report.tables import MISSED, markdown_lines
 from harness.report.tidy import Cell
+from harness.runtime import escape
 
 AGAINST = "uniform"
 POINT = ["model", "level", "method"]

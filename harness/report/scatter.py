@@ -19,7 +19,7 @@ def scatter(plt: Drawing, data: pd.DataFrame) -> Any:
     Points are means over seeds, and so is the rank correlation in the title, which is that of the panel's units.
 
     Args:
-        data: what `told.units` made.
+        data: what `diagnostics.units` made.
     """
     names = list(data.columns)
     keys = names[names.index("kind") : names.index("seed")]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.core import escape
 from harness.record.dense import dense_rows
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, is_number, varying
+from harness.runtime import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
 MARKERS = "osD^vP*X<"
@@ -162,7 +162,7 @@ def dense_line(axis: Any, here: pd.DataFrame, *, across: bool = True) -> None:
 
 
 def is_wide(values: Iterable[float], ratio: float) -> bool:
-    """Whether values differ so much that a logarithmic axis tells more."""
+    """Return whether values differ so much that a logarithmic axis tells more."""
     known = [float(value) for value in values]
     return bool(known) and min(known) > 0 and max(known) > ratio * min(known)
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.core.errors import UserError, unknown
 from harness.record.schema import Record
 from harness.report.axes import ALWAYS, differing, options_of, place
 from harness.report.derived import FIRST_TASK
 from harness.report.layout import KINDS, is_number
 from harness.report.outputs import Subject
 from harness.report.tidy import Cell
+from harness.runtime.errors import UserError, unknown
 
 FEWEST_ON_A_LINE = 3
 """Values that a numeric axis has to have before a line is drawn through them."""

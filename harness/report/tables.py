@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core import escape
+from harness.core.pattern import read_n_of_m
 from harness.core.tolerance import TOLERANCE
 from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
 from harness.report.numbers import number
+from harness.runtime import escape
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
@@ -75,7 +76,7 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
 
 
 def _counts(shown: pd.DataFrame, layout: Mapping[str, Any]) -> bool:
-    """Whether the table counts parameters: if it is asked to, or if a model was cut."""
+    """Return whether the table counts parameters: if it is asked to, or if a model was cut."""
     return bool(layout.get("parameters") or (shown["parameters"] < shown["of_dense"]).any())
 
 
@@ -136,8 +137,8 @@ def _ranking(measured: pd.DataFrame, shown: pd.DataFrame) -> Callable[[str, Any]
 
 
 def _fraction(level: str) -> float:
-    if "of" in level:
-        keep, of = map(int, level.split("of"))
+    if found := read_n_of_m(level):
+        keep, of = found
         return 1 - keep / of
     return float(level)
 
@@ -179,7 +180,7 @@ def _legend(compared: pd.DataFrame) -> str:
 
 
 def _has_reported(compared: pd.DataFrame) -> bool:
-    """Whether reported numbers are spoken of: in the table of a study, or where one stands beside a cell."""
+    """Return whether reported numbers are spoken of: in the table of a study, or where one stands beside a cell."""
     return bool((compared["study"] != "").any() or compared["reported"].notna().any())
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from harness.core.pattern import read_n_of_m
 from harness.record.dense import BESIDE, KINDS, changes, is_dense, is_pruned, names_of
 from harness.record.schema import Record
 from harness.report.derived import derived
@@ -117,7 +118,7 @@ def _further(cell: Cell, axis: str) -> Any:
 
 def _sparsity(value: Any) -> tuple[float, str]:
     text = str(value)
-    if "of" in text:
-        keep, of = map(int, text.split("of"))
+    if found := read_n_of_m(text):
+        keep, of = found
         return 1 - keep / of, text
     return float(text), "unstructured"

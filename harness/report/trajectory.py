@@ -17,7 +17,7 @@ def trajectory(plt: Drawing, data: pd.DataFrame) -> Any:
     """A panel per model and objective (rows) and sparsity (columns); several seeds are thin lines, bold is their mean.
 
     Args:
-        data: what `told.generations` made.
+        data: what `diagnostics.generations` made.
     """
     names = list(data.columns)
     keys = names[names.index("objective") + 1 : names.index("line")]

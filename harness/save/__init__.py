@@ -13,14 +13,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from harness.config import Form
-from harness.core.errors import Refusal, UserError
-from harness.core.files import LOCK, staged, write_atomically
 from harness.core.pattern import PERMUTED, parse_pattern, satisfies
 from harness.models.decoder import Decoder
 from harness.models.loading import as_published
 from harness.models.placement import placement_of
 from harness.models.sliced import slice_config
-from harness.models.written import check_plain, count, plain
+from harness.models.written import check_numbers, check_plain, count, plain
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.files import LOCK, staged, write_atomically
 from harness.save.card import CARD, card
 
 MARK = "pruning.json"
@@ -34,6 +34,7 @@ def check_form(decoder: Decoder, form: Form) -> None:
     Raises:
         Refusal: it cannot.
     """
+    check_numbers(decoder)
     if form == "padded" and decoder.cut:
         check_plain(decoder)
 
@@ -102,6 +103,7 @@ def _facts(decoder: Decoder, sites: Mapping[str, Mapping[str, Any]], form: Form)
 def _write(decoder: Decoder, stage: Path, form: Form) -> int:
     """Write the model's configuration and weights; gives the number of parameters that lie there."""
     model = decoder.model
+    check_numbers(decoder)
     if form == "sliced" and decoder.cut:
         with as_published(model):
             model.save_pretrained(stage)
@@ -203,7 +205,7 @@ def _whole(order: Tensor, weight: Tensor) -> Tensor:
 
 
 def is_saved(folder: Path, fingerprint: str, form: Form = "padded") -> bool:
-    """Whether the model of this run lies in the folder, in this form where it has one."""
+    """Return whether the model of this run lies in the folder, in this form where it has one."""
     mark = _read_mark(folder)
     return (
         mark.get("fingerprint") == fingerprint and mark.get("form", form) == form and any(folder.glob("*.safetensors"))

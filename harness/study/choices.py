@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from harness.chosen import by_path, within
 from harness.compose import choice_settings, compose_plain, resolve, typed
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.groups import GROUPS
+from harness.runtime.errors import UserError, unknown
 
 T = TypeVar("T")
 

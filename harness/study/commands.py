@@ -17,21 +17,21 @@ from harness import compose, groups
 from harness.allocators.file import read_allocation
 from harness.cli import words
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.core.places import IS_INSTALLED, ROOT
 from harness.execute import check_points, execute_each, finished, is_unsaved
 from harness.models.checkpoint import find_checkpoint, weights_hash
 from harness.overrides import plugins_in, say
 from harness.prepare import Prepared, look_up
 from harness.record import schema
-from harness.record.claim import submitted
-from harness.record.question import Answer, only, question
+from harness.record.lease import submitted
+from harness.record.request import RequestMatcher, only, request_key
 from harness.record.schema import Record
 from harness.record.trackers import Report, check_tracker, track_report
 from harness.report import allocation
 from harness.report.numbers import duration
 from harness.report.outputs import Outputs, Subject, write_outputs
 from harness.report.tidy import Cell
+from harness.runtime.errors import UserError, unknown
 from harness.study import launch
 from harness.study.estimate import GPU, Estimate, estimate
 from harness.study.grid import Study, load_study, output_folder
@@ -130,25 +130,26 @@ def _run_points(study: Study, chosen: Iterable[int], announcement: str = "") -> 
     return {}
 
 
-def _asked(study: Study, number: int) -> Answer:
-    return only(question(_config(study, number).composed))
+def _asked(study: Study, number: int) -> RequestMatcher:
+    return only(request_key(_config(study, number).composed))
 
 
-def _ended(study: Study, numbers: Iterable[int]) -> set[Answer]:
+def _ended(study: Study, numbers: Iterable[int]) -> set[RequestMatcher]:
     """Those of these points that have a record, of a failure too."""
     items = progress_of(study)
     return {_asked(study, number) for number in numbers if items[number].record}
 
 
 def _wanted(cfg: RunConfig, item: Progress) -> bool:
-    """Whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by now."""
+    """Return whether a point has to run: it is not done, is forced, its model is to be saved, or has other weights by
+    now."""
     if item.to_run or cfg.force or item.record is None:
         return item.to_run or cfg.force
     return is_unsaved(cfg, item.record) or _has_other_weights(cfg, item)
 
 
 def _has_other_weights(cfg: RunConfig, item: Progress) -> bool:
-    """Whether the weights at a record's path are others by now; they are hashed only where they are younger."""
+    """Return whether the weights at a record's path are others by now; they are hashed only where they are younger."""
     assert item.record is not None and item.path is not None
     checkpoint = find_checkpoint(cfg.model)
     if max(path.stat().st_mtime for path in checkpoint.weights) <= item.path.stat().st_mtime:

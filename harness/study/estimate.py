@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.calibration import batches
 from harness.config import RunConfig
 from harness.core.geometry import Geometry
-from harness.core.memory import GIB
 from harness.core.refit import STEPS as REFIT_STEPS
-from harness.core.statistic import gram, norms
+from harness.core.statistic import gram, squared_norms
 from harness.core.training import Cost
-from harness.evaluation import perplexity
 from harness.models.geometry import of_facts
 from harness.needs import LIBRARIES, Need, need_of, recovery_cost, tokens_at_once
 from harness.prepare import uses_calibration
+from harness.runtime.memory import GIB
 from harness.training.loop import TOKENS_AT_ONCE
 
 
@@ -121,7 +121,7 @@ class Estimate:
             )
         if need.resident + LIBRARIES <= size:
             return f"{need.resident / GIB:.1f} GiB"
-        return f"{need.parked / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
+        return f"{need.activations_offloaded / GIB:.1f} GiB, activations of {need.waiting / GIB:.1f} GiB in host memory"
 
 
 def estimate(cfg: RunConfig, device: str) -> Estimate | None:
@@ -143,7 +143,7 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
         itemsize=narrow, calibrated=calibrated, cuda=cuda,
     )  # fmt: skip
     seconds = START + speed.read * (need.blocks + need.outside)
-    seconds += _evaluation(cfg, geometry, window, perplexity.tokens_at_once(narrow, cuda), speed)
+    seconds += _evaluation(cfg, geometry, window, batches.tokens_at_once(narrow, cuda), speed)
     if calibrated:
         drawn = cfg.calibration.windows * window
         seconds += TOKEN * (DRAWN * drawn if cfg.calibration.corpus.startswith("c4") else max(drawn, TRAINING))
@@ -167,7 +167,7 @@ def _pruning(cfg: RunConfig, geometry: Geometry, window: int, at_once: int, spee
     batches = tokens / max(window, at_once)
     products = 2 * tokens * (2 * geometry.block_parameters - geometry.hidden * geometry.wide)
     seconds = speed.forward(products, 2 * batches)
-    if statistic is not norms:
+    if statistic is not squared_norms:
         seconds += 2 * tokens * geometry.gram_elements / speed.gram + _choosing(geometry, speed)
     seconds += 2 * _products(cfg.method) * geometry.solver_elements / speed.fit
     if cfg.composed["method"]["name"] == "sparsellm":

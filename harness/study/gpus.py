@@ -21,10 +21,10 @@ import torch
 
 from harness import compose
 from harness.config import RunConfig
-from harness.core import streams
-from harness.core.errors import UserError
 from harness.execute import execute
 from harness.prepare import prepare
+from harness.runtime import streams
+from harness.runtime.errors import UserError
 
 Point = tuple[str, RunConfig]
 """A point's label and configuration."""

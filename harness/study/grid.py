@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
 from harness.groups import COMPONENT_GROUPS, CONF, GROUPS, SCALES, choices
 from harness.report.layout import KINDS, figure_of, named_axes
+from harness.runtime.errors import UserError, unknown
 from harness.study.choices import Choices
 
 AXIS_ORDER = ("model", "scope", "sparsity", "method", "allocator", "seed")
@@ -202,7 +202,7 @@ def _chosen(fixed: Iterable[str]) -> set[str]:
 
 
 def _is_setting_of(override: str, axes: Iterable[str]) -> bool:
-    """Whether an override sets something in a component that one of the axes chooses."""
+    """Return whether an override sets something in a component that one of the axes chooses."""
     key = override.lstrip("+").partition("=")[0]
     return key.startswith(COMPONENT_GROUPS) and any(key.startswith(f"{axis}.") for axis in axes)
 

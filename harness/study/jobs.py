@@ -18,14 +18,14 @@ from typing import Any
 
 from harness import compose
 from harness.config import RunConfig
-from harness.core import streams
-from harness.core.files import write_atomically
-from harness.execute import busy_last, execute
+from harness.execute import execute, taken_last
 from harness.prepare import Prepared, prepare
 from harness.record import schema
-from harness.record.claim import Watch
+from harness.record.lease import Watch
 from harness.record.provenance import commit
 from harness.record.schema import Record
+from harness.runtime import streams
+from harness.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def run_job(folder: Path, number: int) -> list[str]:
         return _run_point(*ready(at), job.stat().st_mtime, watch)
 
     ended: list[dict[str, str]] = []
-    for at, done in busy_last(range(len(points)), attempt):
+    for at, done in taken_last(range(len(points)), attempt):
         label = points[at]["point"]
         ended.append({"point": label} | ({"error": done} if isinstance(done, str) else {"record": str(done[0])}))
         if not isinstance(done, str):

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from harness import compose, groups
 from harness.config import RunConfig
-from harness.core.errors import UserError, unknown
+from harness.runtime.errors import UserError, unknown
 from harness.study import jobs
 from harness.study.estimate import estimate
 from harness.study.gpus import run_points
@@ -129,7 +129,7 @@ def private_folder(records: Path) -> Path:
 
 
 def is_of_launcher(override: str) -> bool:
-    """Whether an override says how points are launched, and nothing of the points."""
+    """Return whether an override says how points are launched, and nothing of the points."""
     return override.lstrip("+~").startswith(("hydra.", "cluster."))
 
 

@@ -11,8 +11,8 @@ from harness.config import RunConfig
 from harness.core.pattern import misfit
 from harness.prepare import revisions
 from harness.record import schema
-from harness.record.claim import Claim, read_all
-from harness.record.question import Answers, answered
+from harness.record.lease import Lease, read_all
+from harness.record.request import RequestIndex, matcher_of_record
 from harness.record.schema import Record
 from harness.study.grid import Point, Study
 
@@ -35,43 +35,43 @@ class Progress:
 
     @property
     def to_run(self) -> bool:
-        """Whether it has no result and nobody is at it."""
+        """True if it has no result and nobody is at it."""
         return self.state in ("stale", "failed", "lost", "to do")
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left to be done or waited for."""
+        """True if nothing is left to be done or waited for."""
         return self.state in ("done", "skipped", "missing")
 
 
 class Files:
-    """Records and claims by the questions that they answer; every file is read once."""
+    """Records and leases by the questions that they answer; every file is read once."""
 
     def __init__(self) -> None:
-        self._records: dict[Path, Answers[Found]] = {}
-        self._claims: dict[Path, Answers[tuple[Claim, State]]] = {}
+        self._records: dict[Path, RequestIndex[Found]] = {}
+        self._leases: dict[Path, RequestIndex[tuple[Lease, State]]] = {}
 
     def records(self, cfg: RunConfig) -> list[Found]:
         """The records of the run's folder that answer it."""
         if cfg.records not in self._records:
-            self._records[cfg.records] = answers = Answers[Found]()
+            self._records[cfg.records] = index = RequestIndex[Found]()
             for path, record in schema.read_all(cfg.records):
-                answers.add(answered(record), (path, record))
+                index.add(matcher_of_record(record), (path, record))
         return self._records[cfg.records].find(cfg.composed)
 
-    def claims(self, cfg: RunConfig) -> list[tuple[Claim, State]]:
+    def leases(self, cfg: RunConfig) -> list[tuple[Lease, State]]:
         """The claims on the run, the most telling one first: running, queued, lost."""
-        if cfg.records not in self._claims:
-            self._claims[cfg.records] = answers = Answers[tuple[Claim, State]]()
-            for claim in sorted(read_all(cfg.records), key=lambda claim: claim.is_submission):
-                state: State = "lost" if claim.is_lost() else "queued" if claim.is_submission else "running"
-                for answer in claim.answers:
-                    answers.add(answer, (claim, state))
-        return sorted(self._claims[cfg.records].find(cfg.composed), key=lambda found: found[1] == "lost")
+        if cfg.records not in self._leases:
+            self._leases[cfg.records] = index = RequestIndex[tuple[Lease, State]]()
+            for lease in sorted(read_all(cfg.records), key=lambda lease: lease.is_submission):
+                state: State = "lost" if lease.is_lost() else "queued" if lease.is_submission else "running"
+                for matcher in lease.matchers:
+                    index.add(matcher, (lease, state))
+        return sorted(self._leases[cfg.records].find(cfg.composed), key=lambda found: found[1] == "lost")
 
 
 def progress_of(study: Study, made: Mapping[int, Found] | None = None) -> list[Progress]:
-    """The state of every point, from the records and claims that answer it; needs neither checkpoint nor text.
+    """The state of every point, from the records and leases that answer it; needs neither checkpoint nor text.
 
     Args:
         made: records that are known to be a point's, by its number.
@@ -88,15 +88,15 @@ def _progress(point: Point, made: Found | None, files: Files) -> Progress:
     path, record = max(found, key=lambda item: _rank(item, current, len(found)), default=(None, None))
     if record and record.status in schema.FINISHED and _is_current(record, current):
         return Progress(point, "done" if record.status == "ok" else record.status, record.reason, path, record)
-    claims = files.claims(point.cfg)
-    if claims and claims[0][1] != "lost":
-        return Progress(point, claims[0][1], str(claims[0][0]))
+    leases = files.leases(point.cfg)
+    if leases and leases[0][1] != "lost":
+        return Progress(point, leases[0][1], str(leases[0][0]))
     if record and record.status in schema.FINISHED:
         return Progress(point, "stale", "of an earlier revision", path, record)
-    for claim, _ in claims:
-        if not record or not claim.is_submission:
-            verb = "submitted by" if claim.is_submission else "claimed by"
-            return Progress(point, "lost", f"{verb} {claim}, and never ended")
+    for lease, _ in leases:
+        if not record or not lease.is_submission:
+            verb = "submitted by" if lease.is_submission else "claimed by"
+            return Progress(point, "lost", f"{verb} {lease}, and never ended")
     if record:
         return Progress(point, "failed", record.reason, path, record)
     return Progress(point, "to do", _foreseen_refusal(point))
@@ -109,7 +109,7 @@ def attempts(points: Iterable[RunConfig]) -> dict[Path, int]:
 
 
 def has_finished(cfg: RunConfig, before: Mapping[Path, int], files: Files) -> bool:
-    """Whether a point that ran elsewhere left a finished record of today's revision.
+    """Return whether a point that ran elsewhere left a finished record of today's revision.
 
     Args:
         before: the attempts of the records that were there before; one that was forced counts if it is a later one.

@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
-from harness.core import escape
-from harness.core.errors import UserError
 from harness.record.schema import Record
 from harness.report.numbers import duration, line, seconds
+from harness.runtime import escape
+from harness.runtime.errors import UserError
 
 K = TypeVar("K")
 

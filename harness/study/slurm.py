@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, SlurmInfoWatcher, SlurmJob
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 INTERVAL = 15
 """Seconds between two questions to SLURM, at most; one answers for all jobs."""

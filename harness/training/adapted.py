@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from harness.calibration.replay import standing_in
 from harness.core.interfaces import Adapter
 from harness.models.decoder import Decoder
+from harness.models.pieces import patched
 
 Parts = dict[str, Tensor]
 """What is trained, by `<site>/<name of the part>`."""
@@ -67,7 +67,7 @@ class Adapted:
     def in_place(self) -> Iterator[None]:
         """While inside, every adapted block runs with merged weights; parameters and modules stay the model's own."""
         blocks = {index: self.decoder.block(index) for index in self.blocks}
-        with standing_in({block: self._forward(index, block) for index, block in blocks.items()}):
+        with patched({block: self._forward(index, block) for index, block in blocks.items()}):
             yield
 
     @torch.no_grad()

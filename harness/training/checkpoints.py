@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harness.calibration.cache import make_room
-from harness.calibration.resume import SHARE, Keeping
-from harness.core.files import LOCK, atomically, taken
-from harness.core.remarks import remark
+from harness.calibration.resume import SHARE, CheckpointPolicy
+from harness.runtime.files import LOCK, atomically, taken
+from harness.runtime.warn import warn
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        belongs: what training depends on beside what `keeping` says; a file of anything else is not taken up.
+        cache_key: what training depends on beside what `keeping` says; a file of anything else is not taken up.
     """
 
-    def __init__(self, keeping: Keeping, belongs: Sequence[Any]) -> None:
-        parts = [keeping.belongs, *belongs]
+    def __init__(self, keeping: CheckpointPolicy, cache_key: Sequence[Any]) -> None:
+        parts = [keeping.cache_key, *cache_key]
         self._belongs = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-        self._keeping = keeping
+        self._checkpoint_policy = keeping
         self._folder = keeping.folder if keeping.every is not None else None
         self._lock: IO[bytes] | None = None
         self._writing = self._working = 0.0
@@ -74,17 +74,17 @@ class Checkpoints:
                 self._lock = taken(self._folder / LOCK)
                 self._since = time.perf_counter()
                 return state
-            remark(f"{path} is damaged or of another run; training begins anew")
+            warn(f"{path} is damaged or of another run; training begins anew")
             with suppress(OSError):
                 path.unlink()
         return None
 
     def due(self) -> bool:
-        """Whether enough work has been done since the last one, and writing takes little of the time."""
+        """Return whether enough work has been done since the last one, and writing takes little of the time."""
         if self._folder is None:
             return False
         work = time.perf_counter() - self._since
-        every = self._keeping.every or 0.0
+        every = self._checkpoint_policy.every or 0.0
         return not every or (work >= every and self._writing <= SHARE * (self._working + work))
 
     def write(self, state: State) -> None:
@@ -95,15 +95,15 @@ class Checkpoints:
         content = self._packed(state)
         name = f"training_{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
-            if not make_room(self._folder.parent, self._keeping.gib, len(content)):
-                raise OSError(0, f"cache_gib={self._keeping.gib:g} allows no more")
+            if not make_room(self._folder.parent, self._checkpoint_policy.gib, len(content)):
+                raise OSError(0, f"cache_gib={self._checkpoint_policy.gib:g} allows no more")
             with atomically(self._folder / name) as file:
                 file.write(content)
             for path in self._folder.glob("training_*.safetensors"):
                 if path.name != name:
                     path.unlink()
         except OSError as error:
-            remark(f"training is not kept for a restart: {self._folder.parent}: {error.strerror}")
+            warn(f"training is not kept for a restart: {self._folder.parent}: {error.strerror}")
             self._folder = None
             return
         self._lock = self._lock or taken(self._folder / LOCK)

@@ -67,7 +67,7 @@ def cost(recovery: Any, sizes: Sizes, in_scope: int, kept: float, length: int, i
 
 
 def recomputes(recovery: Training, *, cuda: bool) -> bool:
-    """Whether activations are computed again for gradients: memory is short on GPUs, and time on a CPU."""
+    """Return whether activations are computed again for gradients: memory is short on GPUs, and time on a CPU."""
     return cuda if recovery.checkpointing is None else recovery.checkpointing
 
 

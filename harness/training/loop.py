@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from harness.calibration.progress import progress
-from harness.core.errors import Failure
-from harness.core.halving import halving
 from harness.core.interfaces import Selector
-from harness.core.plain import plain
-from harness.core.remarks import remark
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
+from harness.runtime.errors import Failure
+from harness.runtime.oom import with_oom_backoff
+from harness.runtime.plain import plain
+from harness.runtime.warn import warn
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints, State
 
@@ -120,7 +120,7 @@ class _Loop:
         if found is not None:
             self.state = found
             rate, rates = found.rate + 1, len(rates_of(self.settings))
-            remark(
+            warn(
                 f"resumed: training goes on behind step {found.step} of {self.steps} (learning rate {rate} of {rates})"
             )
         self._begin(self.state.tensors)
@@ -152,7 +152,7 @@ class _Loop:
             self._check()
         for step in progress(range(state.step, self.steps), f"recover lr={rate:g}"):
             if reason := self._step(step, rate):
-                remark(f"training at the learning rate {rate:g} stopped at step {step + 1} of {self.steps}: {reason}")
+                warn(f"training at the learning rate {rate:g} stopped at step {step + 1} of {self.steps}: {reason}")
                 return f"step {step + 1} of {self.steps}: {reason}"
             state.step = step + 1
             if state.step in checked:
@@ -198,7 +198,7 @@ class _Loop:
                 total += float(loss.detach())
             return total, at_once
 
-        loss, self.at_once = halving(work, self.at_once, "recovery")
+        loss, self.at_once = with_oom_backoff(work, self.at_once, "recovery")
         if self.state.scale != 1.0:
             for part in trained:
                 part.grad.div_(self.state.scale)  # type: ignore[union-attr]
@@ -249,7 +249,7 @@ class _Loop:
             ]
             return sum(losses) / len(windows), at_once
 
-        loss, self.at_once = halving(work, self.at_once, "recovery")
+        loss, self.at_once = with_oom_backoff(work, self.at_once, "recovery")
         return loss
 
     def _keep_best(self) -> None:

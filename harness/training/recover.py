@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.errors import Failure, Refusal
 from harness.core.interfaces import Adapter, Scored
-from harness.core.plain import plain
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
+from harness.runtime.errors import Failure, Refusal
+from harness.runtime.plain import plain
 from harness.training.adapted import Adapted, start, tensors_of
 from harness.training.checkpoints import Checkpoints
 from harness.training.costs import recomputes

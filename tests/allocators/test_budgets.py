@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from helpers import FakeProbe
+from helpers import FakeView
 
 from harness.allocators.owl import Owl
 from harness.allocators.uniform import Uniform
 from harness.core.allocation import Budget, fit, mean_sparsity
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, Unstructured
+from harness.runtime.errors import UserError
 
 
 def test_budgets_of_patterns() -> None:
@@ -27,7 +27,7 @@ def test_levels_have_to_be_levels() -> None:
 
 
 def test_uniform_ignores_everything_but_the_names() -> None:
-    assert Uniform().allocate(FakeProbe([]), Budget(0.5)) == {}
+    assert Uniform().allocate(FakeView([]), Budget(0.5)) == {}
 
 
 def test_the_mean_is_weighted() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import FakeBlock, FakeProbe, normal
+from helpers import FakeBlock, FakeView, normal
 
 from harness.allocators.file import File, read_allocation
 from harness.core.allocation import Budget
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Allocator
 from harness.core.pattern import NofM, Unstructured
+from harness.runtime.errors import Refusal, UserError
 
 BLOCKS = [{f"model.layers.{i}.up": (8, 16), f"model.layers.{i}.down": (16, 24)} for i in range(2)]
 SIZES = {site: rows * columns for block in BLOCKS for site, (rows, columns) in block.items()}
@@ -25,15 +25,15 @@ MEAN = sum(FREE[site] * size for site, size in SIZES.items()) / sum(SIZES.values
 
 
 @dataclasses.dataclass
-class Probe(FakeProbe):
+class ModelView(FakeView):
     """Two blocks of a model whose weights have this hash."""
 
     weights_sha256: str | None = "abc"
 
 
-def probe(blocks: int = 2, **facts: Any) -> Probe:
+def view(blocks: int = 2, **facts: Any) -> ModelView:
     weights = [{site: normal(*shape) for site, shape in block.items()} for block in BLOCKS[:blocks]]
-    return Probe([FakeBlock(i, content, {}) for i, content in enumerate(weights)], **facts)
+    return ModelView([FakeBlock(i, content, {}) for i, content in enumerate(weights)], **facts)
 
 
 def allocation(values: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def test_it_is_an_allocator_that_reads_nothing_until_asked() -> None:
 def test_every_form_gives_its_patterns(form: Any, put: Any) -> None:
     free, mixed = put(form(FREE), "a.json"), put(form(MIXED), "b.json")
     free.check()
-    assert free.allocate(probe(), Budget(MEAN)) == {site: Unstructured(value) for site, value in FREE.items()}
+    assert free.allocate(view(), Budget(MEAN)) == {site: Unstructured(value) for site, value in FREE.items()}
     budget = Budget.of_pattern(NofM(2, 4))
-    assert mixed.allocate(probe(), budget) == {site: NofM(int(text[0]), 4) for site, text in MIXED.items()}
+    assert mixed.allocate(view(), budget) == {site: NofM(int(text[0]), 4) for site, text in MIXED.items()}
 
 
 def test_identity_is_what_the_file_says(put: Any) -> None:
@@ -94,7 +94,7 @@ def test_identity_is_what_the_file_says(put: Any) -> None:
 
 
 def test_the_scope_may_be_less_than_the_file(put: Any) -> None:
-    found = put(allocation(FREE)).allocate(probe(blocks=1), Budget(0.575))
+    found = put(allocation(FREE)).allocate(view(blocks=1), Budget(0.575))
     assert list(found) == list(BLOCKS[0])
 
 
@@ -164,9 +164,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_what_the_run_does_not_ask_for_is_refused(content: Any, asked: Budget, says: str, put: Any) -> None:
     with pytest.raises(Refusal, match=says):
-        put(content).allocate(probe(), asked)
+        put(content).allocate(view(), asked)
 
 
 def test_without_a_known_hash_the_names_decide(put: Any) -> None:
     file = put(allocation(FREE, weights_sha256="def"))
-    assert list(file.allocate(probe(weights_sha256=None), Budget(MEAN))) == list(FREE)
+    assert list(file.allocate(view(weights_sha256=None), Budget(MEAN))) == list(FREE)

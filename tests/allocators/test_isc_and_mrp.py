@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FakeBlock, FakeProbe
+from helpers import FakeBlock, FakeView
 
 from harness import catalogue
 from harness.allocators.isc import Isc
 from harness.allocators.mrp import Mrp
 from harness.core.allocation import Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Trace
 from harness.core.pattern import NofM, Pattern
+from harness.runtime.errors import Refusal, UserError
 
 SHAPES = {"0.a": (4, 8), "0.b": (8, 8), "1.a": (4, 8), "1.b": (8, 8)}
 SIZES = {site: rows * columns for site, (rows, columns) in SHAPES.items()}
 
 
 @dataclass
-class Traced(FakeProbe):
+class Traced(FakeView):
     """A model whose Hessian has these traces, those of norm weights too; what was asked for is noted."""
 
     traces: Mapping[str, float] = field(default_factory=dict)
@@ -54,16 +54,18 @@ def zeros(allocation: Mapping[str, Pattern]) -> list[float]:
 
 def test_isc_by_hand() -> None:
     """Ranks 3, 0, 1, 2 → kept 0.6, 0.4, 7/15, 8/15 at S = 0.5, weighted mean 0.48889; so 1/90 more of every one."""
-    probe = traced(means(4.0, -1.0, 2.0, 3.0))
-    found = Isc().allocate(probe, Budget(0.5))
+    view = traced(means(4.0, -1.0, 2.0, 3.0))
+    found = Isc().allocate(view, Budget(0.5))
     kept = [0.6, 0.4, 0.4 + 0.2 / 3, 0.4 + 0.4 / 3]
     missing = 0.5 - sum(density * size for density, size in zip(kept, SIZES.values(), strict=True)) / sum(
         SIZES.values()
     )
     assert missing == pytest.approx(1 / 90)
     assert zeros(found) == pytest.approx([1 - density - missing for density in kept], abs=1e-12)
-    assert probe.asked == [(16, 4, "gaussian")]
-    assert probe.told["sensitivity"]["kind"] == "hessian" and probe.told["sensitivity"]["stderr"]["0.a"] == 0.5
+    assert view.asked == [(16, 4, "gaussian")]
+    assert (
+        view.diagnostics["sensitivity"]["kind"] == "hessian" and view.diagnostics["sensitivity"]["stderr"]["0.a"] == 0.5
+    )
 
 
 def test_isc_divides_a_trace_by_the_size_of_its_diagonal() -> None:
@@ -86,9 +88,9 @@ def test_isc_per_block_sums_means_over_its_matrices() -> None:
 
 def test_isc_in_levels_and_by_fisher() -> None:
     """Kept by the Hessian 0.5 ± 2/3 of the spread; the made-up Fisher trace is the same for all, so all are even."""
-    probe, budget = traced(means(1.0, 1.0, 5.0, 5.0)), Budget.of_pattern(NofM(2, 4))
-    assert list(Isc(spread=0.375).allocate(probe, budget).values()) == [NofM(1, 4)] * 2 + [NofM(3, 4)] * 2
-    assert set(Isc(spread=0.375, sensitivity="fisher").allocate(probe, budget).values()) == {NofM(2, 4)}
+    view, budget = traced(means(1.0, 1.0, 5.0, 5.0)), Budget.of_pattern(NofM(2, 4))
+    assert list(Isc(spread=0.375).allocate(view, budget).values()) == [NofM(1, 4)] * 2 + [NofM(3, 4)] * 2
+    assert set(Isc(spread=0.375, sensitivity="fisher").allocate(view, budget).values()) == {NofM(2, 4)}
 
 
 LARGE = {f"{block}.{name}": shape for block in range(3) for name, shape in {"q": (4, 4), "up": (4, 12)}.items()}
@@ -99,8 +101,8 @@ NORMS = {"0.norm": 1.0, "1.norm": -2.0, "2.norm": 12.0}
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.7])
 def test_the_released_ramp_of_matrices(sparsity: float) -> None:
     """From 0.4 kept, by the place of |trace| among those of the matrices and the norm weights; nothing is fitted."""
-    probe = traced(TRACES | NORMS, LARGE, blocks=3)
-    found = Isc(variant="released").allocate(probe, Budget(sparsity))
+    view = traced(TRACES | NORMS, LARGE, blocks=3)
+    found = Isc(variant="released").allocate(view, Budget(sparsity))
     everything = sorted(abs(value) for value in (TRACES | NORMS).values())
     assert everything == [1, 2, 9, 11, 12, 15, 20, 25, 30]
     places = {"0.q": 2, "0.up": 6, "1.q": 3, "1.up": 5, "2.q": 8, "2.up": 7}
@@ -108,7 +110,7 @@ def test_the_released_ramp_of_matrices(sparsity: float) -> None:
     top = 2 * (1 - sparsity) - 0.4
     kept = [0.4 + (top - 0.4) * place / 8 for place in places.values()]
     assert zeros(found) == pytest.approx([1 - density for density in kept], abs=1e-12)
-    assert probe.asked == [(1, 1, "rademacher")]
+    assert view.asked == [(1, 1, "rademacher")]
 
 
 def test_equal_traces_take_the_first_place_of_theirs_in_the_released_ramp() -> None:
@@ -118,20 +120,20 @@ def test_equal_traces_take_the_first_place_of_theirs_in_the_released_ramp() -> N
 
 def test_what_the_released_ramp_comes_to() -> None:
     """Norm weights take the low ranks: fewer zeros than the 0.5 asked; above 0.6 the sensitive lose the most."""
-    probe = traced(TRACES | NORMS, LARGE, blocks=3)
+    view = traced(TRACES | NORMS, LARGE, blocks=3)
     sizes = {site: rows * columns for site, (rows, columns) in LARGE.items()}
-    half, steep = (Isc(variant="released").allocate(probe, Budget(sparsity)) for sparsity in (0.5, 0.7))
+    half, steep = (Isc(variant="released").allocate(view, Budget(sparsity)) for sparsity in (0.5, 0.7))
     assert 0.45 < mean_sparsity(half, sizes) < 0.5
     assert half["2.q"].sparsity < half["0.q"].sparsity and steep["2.q"].sparsity > steep["0.q"].sparsity
-    even = Isc(variant="released").allocate(probe, Budget(0.6))
+    even = Isc(variant="released").allocate(view, Budget(0.6))
     assert zeros(even) == pytest.approx([0.6] * 6, abs=1e-12)
 
 
 @pytest.mark.parametrize("sparsity", [0.4, 0.5, 0.6])
 def test_the_released_ramp_of_blocks_has_the_mean_density_that_is_asked_as_zeros(sparsity: float) -> None:
     """Sums of |trace| with the norm weights': 30, 28 and 67, so ranks 1, 0, 2 of a ramp that starts at 0.3."""
-    probe = traced(TRACES | NORMS, LARGE, blocks=3)
-    found = Isc(variant="released", granularity="block").allocate(probe, Budget(sparsity))
+    view = traced(TRACES | NORMS, LARGE, blocks=3)
+    found = Isc(variant="released", granularity="block").allocate(view, Budget(sparsity))
     step = sparsity - 0.3
     kept = [0.3 + step * rank for rank in (1, 0, 2)]
     assert sum(kept) / 3 == pytest.approx(sparsity)
@@ -145,12 +147,12 @@ def test_norm_weights_count_in_their_block() -> None:
 
 
 def test_where_the_released_code_fails_it_is_refused() -> None:
-    probe = traced(TRACES | NORMS, LARGE, blocks=3)
+    view = traced(TRACES | NORMS, LARGE, blocks=3)
     for sparsity in (0.3, 0.2, 0.7, 0.8):
         with pytest.raises(Refusal, match=f"no step at {sparsity:g} zeros"):
-            Isc(variant="released", granularity="block").allocate(probe, Budget(sparsity))
+            Isc(variant="released", granularity="block").allocate(view, Budget(sparsity))
     with pytest.raises(Refusal, match="has no N:M"):
-        Isc(variant="released").allocate(probe, Budget.of_pattern(NofM(2, 4)))
+        Isc(variant="released").allocate(view, Budget.of_pattern(NofM(2, 4)))
 
 
 def marked(index: int, *outliers: int, rows: int = 10) -> FakeBlock:
@@ -164,13 +166,15 @@ def marked(index: int, *outliers: int, rows: int = 10) -> FakeBlock:
 
 
 @dataclass
-class Redundant(FakeProbe):
+class Redundant(FakeView):
     """Pruned, its blocks have these outliers, turn by turn (the last ones for good); what was asked is noted."""
 
     turns: Sequence[Sequence[FakeBlock]] = ()
     seen: list[tuple[Any, list[float]]] = field(default_factory=list)
 
-    def pruned(self, method: Any, allocation: Mapping[str, Pattern], *, again: bool = False) -> Iterator[FakeBlock]:
+    def pruned(
+        self, method: Any, allocation: Mapping[str, Pattern], *, reuse_prefix: bool = False
+    ) -> Iterator[FakeBlock]:
         """All blocks, whatever is left as it was."""
         self.seen.append((method, zeros(allocation)))
         yield from (self.turns or [self.content])[min(len(self.seen), len(self.turns) or 1) - 1]
@@ -178,21 +182,21 @@ class Redundant(FakeProbe):
 
 def test_mrp_by_hand() -> None:
     """From 0.35 each: the first, without outliers, up to 0.65 in six turns; what is left takes three of the second."""
-    probe = Redundant([marked(0, 0), marked(1, 2), marked(2, 8)], method="the run's own")
-    found = Mrp().allocate(probe, Budget(0.5))
+    view = Redundant([marked(0, 0), marked(1, 2), marked(2, 8)], method="the run's own")
+    found = Mrp().allocate(view, Budget(0.5))
     assert zeros(found) == pytest.approx([0.65, 0.5, 0.35], abs=1e-9)
-    assert probe.told == {"turns": 9} and len(probe.seen) == 9
-    assert probe.seen[0] == ("the run's own", [0.35, 0.35, 0.35])
-    assert probe.seen[2][1] == pytest.approx([0.45, 0.35, 0.35])
-    assert probe.seen[-1][1] == pytest.approx([0.65, 0.45, 0.35])
+    assert view.diagnostics == {"turns": 9} and len(view.seen) == 9
+    assert view.seen[0] == ("the run's own", [0.35, 0.35, 0.35])
+    assert view.seen[2][1] == pytest.approx([0.45, 0.35, 0.35])
+    assert view.seen[-1][1] == pytest.approx([0.65, 0.45, 0.35])
 
 
 def test_mrp_looks_at_the_model_as_it_is_pruned_so_far() -> None:
     """Outliers come to light in the first after two turns, and in the second after two more."""
     dense = [marked(0, 2), marked(1, 2), marked(2, 2)]
     turns = [[marked(i, count) for i, count in enumerate(counts)] for counts in [(0, 4, 8)] * 2 + [(9, 4, 8)] * 2]
-    probe = Redundant(dense, turns=[*turns, [marked(0, 9), marked(1, 9), marked(2, 0)]])
-    found = Mrp().allocate(probe, Budget(0.5))
+    view = Redundant(dense, turns=[*turns, [marked(0, 9), marked(1, 9), marked(2, 0)]])
+    found = Mrp().allocate(view, Budget(0.5))
     assert zeros(found) == pytest.approx([0.45, 0.45, 0.6], abs=1e-9)
 
 
@@ -215,26 +219,26 @@ def test_a_threshold_is_that_of_the_dense_model() -> None:
 @pytest.mark.parametrize("maximum", [0.5, 0.52, 0.6, 1.0])
 def test_no_unit_goes_beyond_the_maximum(maximum: float) -> None:
     """0.705 of the first would be what all have to lose."""
-    probe = Redundant([marked(0, 0), marked(1, 2, rows=30), marked(2, 8, rows=7)])
-    found = Mrp(maximum=maximum).allocate(probe, Budget(0.5))
+    view = Redundant([marked(0, 0), marked(1, 2, rows=30), marked(2, 8, rows=7)])
+    found = Mrp(maximum=maximum).allocate(view, Budget(0.5))
     assert max(zeros(found)) == found["0.0"].sparsity == pytest.approx(maximum, abs=1e-6)
     assert mean_sparsity(found, {"0.0": 100, "1.0": 300, "2.0": 70}) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_the_step_decays_to_the_least_one() -> None:
     """0.1 · 0.5, 0.1 · 0.25, then 0.02."""
-    probe = Redundant([marked(0, 0), marked(1, 9)])
-    Mrp(step=0.1, decay=0.5, least_step=0.02).allocate(probe, Budget(0.5))
-    reached = [turn[0] for _, turn in probe.seen[:4]]
+    view = Redundant([marked(0, 0), marked(1, 9)])
+    Mrp(step=0.1, decay=0.5, least_step=0.02).allocate(view, Budget(0.5))
+    reached = [turn[0] for _, turn in view.seen[:4]]
     assert reached == pytest.approx([0.35, 0.4, 0.425, 0.445])
 
 
 def test_mrp_per_matrix_takes_as_many_a_turn_as_a_block_has() -> None:
     """Of four the two without outliers, in six turns; a block would have been judged as one."""
-    probe = Redundant([marked(0, 0, 9), marked(1, 8, 0)])
-    found = Mrp(granularity="matrix").allocate(probe, Budget(0.5))
+    view = Redundant([marked(0, 0, 9), marked(1, 8, 0)])
+    found = Mrp(granularity="matrix").allocate(view, Budget(0.5))
     assert zeros(found) == pytest.approx([0.65, 0.35, 0.35, 0.65], abs=1e-9)
-    assert probe.told == {"turns": 6} and probe.seen[1][1] == pytest.approx([0.4, 0.35, 0.35, 0.4])
+    assert view.diagnostics == {"turns": 6} and view.seen[1][1] == pytest.approx([0.4, 0.35, 0.35, 0.4])
     by_block = Redundant([marked(0, 0, 9), marked(1, 8, 0)])
     Mrp().allocate(by_block, Budget(0.5))
     assert by_block.seen[1][1] == pytest.approx([0.35, 0.35, 0.4, 0.4])

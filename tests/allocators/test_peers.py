@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ALLOCATORS, FakeBlock, FakeProbe, tiny, windows
+from helpers import ALLOCATORS, FakeBlock, FakeView, tiny, windows
 
 from harness import catalogue
 from harness.allocators.alphapruning import AlphaPruning
-from harness.calibration.probe import ModelProbe
+from harness.calibration.model_view import LiveModelView
 from harness.core.allocation import Budget
-from harness.core.errors import Refusal, UserError
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import Refusal, UserError
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
 def test_a_matrix_without_a_spectrum_is_refused() -> None:
     block = FakeBlock(0, {"blocks.0": torch.ones(1, 4)}, {})
     with pytest.raises(Refusal, match=r"the spectrum of blocks\.0 has no tail"):
-        AlphaPruning().allocate(FakeProbe([block]), Budget(0.5))
+        AlphaPruning().allocate(FakeView([block]), Budget(0.5))
 
 
 @pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning"])
 def test_the_scores_of_blocks_are_told(name: str) -> None:
     """As plain numbers, for the record."""
     model = tiny("llama")
-    probe = ModelProbe(decoder_of(model), [windows(3)], range(2))
-    ALLOCATORS[name].allocate(probe, Budget(0.7))
-    assert [type(score) for score in probe.told["score"]] == [float, float]
+    view = LiveModelView(decoder_of(model), [windows(3)], range(2))
+    ALLOCATORS[name].allocate(view, Budget(0.7))
+    assert [type(score) for score in view.diagnostics["score"]] == [float, float]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import METHODS, FakeAssembler, FakeBlock, FakeProbe
+from helpers import METHODS, FakeAssembler, FakeBlock, FakeView
 
 from harness import catalogue
 from harness.core.allocation import Allocation, Budget, mean_sparsity
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import Trace
 from harness.core.pattern import NofM, Pattern
-from harness.core.search import Ladder, Space
+from harness.core.search import LevelGrid, Space
+from harness.runtime.errors import Refusal, UserError
 
 SHAPES = {"q": (16, 16), "up": (16, 48), "down": (48, 16)}
 SIZES = {f"blocks.{i}.{name}": rows * columns for i in range(4) for name, (rows, columns) in SHAPES.items()}
@@ -27,7 +27,7 @@ Judge = Callable[[Mapping[str, Pattern]], float]
 
 
 @dataclass
-class Searched(FakeProbe):
+class Searched(FakeView):
     """Four blocks of three matrices, whose assemblers judge by `judge`; sensitive are the last matrices."""
 
     content: list[FakeBlock] = field(
@@ -42,8 +42,8 @@ class Searched(FakeProbe):
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
         return {site: Trace(float(place * size)) for place, (site, size) in enumerate(SIZES.items())}
 
-    def assembler(self, method: Any, ladders: Any, **settings: Any) -> FakeAssembler:
-        self.made.append(FakeAssembler(ladders, self.judge))
+    def assembler(self, method: Any, levels: Any, **settings: Any) -> FakeAssembler:
+        self.made.append(FakeAssembler(levels, self.judge))
         return self.made[-1]
 
     @property
@@ -54,7 +54,7 @@ class Searched(FakeProbe):
 
     @property
     def trajectory(self) -> list[dict[str, Any]]:
-        generations = self.told["search"]["generations"]
+        generations = self.diagnostics["search"]["generations"]
         return [{key: value for key, value in one.items() if key != "seconds"} for one in generations]
 
 
@@ -119,8 +119,8 @@ def test_a_killed_search_goes_on_from_its_last_generation(name: str, after: int)
     assert searcher(name).allocate(resumed, FREE) == expected
     assert finished <= after and resumed.asked == whole.asked[finished:]
     assert resumed.trajectory == whole.trajectory
-    assert {key: resumed.told["search"][key] for key in ("evaluations", "tokens")} == {
-        key: whole.told["search"][key] for key in ("evaluations", "tokens")
+    assert {key: resumed.diagnostics["search"][key] for key in ("evaluations", "tokens")} == {
+        key: whole.diagnostics["search"][key] for key in ("evaluations", "tokens")
     }
 
 
@@ -129,13 +129,13 @@ def test_a_search_that_is_killed_again_and_again_ends_as_any_other(name: str) ->
     whole, kept = Searched(judge=noise), {}
     expected = searcher(name).allocate(whole, MIXED)
     for _ in range(100):
-        probe = Searched(judge=killing(noise, 14), kept=kept)
+        view = Searched(judge=killing(noise, 14), kept=kept)
         try:
-            found = searcher(name).allocate(probe, MIXED)
+            found = searcher(name).allocate(view, MIXED)
             break
         except Killed:
             continue
-    assert (found, probe.trajectory) == (expected, whole.trajectory)
+    assert (found, view.trajectory) == (expected, whole.trajectory)
 
 
 @both
@@ -149,7 +149,7 @@ def test_more_generations_continue_a_search_and_fewer_take_its_earlier_state(nam
     assert few.asked + more.asked == fresh[6].asked
     assert searcher(name, generations=2).allocate(again, FREE) == expected[2]
     assert again.made == [] and again.trajectory == fresh[2].trajectory
-    assert again.told["search"]["evaluations"] == fresh[2].told["search"]["evaluations"]
+    assert again.diagnostics["search"]["evaluations"] == fresh[2].diagnostics["search"]["evaluations"]
 
 
 @both
@@ -173,73 +173,73 @@ def test_other_settings_are_another_search(name: str) -> None:
 @pytest.mark.parametrize("budget", [FREE, MIXED], ids=["free", "mixed"])
 @both
 def test_nothing_is_evaluated_twice(name: str, budget: Budget) -> None:
-    probe = Searched(judge=noise)
-    searcher(name, generations=12, held_out=2).allocate(probe, budget)
-    assert len(probe.asked) == len(set(probe.asked)) and len(probe.made) == 1
-    own = [one for one in probe.asked if one[0] == 0]
-    assert probe.told["search"]["evaluations"] == len(own)
-    assert probe.told["search"]["tokens"] == sum(stop for _, stop, _ in own) * probe.window
-    assert {(start, stop) for start, stop, _ in probe.asked if start} == {(4, 6)}
+    view = Searched(judge=noise)
+    searcher(name, generations=12, held_out=2).allocate(view, budget)
+    assert len(view.asked) == len(set(view.asked)) and len(view.made) == 1
+    own = [one for one in view.asked if one[0] == 0]
+    assert view.diagnostics["search"]["evaluations"] == len(own)
+    assert view.diagnostics["search"]["tokens"] == sum(stop for _, stop, _ in own) * view.window
+    assert {(start, stop) for start, stop, _ in view.asked if start} == {(4, 6)}
 
 
 @both
 def test_a_search_lives_with_few_candidates(name: str) -> None:
     """Four blocks and two levels make six candidates within the budget."""
-    probe = Searched(judge=noise)
-    searcher(name, granularity="block", levels=(1, 3), generations=12).allocate(probe, MIXED)
-    assert len({candidate for _, stop, candidate in probe.asked if stop == 4}) <= 6
-    assert len(probe.asked) == len(set(probe.asked))
+    view = Searched(judge=noise)
+    searcher(name, granularity="block", levels=(1, 3), generations=12).allocate(view, MIXED)
+    assert len({candidate for _, stop, candidate in view.asked if stop == 4}) <= 6
+    assert len(view.asked) == len(set(view.asked))
 
 
 @pytest.mark.parametrize("seed", range(3))
 @both
 def test_the_best_never_gets_worse(name: str, seed: int) -> None:
-    probe = Searched(judge=noise, seed=seed)
-    searcher(name, generations=10).allocate(probe, FREE)
-    best = [generation["best"] for generation in probe.trajectory]
+    view = Searched(judge=noise, seed=seed)
+    searcher(name, generations=10).allocate(view, FREE)
+    best = [generation["best"] for generation in view.trajectory]
     assert best == sorted(best, reverse=True)
-    assert all(one["best"] <= one["mean"] + 1e-12 for one in probe.trajectory)
-    assert [one["generation"] for one in probe.trajectory] == list(range(len(best)))
+    assert all(one["best"] <= one["mean"] + 1e-12 for one in view.trajectory)
+    assert [one["generation"] for one in view.trajectory] == list(range(len(best)))
 
 
 @pytest.mark.parametrize("budget", [FREE, MIXED], ids=["free", "mixed"])
 @both
 def test_a_planted_optimum_is_approached(name: str, budget: Budget) -> None:
     """It is some moves away from the even allocation."""
-    space = Space([list(SIZES)], SIZES, budget, Ladder(), "matrix")
-    hidden = space.candidate(space.switched(space.uniform, 8, random.Random(5)))
-    probe = Searched(judge=far_from(hidden))
-    found = searcher(name, generations=40).allocate(probe, budget)
-    best = [generation["best"] for generation in probe.trajectory]
+    space = Space([list(SIZES)], SIZES, budget, LevelGrid(), "matrix")
+    hidden = space.patterns(space.switched(space.uniform, 8, random.Random(5)))
+    view = Searched(judge=far_from(hidden))
+    found = searcher(name, generations=40).allocate(view, budget)
+    best = [generation["best"] for generation in view.trajectory]
     assert best[-1] < best[0] / 2
-    assert far_from(hidden)(found) < far_from(hidden)(space.candidate(space.uniform)) / 2
+    assert far_from(hidden)(found) < far_from(hidden)(space.patterns(space.uniform)) / 2
 
 
 def test_msp_stops_where_nothing_falls_any_more() -> None:
     """A later search that is more patient goes on from there, a less patient one ends where it would have ended."""
     kept: dict[str, Any] = {}
     for patience, generations in ((3, 4), (5, 6), (2, 3)):
-        probe = Searched(kept=kept)
-        searcher("msp", generations=20, patience=patience).allocate(probe, FREE)
-        assert len(probe.trajectory) == generations
-    assert probe.made == []
+        view = Searched(kept=kept)
+        searcher("msp", generations=20, patience=patience).allocate(view, FREE)
+        assert len(view.trajectory) == generations
+    assert view.made == []
 
 
 def test_evopress_keeps_the_parent_on_ties() -> None:
-    probe = Searched()
-    found = searcher("evopress").allocate(probe, FREE)
-    (state,) = probe.kept.values()
+    view = Searched()
+    found = searcher("evopress").allocate(view, FREE)
+    (state,) = view.kept.values()
     even = [0] * len(SIZES)
     assert state["population"] == [even] and {tuple(one["genome"]) for one in state["generations"]} == {tuple(even)}
     assert [pattern.sparsity for pattern in found.values()] == pytest.approx([0.6] * len(SIZES))
-    assert len(probe.asked) > 30
+    assert len(view.asked) > 30
 
 
 def test_evopress_judges_more_windows_the_fewer_are_left() -> None:
     """The even candidate, then eight on one window, three of them and the parent on four."""
-    probe = Searched(judge=noise)
-    searcher("evopress", generations=1, offspring=8).allocate(probe, FREE)
-    stops = [stop for _, stop, _ in probe.asked]
+    view = Searched(judge=noise)
+    searcher("evopress", generations=1, offspring=8).allocate(view, FREE)
+    stops = [stop for _, stop, _ in view.asked]
     assert stops[:2] == [1, 4] and stops[2:-3] == [1] * len(stops[2:-3]) and stops[-3:] == [4] * 3
 
 
@@ -263,22 +263,22 @@ def test_a_random_start_has_the_same_shares_shuffled(granularity: Any, monkeypat
 @pytest.mark.parametrize("granularity", ["matrix", "block"])
 def test_msp_starts_with_more_kept_where_the_trace_is_larger(granularity: Any) -> None:
     """The steepest candidate goes from `reach` above the budget to `reach` below, by rank."""
-    probe = Searched()
+    view = Searched()
     settings: Any = {"generations": 0, "population": 5, "granularity": granularity, "reach": 0.2}
-    searcher("msp", **settings).allocate(probe, FREE)
-    first, *_, steepest = [dict(candidate) for _, _, candidate in probe.asked]
+    searcher("msp", **settings).allocate(view, FREE)
+    first, *_, steepest = [dict(candidate) for _, _, candidate in view.asked]
     assert {pattern.sparsity for pattern in first.values()} == {0.6}
     zeros = [pattern.sparsity for pattern in steepest.values()]
     assert zeros == sorted(zeros, reverse=True) and zeros[0] - zeros[-1] >= 0.3
 
 
 def test_msp_tells_its_sensitivity_and_what_one_unit_alone_costs() -> None:
-    probe = Searched(judge=lambda candidate: sum(p.sparsity * SIZES[s] for s, p in candidate.items()))
-    searcher("msp", verify=True, per="matrix").allocate(probe, FREE)
-    assert probe.told["sensitivity"]["value"] == {
+    view = Searched(judge=lambda candidate: sum(p.sparsity * SIZES[s] for s, p in candidate.items()))
+    searcher("msp", verify=True, per="matrix").allocate(view, FREE)
+    assert view.diagnostics["sensitivity"]["value"] == {
         site: place * size for place, (site, size) in enumerate(SIZES.items())
     }
-    checked = probe.told["verification"]
+    checked = view.diagnostics["verification"]
     assert [unit["unit"] for unit in checked["units"]] == list(SIZES) and checked["dense"] == 0
     assert [unit["loss"] for unit in checked["units"]] == pytest.approx([0.6 * size for size in SIZES.values()])
     assert -1 <= checked["spearman"] <= 1
@@ -286,19 +286,19 @@ def test_msp_tells_its_sensitivity_and_what_one_unit_alone_costs() -> None:
 
 @both
 def test_bounds_hold_for_every_candidate(name: str) -> None:
-    probe = Searched(judge=noise)
-    searcher(name, minimum=0.55, maximum=0.7).allocate(probe, FREE)
-    zeros = {pattern.sparsity for _, _, candidate in probe.asked for _, pattern in candidate}
+    view = Searched(judge=noise)
+    searcher(name, minimum=0.55, maximum=0.7).allocate(view, FREE)
+    zeros = {pattern.sparsity for _, _, candidate in view.asked for _, pattern in candidate}
     assert {0.55, 0.7} <= zeros and min(zeros) == 0.55 and max(zeros) == 0.7
 
 
 @pytest.mark.parametrize("bounds", [{"minimum": 0.7}, {"maximum": 0.5}, {"minimum": 0.61, "maximum": 0.64}])
 @both
 def test_bounds_that_exclude_the_budget_are_refused_before_anything_is_evaluated(name: str, bounds: Any) -> None:
-    probe = Searched()
+    view = Searched()
     with pytest.raises(Refusal, match=r"meets 0\.6000 zeros \(bounds: allocator\.minimum="):
-        searcher(name, **bounds).allocate(probe, FREE)
-    assert probe.made == [] and probe.kept == {}
+        searcher(name, **bounds).allocate(view, FREE)
+    assert view.made == [] and view.kept == {}
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from harness.calibration import assembler as assembling
 from harness.calibration.assembler import LevelAssembler, build_assembler
 from harness.calibration.checks import self_check
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import UserError
 
 RUNGS: list[Pattern] = [Unstructured(0.75), Unstructured(0.5), Unstructured(0.0)]
 
@@ -47,7 +47,7 @@ def drawn(model: nn.Module, scope: range, count: int, ladder: list[Pattern] = RU
 def written(model: nn.Module, method: Any, candidate: dict[str, Pattern], scope: range) -> list[Tensor]:
     """The dense weights, after the candidate's have been put into the model, pruned with dense inputs."""
     decoder, kept = decoder_of(model), []
-    from harness.calibration.stream import stream
+    from harness.calibration.walk import stream
 
     pruned = {}
     for block in stream(decoder, [windows(3)], scope, edited=False, label=""):
@@ -85,7 +85,7 @@ def test_batches_change_nothing(tokens: int, stacked: bool, monkeypatch: pytest.
     model = tiny("llama")
     candidates = drawn(model, range(2), 6)
     expected = assembled(model).losses(candidates)
-    monkeypatch.setitem(assembling.BATCH_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(assembling.CANDIDATE_TOKENS, "cpu", tokens)
     if stacked:
         monkeypatch.setattr(assembling, "_stacks", lambda inputs, weight: True)
     assert assembled(model).losses(candidates) == pytest.approx(expected, rel=1e-6)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from helpers import tiny, windows
 
-from harness.calibration import probe as probing
-from harness.calibration.bank import Bank
+from harness.calibration import model_view as probing
 from harness.calibration.cache import Cache, make_room
-from harness.calibration.probe import ModelProbe
+from harness.calibration.level_database import LevelDatabase
+from harness.calibration.model_view import LiveModelView
 from harness.models.decoder import decoder_of
 
 MODEL = {"weights": "abc", "calibration": {"windows": 2}}
@@ -54,10 +54,10 @@ def test_a_file_says_what_it_belongs_to_and_carries_its_checksum(tmp_path: Path)
     Cache(tmp_path, MODEL).entry("msp", {"seed": 0}).write({"generations": []})
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("msp_") and path.suffix == ".json"
-    belongs = {"purpose": "msp", "identity": MODEL, "settings": {"seed": 0}}
-    canonical = json.dumps([belongs, {"generations": []}], sort_keys=True, separators=(",", ":"))
+    depends_on = {"purpose": "msp", "identity": MODEL, "settings": {"seed": 0}}
+    canonical = json.dumps([depends_on, {"generations": []}], sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    assert json.loads(path.read_text()) == {"belongs": belongs, "value": {"generations": []}, "sha256": digest}
+    assert json.loads(path.read_text()) == {"belongs": depends_on, "value": {"generations": []}, "sha256": digest}
 
 
 def test_without_a_folder_values_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_only_what_the_cache_wrote_is_ever_removed(tmp_path: Path) -> None:
     (paths,) = written(tmp_path, 1)
     before = sorted(path for path in tmp_path.rglob("*") if path != paths)
     assert make_room(tmp_path, 0.0, 0)
-    Bank(torch.device("cpu"), tmp_path).close()
+    LevelDatabase(torch.device("cpu"), tmp_path).close()
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -242,38 +242,38 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def probe(folder: Path | None, weights: str = "abc", seed: int = 0) -> ModelProbe:
+def view(folder: Path | None, weights: str = "abc", seed: int = 0) -> LiveModelView:
     model = tiny("llama")
     cache = Cache(folder, {"weights": weights})
-    return ModelProbe(decoder_of(model), [windows(2), windows(2, seed=1)], range(2), cache=cache, seed=seed)
+    return LiveModelView(decoder_of(model), [windows(2), windows(2, seed=1)], range(2), cache=cache, seed=seed)
 
 
 def test_a_trace_is_computed_once_and_read_by_a_second_probe(tmp_path: Path, computed: list[str]) -> None:
-    first = probe(tmp_path)
+    first = view(tmp_path)
     found = first.fisher_trace(3)
-    assert first.fisher_trace(3) == found == probe(tmp_path).fisher_trace(3)
+    assert first.fisher_trace(3) == found == view(tmp_path).fisher_trace(3)
     assert computed == ["fisher_trace"] and set(found) == set(first.shapes)
-    probe(tmp_path).fisher_trace(2)
-    probe(tmp_path, weights="abd").fisher_trace(3)
+    view(tmp_path).fisher_trace(2)
+    view(tmp_path, weights="abd").fisher_trace(3)
     assert computed == ["fisher_trace"] * 3 and len(list(tmp_path.glob("fisher_*.json"))) == 3
 
 
 def test_a_trace_by_hutchinson_is_cached_with_its_draws_and_its_error(tmp_path: Path, computed: list[str]) -> None:
-    found = probe(tmp_path).hessian_trace(2, 2, "gaussian")
-    again = probe(tmp_path).hessian_trace(2, 2, "gaussian")
+    found = view(tmp_path).hessian_trace(2, 2, "gaussian")
+    again = view(tmp_path).hessian_trace(2, 2, "gaussian")
     assert {site: repr(trace) for site, trace in again.items()} == {site: repr(trace) for site, trace in found.items()}
     assert computed == ["hessian_trace"]
-    probe(tmp_path).hessian_trace(2, 2, "rademacher")
-    probe(tmp_path, seed=1).hessian_trace(2, 2, "gaussian")
+    view(tmp_path).hessian_trace(2, 2, "rademacher")
+    view(tmp_path, seed=1).hessian_trace(2, 2, "gaussian")
     assert computed == ["hessian_trace"] * 3
 
 
 def test_without_a_cache_a_probe_remembers_for_itself(computed: list[str]) -> None:
-    one = probe(None)
+    one = view(None)
     assert one.fisher_trace(1) == one.fisher_trace(1) and computed == ["fisher_trace"]
 
 
 def test_a_trace_takes_as_many_windows_as_there_are(tmp_path: Path) -> None:
     """And five of four are the four: nothing is computed twice."""
-    assert probe(tmp_path).fisher_trace(5) == probe(tmp_path).fisher_trace(4)
+    assert view(tmp_path).fisher_trace(5) == view(tmp_path).fisher_trace(4)
     assert len(list(tmp_path.glob("fisher_*.json"))) == 1

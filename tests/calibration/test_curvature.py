@@ -164,9 +164,10 @@ def test_a_scope_asks_for_fewer_matrices() -> None:
 def test_traces_of_16_bit_weights_are_those_of_a_float32_run(name: str, dtype: torch.dtype, kind: str) -> None:
     """Of the same weights, to the last bit on a CPU, where both run the same code."""
     model = tiny(name, dtype)
+    decoder = decoder_of(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     ask = TRACES[kind]
-    traces = ask(decoder_of(model), windows(2), range(1, 2))
+    traces = ask(decoder, windows(2), range(1, 2))
     assert all(torch.equal(value, before[key]) and value.dtype == dtype for key, value in model.state_dict().items())
     assert traces == ask(decoder_of(model.float()), windows(2), range(1, 2))
 

@@ -17,7 +17,7 @@ from harness.models.decoder import Decoder, decoder_of
 from harness.run import prune
 
 BATCHES = [windows(3), windows(2, seed=1)]
-ADDS = {name for name in TINY if name not in ("gemma2", "gemma3_text", "opt-350m")}
+ADDS = {name for name in TINY if name not in ("gemma2", "gemma3_text", "olmo2", "opt-350m")}
 """The others have a norm between the last linear of a part and the residual stream, or behind the sum."""
 
 
@@ -48,7 +48,7 @@ def run_whole(decoder: Decoder, site: str) -> tuple[Tensor, Tensor, Tensor, Tens
 
     def at_linear(_: nn.Module, positional: tuple[Tensor, ...], output: Tensor) -> None:
         caught["x"].append(positional[0].flatten(0, -2))
-        caught["y"].append(output.flatten(0, -2))
+        caught["y"].append(output.flatten(0, -2).clone())
 
     def at_block(_: nn.Module, positional: Any, named: Any, output: Any) -> None:
         caught["in"].append((positional[0] if positional else named["hidden_states"]).flatten(0, -2))

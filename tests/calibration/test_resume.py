@@ -16,12 +16,12 @@ from helpers import METHODS, pattern, tiny, windows
 from safetensors import safe_open
 
 from harness import execute
-from harness.calibration.resume import Block, FinishedBlocks, Keeping, belonging
+from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
-from harness.core.remarks import remarks
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.warn import collected_warnings
 
 BLOCKS = 6
 
@@ -143,8 +143,8 @@ def same_result(one: Any, other: Any) -> bool:
 
 
 def keeping(cache: Path, **changes: Any) -> Callable[..., FinishedBlocks]:
-    settings = {"folder": cache / "blocks_f", "belongs": "this", "every": 0, "gib": None} | changes
-    return lambda weights: FinishedBlocks(Keeping(**settings), weights)
+    settings = {"folder": cache / "blocks_f", "cache_key": "this", "every": 0, "gib": None} | changes
+    return lambda weights: FinishedBlocks(CheckpointPolicy(**settings), weights)
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"plugged"}))
@@ -152,7 +152,7 @@ def test_weights_masks_and_what_was_told_come_back(method: str, tmp_path: Path) 
     whole = pruned_model(method, None)
     pruned_model(method, keeping(tmp_path), stop=2)
     assert len(list((tmp_path / "blocks_f").glob("*.safetensors"))) == 2
-    with remarks() as said:
+    with collected_warnings() as said:
         assert same_result(pruned_model(method, keeping(tmp_path)), whole)
     assert said == ["resumed: 2 of 4 blocks are those that an earlier attempt finished"]
 
@@ -170,7 +170,7 @@ def test_a_damaged_block_and_those_behind_it_are_pruned_again(damage: str, tmp_p
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
         path.write_bytes({"truncated": content[:middle], "flipped": flipped, "empty": b""}[damage])
-    with remarks() as said:
+    with collected_warnings() as said:
         assert same_result(pruned_model("sparsegpt", keeping(tmp_path)), whole)
     assert said[0].startswith(str(path)) and said[0].endswith("block 1 is pruned again")
     assert said[1].startswith("resumed: 1 of 4 blocks")
@@ -179,7 +179,7 @@ def test_a_damaged_block_and_those_behind_it_are_pruned_again(damage: str, tmp_p
 def test_blocks_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
     pruned_model("wanda", keeping(tmp_path), stop=2)
     whole = pruned_model("sparsegpt", None)
-    assert same_result(pruned_model("sparsegpt", keeping(tmp_path, belongs="that")), whole)
+    assert same_result(pruned_model("sparsegpt", keeping(tmp_path, cache_key="that")), whole)
 
 
 def test_what_a_block_belongs_to() -> None:
@@ -195,7 +195,7 @@ def test_what_a_block_belongs_to() -> None:
         "seed": 1,
         "allocation": {"q": Unstructured(0.50000001)},
     }
-    hashes = {belonging(**given), *(belonging(**{**given, key: value}) for key, value in changed.items())}
+    hashes = {cache_key_of(**given), *(cache_key_of(**{**given, key: value}) for key, value in changed.items())}
     assert len(hashes) == 5
 
 
@@ -205,7 +205,7 @@ def test_a_full_disk_stops_the_keeping_and_not_the_run(tmp_path: Path, monkeypat
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, remarks() as said:
+    with monkeypatch.context() as patch, collected_warnings() as said:
         patch.setattr(os, "fsync", full)
         assert same_result(pruned_model("wanda", keeping(tmp_path)), whole)
     assert said == [f"blocks from 0 on are not kept for a restart: {tmp_path}: No space left on device"]
@@ -216,13 +216,13 @@ def test_no_more_is_kept_than_the_cache_may_take(tmp_path: Path) -> None:
     pruned_model("wanda", keeping(tmp_path), stop=1)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     shutil.rmtree(tmp_path / "blocks_f")
-    with remarks() as said:
+    with collected_warnings() as said:
         pruned_model("wanda", keeping(tmp_path, gib=2.5 * size / 2**30), stop=4)
     assert "cache_gib" in said[0] and said[0].startswith("blocks from 2 on are not kept")
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
     # what an abandoned run left goes when another one needs the room
     gc.collect()  # the first run's hold on its blocks
-    with remarks() as said:
+    with collected_warnings() as said:
         other = keeping(tmp_path, folder=tmp_path / "blocks_e", gib=2.5 * size / 2**30)
         pruned_model("wanda", other, stop=2)
     assert not said and [path.name for path in tmp_path.iterdir()] == ["blocks_e"]
@@ -252,7 +252,9 @@ def test_writing_takes_a_share_of_the_time_only(tmp_path: Path, monkeypatch: pyt
     """Ten seconds a block, four to write one: the next is written once 40 seconds of pruning are behind it."""
     now = [0.0]
     monkeypatch.setattr("harness.calibration.resume.time.perf_counter", lambda: now[0])
-    blocks = FinishedBlocks(Keeping(tmp_path / "blocks_f", "this", 10.0), lambda index: {"q": torch.ones(1, 1)})
+    blocks = FinishedBlocks(
+        CheckpointPolicy(tmp_path / "blocks_f", "this", 10.0), lambda index: {"q": torch.ones(1, 1)}
+    )
     write, written = blocks._write, []
 
     def slow() -> None:
@@ -270,8 +272,8 @@ def test_writing_takes_a_share_of_the_time_only(tmp_path: Path, monkeypatch: pyt
 def test_masks_that_are_not_the_nonzeros_come_back(tmp_path: Path) -> None:
     weight, kept = torch.tensor([[0.0, 1.0]]), torch.tensor([[True, True]])
     result = {"q": Pruned(weight, kept, "a remark")}
-    first = FinishedBlocks(Keeping(tmp_path / "b", "this", 0), lambda index: {"q": weight})
+    first = FinishedBlocks(CheckpointPolicy(tmp_path / "b", "this", 0), lambda index: {"q": weight})
     first.add(0, Block(result, {"loss": [1.0, 0.1]}))
-    found = FinishedBlocks(Keeping(tmp_path / "b", "this", 0), lambda index: {"q": weight}).load(0)
+    found = FinishedBlocks(CheckpointPolicy(tmp_path / "b", "this", 0), lambda index: {"q": weight}).load(0)
     assert found and torch.equal(found.pruned["q"].kept, kept) and found.pruned["q"].note == "a remark"
-    assert found.told == {"loss": [1.0, 0.1]}
+    assert found.diagnostics == {"loss": [1.0, 0.1]}

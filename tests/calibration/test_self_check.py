@@ -11,9 +11,9 @@ from helpers import TINY, given_tokens, tiny
 from torch import nn
 
 from harness.calibration.checks import self_check
-from harness.calibration.replay import follow_tokens
-from harness.core.errors import UserError
 from harness.models.decoder import decoder_of
+from harness.models.pieces import follow_tokens
+from harness.runtime.errors import UserError
 
 
 def wrapped(block: nn.Module, change: Any) -> None:

@@ -12,18 +12,20 @@ import torch
 from helpers import METHODS, TINY, everything, given_tokens, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.probe import ModelProbe
-from harness.calibration.replay import first
-from harness.calibration.stream import TOKENS_PER_BATCH, Stream, batched, stream
-from harness.core.errors import Failure
+from harness.calibration.batches import TOKENS_PER_BATCH, batched
+from harness.calibration.model_view import LiveModelView
+from harness.calibration.stream import Stream
+from harness.calibration.walk import stream
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
-from harness.core.statistic import gram, norms
+from harness.core.statistic import gram, squared_norms
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
+from harness.models.pieces import first
 from harness.run import prune
+from harness.runtime.errors import Failure
 
 BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]
 """Windows in batches, the last one of another size."""
@@ -77,6 +79,7 @@ def test_each_block_sees_the_model_as_pruned_so_far(name: str) -> None:
     """Brute force: block k's inputs are those of the whole model whose blocks before k are pruned, the rest dense."""
     model, partly = tiny(name), tiny(name)
     decoder, witness = decoder_of(model), Witness()
+    decoder_of(partly)
     sites = list(linears(model, decoder.modules))
     prune(decoder, BATCHES, range(2), witness, dict.fromkeys(sites, pattern("0.5")))
     order = [site for index in range(2) for site in decoder.linears(index)]
@@ -132,8 +135,8 @@ def test_sliding_windows_matter_here(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
 def test_the_probe_sees_the_dense_model(name: str) -> None:
     model = tiny(name)
-    probe = ModelProbe(decoder_of(model), BATCHES, range(2))
-    for block in probe.observe(everything):
+    view = LiveModelView(decoder_of(model), BATCHES, range(2))
+    for block in view.observe(everything):
         expected = whole_model_inputs(model, list(block.weights))
         for site, seen in block.observe(everything).items():
             torch.testing.assert_close(seen, expected[site], rtol=1e-4, atol=1e-5)
@@ -143,14 +146,14 @@ def test_the_probe_sees_the_dense_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_how_windows_are_batched_does_not_matter(name: str, split: list[int]) -> None:
     model, tokens = tiny(name), torch.cat(BATCHES)
-    probe = ModelProbe(decoder_of(model), tokens.split(split), range(2))
-    for block in probe.observe(gram):
+    view = LiveModelView(decoder_of(model), tokens.split(split), range(2))
+    for block in view.observe(gram):
         expected = whole_model_inputs(model, list(block.weights))
-        squares, grams = block.observe(norms), block.observe(gram)
+        squares, grams = block.observe(squared_norms), block.observe(gram)
         for site, dense in expected.items():
             assert grams[site].windows == squares[site].windows == 8
             torch.testing.assert_close(grams[site].matrix, dense.T @ dense / 4, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(squares[site].mean, dense.square().sum(0) / 8, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(squares[site].mean_sq, dense.square().sum(0) / 8, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_are_of_about_4096_tokens() -> None:
@@ -165,10 +168,10 @@ SHAPES = len({batch.shape for batch in BATCHES})
 
 def test_a_dense_probe_runs_each_block_once_a_batch() -> None:
     model = tiny("llama")
-    probe = ModelProbe(decoder_of(model), BATCHES, range(2))
+    view = LiveModelView(decoder_of(model), BATCHES, range(2))
     with counted(model.model.layers) as calls:
-        for block in probe.observe(norms):
-            block.observe(norms)
+        for block in view.observe(squared_norms):
+            block.observe(squared_norms)
     assert calls == {0: len(BATCHES) + SHAPES, 1: len(BATCHES) + SHAPES}
 
 
@@ -223,11 +226,11 @@ def test_a_write_after_observing_is_seen_by_the_next_block(family: str) -> None:
 
 def test_the_probe_knows_its_scope() -> None:
     model = tiny("llama")
-    probe = ModelProbe(decoder_of(model), BATCHES, range(1, 2))
-    assert [site.split(".")[2] for site in probe.shapes] == ["1"] * 7
-    assert probe.blocks == (tuple(probe.shapes),)
-    assert probe.shapes["model.layers.1.mlp.down_proj"] == (32, 56)
-    assert [block.index for block in probe.observe(gram)] == [1]
+    view = LiveModelView(decoder_of(model), BATCHES, range(1, 2))
+    assert [site.split(".")[2] for site in view.shapes] == ["1"] * 7
+    assert view.blocks == (tuple(view.shapes),)
+    assert view.shapes["model.layers.1.mlp.down_proj"] == (32, 56)
+    assert [block.index for block in view.observe(gram)] == [1]
 
 
 def test_all_methods_say_what_they_observe() -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.calibration.structure_view import DecoderView
-from harness.core.errors import Refusal
 from harness.core.interfaces import Question
 from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Plan, Unit
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.gates import gated
 from harness.models.surgery import operate
+from harness.runtime.errors import Refusal
 
 TOKENS = windows(4)
 PLAIN = [name for name in TINY if name != "opt-350m"]

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from harness import compose, execute, groups
-from harness.core.errors import UserError
 from harness.prepare import prepare
-from harness.record.claim import claimed
-from harness.record.question import answer_of
+from harness.record.lease import leased
+from harness.record.request import matcher_of
+from harness.runtime.errors import UserError
 from harness.study import commands, grid, jobs, launch
 from harness.study.estimate import estimate
 
@@ -220,7 +220,7 @@ def test_a_point_that_another_process_is_at_comes_last(
 
     monkeypatch.setattr(execute, "time", types.SimpleNamespace(sleep=sleep))
     with ExitStack() as other:
-        other.enter_context(claimed(study.records, ready.fingerprint, answer_of(ready.config, ready.facts["defaults"])))
+        other.enter_context(leased(study.records, ready.fingerprint, matcher_of(ready.config, ready.facts["defaults"])))
         paths = jobs.run_job(tmp_path, 0)
     [before] = waits  # nothing waits while there is something else to do
     assert (len(before.records), before.lost) == (4, [labels[1]])

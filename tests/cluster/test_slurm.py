@@ -149,7 +149,7 @@ def test_a_job_has_ended_once_the_queue_does_not_hold_it(commands: Path) -> None
 def test_what_slurm_says_of_jobs_it_does_not_take_is_one_sentence(commands: Path) -> None:
     from submitit import AutoExecutor
 
-    from harness.core.errors import UserError
+    from harness.runtime.errors import UserError
     from harness.study.slurm import patient
 
     _program(

@@ -20,7 +20,7 @@ class Plugged:
 
     statistic = None
 
-    def prune(self, weight: Tensor, seen: Tensor | None, pattern: Pattern) -> Pruned:
+    def prune(self, weight: Tensor, stats: Tensor | None, pattern: Pattern) -> Pruned:
         magnitude = weight.float().abs()
         kept = keep(magnitude / magnitude.mean(dim=0) ** self.power, pattern)
         return Pruned(weight * kept, kept)

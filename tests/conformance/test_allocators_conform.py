@@ -6,38 +6,38 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import ALLOCATORS, METHODS, FakeBlock, FakeProbe, inputs, normal, tiny, windows
+from helpers import ALLOCATORS, METHODS, FakeBlock, FakeView, inputs, normal, tiny, windows
 
 from harness import catalogue
-from harness.calibration.probe import ModelProbe
+from harness.calibration.model_view import LiveModelView
 from harness.core.allocation import Budget, mean_sparsity
-from harness.core.errors import UserError
 from harness.core.interfaces import Allocator
 from harness.core.pattern import NofM, Unstructured, parse_pattern
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import UserError
 
 NARROWED = [name for name, it in ALLOCATORS.items() if "levels" in {field.name for field in dataclasses.fields(it)}]
 every_allocator = pytest.mark.parametrize("name", ALLOCATORS)
 
 
-def model_probe(family: str, scope: range = range(2)) -> ModelProbe:
+def model_probe(family: str, scope: range = range(2)) -> LiveModelView:
     model = tiny(family)
     batches = [windows(3), windows(1, seed=1)]
-    return ModelProbe(decoder_of(model), batches, scope, method=METHODS["wanda"], draw=windows)
+    return LiveModelView(decoder_of(model), batches, scope, method=METHODS["wanda"], draw=windows)
 
 
-def sizes_of(probe: ModelProbe | FakeProbe) -> dict[str, int]:
-    return {site: rows * columns for site, (rows, columns) in probe.shapes.items()}
+def sizes_of(view: LiveModelView | FakeView) -> dict[str, int]:
+    return {site: rows * columns for site, (rows, columns) in view.shapes.items()}
 
 
-def even_probe(blocks: int = 3) -> FakeProbe:
+def even_probe(blocks: int = 3) -> FakeView:
     """Blocks that differ in nothing but their names."""
     weights = {"up": normal(24, 16), "down": normal(16, 24, seed=1)}
     seen = {"up": inputs(40, 16), "down": inputs(40, 24)}
     named = [
         ({f"{i}.{k}": v for k, v in weights.items()}, {f"{i}.{k}": v for k, v in seen.items()}) for i in range(blocks)
     ]
-    return FakeProbe([FakeBlock(i, *content) for i, content in enumerate(named)])
+    return FakeView([FakeBlock(i, *content) for i, content in enumerate(named)])
 
 
 def test_the_table_holds_every_registered_allocator() -> None:
@@ -49,20 +49,20 @@ def test_the_table_holds_every_registered_allocator() -> None:
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @every_allocator
 def test_an_unstructured_budget_is_met(name: str, family: str, sparsity: str) -> None:
-    probe = model_probe(family)
-    allocation = ALLOCATORS[name].allocate(probe, Budget.of_pattern(parse_pattern(sparsity)))
-    assert list(allocation) == list(probe.shapes)
+    view = model_probe(family)
+    allocation = ALLOCATORS[name].allocate(view, Budget.of_pattern(parse_pattern(sparsity)))
+    assert list(allocation) == list(view.shapes)
     assert all(isinstance(pattern, Unstructured) and 0 <= pattern.sparsity <= 1 for pattern in allocation.values())
-    assert mean_sparsity(allocation, sizes_of(probe)) == pytest.approx(float(sparsity), abs=1e-9)
+    assert mean_sparsity(allocation, sizes_of(view)) == pytest.approx(float(sparsity), abs=1e-9)
 
 
 @pytest.mark.parametrize("sparsity", ["2of4", "1of4", "3of4", "4of8", "2of8", "4of4"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @every_allocator
 def test_a_mixed_budget_is_met_exactly(name: str, family: str, sparsity: str) -> None:
-    probe, budget = model_probe(family), Budget.of_pattern(parse_pattern(sparsity))
-    allocation = ALLOCATORS[name].allocate(probe, budget)
-    sizes = sizes_of(probe)
+    view, budget = model_probe(family), Budget.of_pattern(parse_pattern(sparsity))
+    allocation = ALLOCATORS[name].allocate(view, budget)
+    sizes = sizes_of(view)
     assert list(allocation) == list(sizes)
     assert all(isinstance(p, NofM) and p.of == budget.of and 0 <= p.keep <= p.of for p in allocation.values())
     kept = sum(sizes[site] * pattern.keep for site, pattern in allocation.items())
@@ -71,10 +71,10 @@ def test_a_mixed_budget_is_met_exactly(name: str, family: str, sparsity: str) ->
 
 @pytest.mark.parametrize("name", NARROWED)
 def test_levels_are_narrowed(name: str) -> None:
-    probe, sizes = model_probe("llama"), sizes_of(model_probe("llama"))
+    view, sizes = model_probe("llama"), sizes_of(model_probe("llama"))
     for levels, keep in [((1, 2, 3), 2), ((3, 1), 2), ((0, 4), 2), ((2,), 2)]:
         allocator = dataclasses.replace(ALLOCATORS[name], levels=levels)
-        allocation = allocator.allocate(probe, Budget.of_pattern(NofM(keep, 4)))
+        allocation = allocator.allocate(view, Budget.of_pattern(NofM(keep, 4)))
         assert {pattern.keep for pattern in allocation.values()} <= set(levels)
         assert sum(sizes[s] * p.keep for s, p in allocation.items()) == sum(sizes.values()) * keep
 
@@ -98,12 +98,12 @@ def test_levels_that_cannot_be(name: str, levels: tuple[int, ...], asked: str, s
 @pytest.mark.parametrize("scope", [range(1), range(1, 2)])
 @every_allocator
 def test_only_the_scope_is_allocated(name: str, scope: range) -> None:
-    probe = model_probe("llama", scope)
-    allocation = ALLOCATORS[name].allocate(probe, Budget(0.6))
+    view = model_probe("llama", scope)
+    allocation = ALLOCATORS[name].allocate(view, Budget(0.6))
     assert list(allocation) == [
         site for site in model_probe("llama").shapes if site.startswith(f"model.layers.{scope[0]}.")
     ]
-    assert mean_sparsity(allocation, sizes_of(probe)) == pytest.approx(0.6, abs=1e-9)
+    assert mean_sparsity(allocation, sizes_of(view)) == pytest.approx(0.6, abs=1e-9)
 
 
 @pytest.mark.parametrize("asked", ["0.5", "0.7", "2of4", "2of8"])
@@ -119,7 +119,7 @@ def test_equal_scores_allocate_evenly(name: str, asked: str) -> None:
 def test_nothing_is_changed_and_the_same_comes_twice(name: str) -> None:
     model = tiny("llama")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    probe = ModelProbe(decoder_of(model), [windows(3)], range(2), method=METHODS["wanda"], draw=windows)
-    allocations = [ALLOCATORS[name].allocate(probe, Budget(0.7)) for _ in range(2)]
+    view = LiveModelView(decoder_of(model), [windows(3)], range(2), method=METHODS["wanda"], draw=windows)
+    allocations = [ALLOCATORS[name].allocate(view, Budget(0.7)) for _ in range(2)]
     assert allocations[0] == allocations[1]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

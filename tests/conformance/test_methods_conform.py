@@ -16,10 +16,10 @@ from helpers import METHODS, REFITTED, inputs, normal, pattern, same, seen_by
 from torch import Tensor
 
 from harness import catalogue
-from harness.core.errors import Refusal
 from harness.core.interfaces import LinearMethod, Pruned
 from harness.core.pattern import NofM, misfit, satisfies
 from harness.run import check_fit
+from harness.runtime.errors import Refusal
 
 PATTERNS = ["0", "0.3", "0.5", "0.9", "2of4", "4of8", "1of4", "2of8", "3of4"]
 SHAPES = [(8, 16), (1, 64), (6, 128), (12, 200), (3, 264), (160, 24), (5, 131), (4, 1)]

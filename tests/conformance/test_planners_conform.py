@@ -60,7 +60,7 @@ def test_a_plan_fits_and_the_model_stays_as_it_was(label: str, family: str) -> N
     plan = VARIANTS[label].plan(asked)
     assert checked.plan(label, plan, asked.geometry) is plan
     assert Cut.from_json(json.loads(json.dumps(plan.edit.json()))) == plan.edit
-    json.dumps(asked.told, allow_nan=False)
+    json.dumps(asked.diagnostics, allow_nan=False)
     assert _form(model) == form
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -11,12 +11,12 @@ from helpers import components, linears, pattern, tiny, windows
 from torch import Tensor, nn
 
 from harness import catalogue
-from harness.calibration.resume import Keeping
-from harness.core.errors import Refusal
+from harness.calibration.resume import CheckpointPolicy
 from harness.core.interfaces import Recovery, Selector, WholeRecovery
 from harness.core.pattern import NofM, keep, satisfies
 from harness.core.rng import rng
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import Refusal
 from harness.session import _form
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints
@@ -50,7 +50,7 @@ def pruned(sparsity: str = "0.6", family: str = "llama", dtype: torch.dtype = to
 
 
 def recovered(recovery: Any, view: View, seed: int = 0) -> dict[str, Any]:
-    return trained("it", recovery, view, TEXT, seed, lambda begins: Checkpoints(Keeping(), begins))
+    return trained("it", recovery, view, TEXT, seed, lambda begins: Checkpoints(CheckpointPolicy(), begins))
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ import pytest
 from helpers import PLUGIN
 
 from harness import catalogue
-from harness.core.errors import UserError
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from torch import Tensor
 from harness.core import causes, checked
 from harness.core.allocation import Budget
 from harness.core.causes import Counts
-from harness.core.errors import Failure, Refusal
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
@@ -19,6 +18,7 @@ from harness.core.structure import Cut, Plan, Unit
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import Failure, Refusal
 
 
 def counts(dense: Tensor, weight: Tensor, asked: Pattern, unseen: Tensor | None = None) -> Counts:

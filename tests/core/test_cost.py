@@ -8,11 +8,11 @@ import pytest
 from helpers import TINY, linears, tiny
 
 from harness.core.cost import Size, cost, first_units, removed
-from harness.core.errors import Refusal
 from harness.core.geometry import Geometry
 from harness.core.structure import UNCUT, Cut, Unit
 from harness.models.decoder import decoder_of
 from harness.models.geometry import of_config
+from harness.runtime.errors import Refusal
 
 LLAMA_7B = Geometry(32, 4096, 11008, 4096, 4096, 32, 32000, gated=True, tied=False, rotated=128)
 SETTINGS: dict[str, dict[str, Any]] = {

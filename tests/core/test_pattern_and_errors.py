@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import normal
 
-from harness.core.errors import Refusal, UserError, unknown
 from harness.core.pattern import NofM, Unstructured, keep, misfit, parse_pattern, satisfies
 from harness.core.rng import rng
+from harness.runtime.errors import Refusal, UserError, unknown
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness import catalogue
-from harness.core.errors import UserError
 from harness.methods.magnitude import Magnitude
+from harness.runtime.errors import UserError
 
 HEAD = """
 from dataclasses import dataclass, field

@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import everything, hessian, inputs, normal, pattern, seen_by
 
-from harness.core.errors import UserError
 from harness.core.linalg import damped_inverse
-from harness.core.statistic import Gram, Norms, gram, norms, together
+from harness.core.statistic import Gram, SquaredNorms, gram, squared_norms, together
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 PATTERNS = ["0.3", "0.5", "0.9", "2of4", "1of4", "2of8"]
 
@@ -22,9 +22,9 @@ PATTERNS = ["0.3", "0.5", "0.9", "2of4", "1of4", "2of8"]
 def test_sums_by_definition(dtype: torch.dtype) -> None:
     seen = [inputs(20, 6, seed=i).to(dtype) for i in range(5)]
     tokens = torch.cat(seen).double()
-    squares, state = seen_by(norms, *seen), seen_by(gram, *seen)
-    assert squares.mean.dtype == state.matrix.dtype == torch.float32 and squares.windows == state.windows == 5
-    torch.testing.assert_close(squares.mean.double(), tokens.square().sum(0) / 5, rtol=1e-5, atol=1e-4)
+    squares, state = seen_by(squared_norms, *seen), seen_by(gram, *seen)
+    assert squares.mean_sq.dtype == state.matrix.dtype == torch.float32 and squares.windows == state.windows == 5
+    torch.testing.assert_close(squares.mean_sq.double(), tokens.square().sum(0) / 5, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(state.matrix.double(), 2 / 5 * tokens.T @ tokens, rtol=1e-5, atol=1e-4)
 
 
@@ -43,13 +43,13 @@ def test_strips_round_as_the_released_code_does(width: int, length: int) -> None
 def test_the_order_of_windows_does_not_matter() -> None:
     seen = [inputs(20, 6, seed=i) for i in range(6)]
     torch.testing.assert_close(hessian(*seen), hessian(*reversed(seen)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(seen_by(norms, *seen).mean, seen_by(norms, *reversed(seen)).mean)
+    torch.testing.assert_close(seen_by(squared_norms, *seen).mean_sq, seen_by(squared_norms, *reversed(seen)).mean_sq)
 
 
 @pytest.mark.parametrize("split", [(1, 5), (3, 3), (0, 6), (2, 3, 1)])
 def test_merged_states_have_seen_all_windows(split: tuple[int, ...]) -> None:
     seen, parts = [inputs(20, 6, seed=i) for i in range(6)], []
-    both = together({"norms": norms, "gram": gram})
+    both = together({"squared_norms": squared_norms, "gram": gram})
     rest = iter(seen)
     for count in split:
         state = both.init(6, torch.device("cpu"))
@@ -58,14 +58,14 @@ def test_merged_states_have_seen_all_windows(split: tuple[int, ...]) -> None:
         parts.append(state)
     assert both.merge is not None
     merged, alone = both.merge(parts), seen_by(both, *seen)
-    assert merged["norms"].windows == merged["gram"].windows == 6
-    torch.testing.assert_close(merged["norms"].mean, alone["norms"].mean)
+    assert merged["squared_norms"].windows == merged["gram"].windows == 6
+    torch.testing.assert_close(merged["squared_norms"].mean_sq, alone["squared_norms"].mean_sq)
     torch.testing.assert_close(merged["gram"].matrix, alone["gram"].matrix)
-    assert together({"norms": norms, "all": everything}).merge is None
+    assert together({"squared_norms": squared_norms, "all": everything}).merge is None
 
 
 def test_nothing_seen_is_zero() -> None:
-    assert norms.init(3, torch.device("cpu")).mean.tolist() == [0, 0, 0]
+    assert squared_norms.init(3, torch.device("cpu")).mean_sq.tolist() == [0, 0, 0]
     assert torch.equal(gram.init(2, torch.device("cpu")).matrix, torch.zeros(2, 2))
 
 
@@ -87,8 +87,8 @@ def test_permuted_outputs_permute_the_result(asked: str) -> None:
 @pytest.mark.parametrize("asked", PATTERNS)
 def test_the_unit_of_the_inputs_does_not_matter(asked: str, scale: float) -> None:
     weight, tokens = normal(12, 40), inputs(150, 40)
-    squares, state = seen_by(norms, tokens), seen_by(gram, tokens)
-    wanda = [Wanda().prune(weight, Norms(unit * squares.mean, 1), pattern(asked)) for unit in (1, scale)]
+    squares, state = seen_by(squared_norms, tokens), seen_by(gram, tokens)
+    wanda = [Wanda().prune(weight, SquaredNorms(unit * squares.mean_sq, 1), pattern(asked)) for unit in (1, scale)]
     assert torch.equal(wanda[0].weight, wanda[1].weight)
     scaled = Gram(scale * state.matrix, state.windows)
     straight, other = (SparseGPT().prune(weight, seen, pattern(asked)) for seen in (state, scaled))
@@ -99,16 +99,16 @@ def test_the_unit_of_the_inputs_does_not_matter(asked: str, scale: float) -> Non
 @pytest.mark.parametrize("asked", PATTERNS)
 def test_inputs_in_other_order_permute_wanda(asked: str) -> None:
     """Columns within a group may be permuted: whole groups of eight for N:M, any for rows."""
-    weight, squares = normal(6, 40), seen_by(norms, inputs(100, 40))
+    weight, squares = normal(6, 40), seen_by(squared_norms, inputs(100, 40))
     order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
     columns = (8 * order[:, None] + torch.arange(8)).flatten()
     straight = Wanda().prune(weight, squares, pattern(asked)).weight
-    permuted = Wanda().prune(weight[:, columns], Norms(squares.mean[columns], 1), pattern(asked)).weight
+    permuted = Wanda().prune(weight[:, columns], SquaredNorms(squares.mean_sq[columns], 1), pattern(asked)).weight
     assert torch.equal(permuted, straight[:, columns])
 
 
 def test_wanda_with_equal_norms_is_magnitude_by_rows() -> None:
-    weight, ones = normal(8, 32), Norms(torch.ones(32), 1)
+    weight, ones = normal(8, 32), SquaredNorms(torch.ones(32), 1)
     for asked in ("2of4", "1of4"):
         assert torch.equal(
             Wanda().prune(weight, ones, pattern(asked)).weight, Magnitude().prune(weight, None, pattern(asked)).weight

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.data import corpora
 from harness.data.corpora import CORPORA, assets, corpus_named, read_text
+from harness.runtime.errors import UserError
 
 Place = Callable[..., Path]
 

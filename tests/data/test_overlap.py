@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.data import overlap
 from harness.data.overlap import refuse_overlap, shared_rows
+from harness.runtime.errors import UserError
 
 TEXTS: dict[tuple[str, str], Sequence[str]] = {}
 

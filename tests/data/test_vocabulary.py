@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.core.errors import UserError
-from harness.core.remarks import remarks
 from harness.data.vocabulary import check_tokens, tell_unknown, unknown_share
+from harness.runtime.errors import UserError
+from harness.runtime.warn import collected_warnings
 
 PLAIN = SimpleNamespace(unk_token_id=3, bos_token_id=1, eos_token_id=2)
 AS_BOS = SimpleNamespace(unk_token_id=1, bos_token_id=1, eos_token_id=1)
@@ -45,7 +45,7 @@ def test_a_text_of_unknown_tokens(tokenizer: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize(("share", "told"), [(0.0, 0), (0.0004, 0), (0.0006, 1), (0.3, 1)])
 def test_a_share_that_a_reader_should_know_is_remarked(share: float, told: int) -> None:
-    with remarks() as heard:
+    with collected_warnings() as heard:
         tell_unknown(share, "evaluation=ptb")
     assert len(heard) == told
     assert heard[:1] in ([], [f"{share:.2%} of the tokens of evaluation=ptb are the unknown one"])

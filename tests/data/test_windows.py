@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.data import windows
 from harness.data.corpora import CORPORA, Text, read_text
 from harness.data.windows import Calibration, calibration_windows, encode, evaluation_windows
+from harness.runtime.errors import UserError
 
 
 class Stub:

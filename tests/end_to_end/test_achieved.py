@@ -39,7 +39,7 @@ class Odd:
             "dtype": lambda: Pruned(weight.double(), all),
             "mask": lambda: Pruned(weight.clone(), ~all),
             "numbers": lambda: Pruned(weight, all.float()),
-            "sound": lambda: Pruned(weight, all, sound=True),
+            "ok": lambda: Pruned(weight, all, ok=True),
             "order": lambda: Pruned(weight, all, order=torch.zeros(weight.shape[1], dtype=torch.long)),
             "unseen": lambda: Pruned(weight, all, unseen=torch.zeros(3)),
         }[self.how]()
@@ -116,8 +116,8 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (["method=odd", "method.how=mask"], "other than zero where its mask says that they went"),
         (["method=odd", "method.how=numbers"], "as float32, where bool is due"),
         (
-            ["method=odd", "method.how=sound"],
-            "returned a bool as sound of model.layers.0.self_attn.q_proj, where None or",
+            ["method=odd", "method.how=ok"],
+            "returned a bool as ok of model.layers.0.self_attn.q_proj, where None or",
         ),
         (["method=odd", "method.how=order"], "returned int64 [32] as order of model.layers.0.self_attn.q_proj, where"),
         (

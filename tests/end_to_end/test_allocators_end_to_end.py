@@ -82,7 +82,7 @@ def test_another_method_takes_up_the_cached_search(
     first = typed(*options, *MSP, "method=wanda")
     kept = cached(cache)
     assert [name.split("_")[0] for name in kept] == ["fisher", "msp"]
-    for name in ("harness.calibration.probe.build_assembler", "harness.calibration.probe.fisher_trace"):
+    for name in ("harness.calibration.model_view.build_assembler", "harness.calibration.model_view.fisher_trace"):
         monkeypatch.setattr(name, lambda *_, **__: 1 / 0)
     second = typed(*options, *MSP, "method=magnitude")
     assert second.status == 0, second.err

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from harness import execute
-from harness.core.errors import UserError
 from harness.models.anatomy import FAMILIES
-from harness.record.question import answered, question
+from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
+from harness.runtime.errors import UserError
 
 
 def test_the_recorded_configuration_has_nothing_open(typed: Callable, options: list[str]) -> None:
@@ -34,13 +34,13 @@ def test_a_default_that_is_spelt_out_is_the_same_run_and_the_same_question(
     assert "found" in typed(*options, change).err
     explicit = typed(*options, change, "seed=1").record["config"] | {"seed": 0}
     explicit["calibration"]["seed"] = 0
-    assert question(explicit) in answered(Record(**{**record, "measures": tuple(record["measures"])}))
+    assert request_key(explicit) in matcher_of_record(Record(**{**record, "measures": tuple(record["measures"])}))
 
 
 def test_another_window_is_another_question(typed: Callable, options: list[str]) -> None:
     record = typed(*options, "evaluation_window=16").record
     left_open = record["config"] | {"evaluation_window": None}
-    assert question(left_open) not in answered(Record(**{**record, "measures": tuple(record["measures"])}))
+    assert request_key(left_open) not in matcher_of_record(Record(**{**record, "measures": tuple(record["measures"])}))
 
 
 def test_the_architecture_and_the_tokenizer_are_part_of_identity(
@@ -135,16 +135,16 @@ def test_a_finished_record_is_found_before_a_failed_one(typed: Callable, options
 def test_what_a_model_without_a_method_is_asked(group: str, typed: Callable, options: list[str]) -> None:
     config = typed(*options, "method=none").record["config"]
     touched = config | {group: {"name": "x"}}
-    assert question(config) == question(config | {"seed": 7, "sparsity": 0.9})
-    assert question(touched) != question(touched | {"seed": 7})
-    assert question(touched) == question(touched | {"sparsity": 0.9, "allocator": {"name": "owl"}})
+    assert request_key(config) == request_key(config | {"seed": 7, "sparsity": 0.9})
+    assert request_key(touched) != request_key(touched | {"seed": 7})
+    assert request_key(touched) == request_key(touched | {"sparsity": 0.9, "allocator": {"name": "owl"}})
 
 
 def test_the_device_is_part_of_the_question(typed: Callable, options: list[str]) -> None:
     record = typed(*options).record
-    answers = answered(Record(**{**record, "measures": tuple(record["measures"])}))
-    assert question(record["config"] | {"device": "auto"}) in answers
-    assert question(record["config"] | {"device": "cuda"}) not in answers
+    answers = matcher_of_record(Record(**{**record, "measures": tuple(record["measures"])}))
+    assert request_key(record["config"] | {"device": "auto"}) in answers
+    assert request_key(record["config"] | {"device": "cuda"}) not in answers
 
 
 def test_a_login_node_needs_no_memory(typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

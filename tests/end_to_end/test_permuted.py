@@ -11,8 +11,8 @@ from commands import SMALL, save_tiny
 from safetensors import safe_open
 
 from harness.allocators.file import read_allocation
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, satisfies
+from harness.runtime.errors import UserError
 from harness.save import MARK, orders_of
 
 PERMUTED = ["method=ria", "sparsity=2of4", "method.reallocation=true"]

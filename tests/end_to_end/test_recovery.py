@@ -22,7 +22,7 @@ from harness import compose
 from harness.data.windows import evaluation_windows
 from harness.prepare import prepare
 from harness.record.provenance import ROOT
-from harness.record.question import question
+from harness.record.request import request_key
 
 TINY = ["recovery.tokens=1024", "recovery.batch=4", "recovery.length=32", "recovery.lr=1e-2", "recovery.checks=2"]
 EMBEDDED = ["method=wanda", "sparsity=0.7", "evaluation=[embedded-b]", "evaluation_limit=4", "calibration.windows=8"]
@@ -121,7 +121,7 @@ def test_a_training_that_diverges_is_a_failed_point(typed: Callable, options: li
 def prepared(*overrides: str) -> tuple[str, str]:
     cfg = compose.compose_run(overrides)
     ready = prepare(cfg)
-    return ready.fingerprint, question(ready.config).what
+    return ready.fingerprint, request_key(ready.config).what
 
 
 def test_what_is_trained_is_part_of_identity_and_how_memory_is_saved_is_not(options: list[str]) -> None:
@@ -149,7 +149,7 @@ def test_published_records_keep_their_fingerprints(study: str, monkeypatch: pyte
         assert record["config"]["device"] == "cpu"
         cfg = compose.typed({**compose.compose_plain([]), **record["config"]}, frozen=True)
         assert prepare(cfg).fingerprint == record["fingerprint"]
-        assert question(cfg.composed).what == question(record["config"]).what
+        assert request_key(cfg.composed).what == request_key(record["config"]).what
 
 
 def test_points_of_a_sweep_are_as_each_alone(typed: Callable, options: list[str], tmp_path: Path) -> None:
@@ -226,5 +226,5 @@ def test_a_conversion_is_part_of_the_question(typed: Callable, options: list[str
     config = typed(*options, "method=none").record["config"]
     older = {key: value for key, value in config.items() if key != "conversion"}
     other = config | {"conversion": {"name": "x"}}
-    assert question(older) == question(config) != question(other)
-    assert question(other) != question(other | {"seed": 7})
+    assert request_key(older) == request_key(config) != request_key(other)
+    assert request_key(other) != request_key(other | {"seed": 7})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny, windows
 
-from harness.evaluation import perplexity
+from harness.calibration import batches
 from harness.evaluation.perplexity import mean_nll
 from harness.models.anatomy import FAMILIES
 from harness.models.decoder import decoder_of
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_it_is_the_models_own_loss(family: str, at_once: int, monkeypatch: Any) -> None:
     model, tokens = tiny(family), windows(7)
     logits = tokens.shape[1] * model.config.get_text_config().vocab_size * 4
-    monkeypatch.setattr(perplexity, "LOGIT_BYTES", at_once * logits)
+    monkeypatch.setattr(batches, "LOGIT_BYTES", at_once * logits)
     seen: list[int] = []
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Module)
@@ -35,5 +35,5 @@ def test_it_is_the_models_own_loss(family: str, at_once: int, monkeypatch: Any) 
 
 
 def test_a_batch_fills_a_gpu_in_sixteen_bits_and_windows_are_never_cut() -> None:
-    assert perplexity.tokens_at_once(2, cuda=True) == 16384
-    assert perplexity.tokens_at_once(4, cuda=True) == perplexity.tokens_at_once(2, cuda=False) == 4096
+    assert batches.tokens_at_once(2, cuda=True) == 16384
+    assert batches.tokens_at_once(4, cuda=True) == batches.tokens_at_once(2, cuda=False) == 4096

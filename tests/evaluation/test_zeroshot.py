@@ -22,13 +22,13 @@ import pytest
 import torch
 from lm_eval.api.model import LM
 
-from harness.core.errors import UserError
 from harness.data import corpora
 from harness.data import zeroshot as data
 from harness.evaluation import zeroshot_lm
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
 from harness.evaluation.zeroshot_lm import evaluate, hub_task, quiet, templates
+from harness.runtime.errors import UserError
 
 SAMPLES = {
     "boolq": 3270,

@@ -17,11 +17,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.core.errors import Refusal, UserError
 from harness.data import corpora
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
 from harness.models.decoder import decoder_of
+from harness.runtime.errors import Refusal, UserError
 
 CONTEXT = Context(window=32, limit=None, seed=0, device=torch.device("cpu"))
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "question", "answer", "a", ".", "?", ":"]

@@ -11,7 +11,6 @@ import torch
 from helpers import inputs, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.interfaces import Difference
 from harness.core.statistic import Gram, gram
 from harness.methods.asymmetric import Asymmetric
@@ -21,6 +20,7 @@ from harness.methods.sparsellm import SparseLLM
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.errors import UserError
 
 
 @dataclass

@@ -116,7 +116,7 @@ def test_together_is_as_alone(short: Counter[str]) -> None:
     weights, asked = [normal(12, 48), normal(20, 48, seed=1)], pattern("0.6")
     for ours, weight in zip(SparseGPT().prune_together(weights, fast, [asked, asked]), weights, strict=True):
         alone = SparseGPT().prune(weight, slow, asked)
-        assert ours.sound is not None and bool(ours.sound)
+        assert ours.ok is not None and bool(ours.ok)
         assert torch.equal(ours.kept, alone.kept)
         torch.testing.assert_close(ours.weight, alone.weight, rtol=1e-4, atol=1e-5)
 
@@ -128,8 +128,8 @@ def test_what_was_not_sound_is_done_again(short: Counter[str]) -> None:
     bad[0, 1] = bad[1, 0] = 1.05
     seen = Gram(bad, 1, fast=True)
     method, weight = SparseGPT(), normal(8, width)
-    (hoped,) = method.prune_together([weight], seen, [pattern("0.5")])
-    assert hoped.sound is not None and not bool(hoped.sound)
+    (unchecked,) = method.prune_together([weight], seen, [pattern("0.5")])
+    assert unchecked.ok is not None and not bool(unchecked.ok)
     again = method.prune(weight, seen, pattern("0.5"))
     assert again.note == "damping 0.1" and bool(torch.isfinite(again.weight).all())
 

@@ -10,12 +10,12 @@ from helpers import normal, pattern, seen_by
 from torch import Tensor
 
 from harness import catalogue
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned
 from harness.core.statistic import Gram, gram
 from harness.methods.isc import ISC
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
+from harness.runtime.errors import UserError
 
 PATTERNS = ["0.3", "0.5", "0.8", "2of4", "1of4"]
 every_pattern = pytest.mark.parametrize("asked", PATTERNS)

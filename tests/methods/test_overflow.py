@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers import FakeBlock, inputs, normal, pattern
 
-from harness.core.errors import UserError
 from harness.core.linalg import damped_inverse
 from harness.methods.each import EachLinear
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 BAD = [float("inf"), float("nan"), 1e25]
 """The last one is finite in float32, its square is not."""

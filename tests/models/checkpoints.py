@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.core.errors import UserError
 from harness.models.checkpoint import ModelChoice, find_checkpoint
 from harness.models.loading import load_model
 from harness.models.placement import Where
+from harness.runtime.errors import UserError
 
 
 def choice(path: Path | str, **changes: Any) -> ModelChoice:

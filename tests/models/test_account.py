@@ -70,9 +70,11 @@ def test_a_tensor_without_a_place(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_fewer_blocks_than_the_file_holds(name: str, tmp_path: Path) -> None:
     tiny(name).save_pretrained(tmp_path)
-    edit_config(tmp_path, num_hidden_layers=1)
+    said = (tmp_path / "config.json").read_text(encoding="utf-8")
+    key = "n_layer" if '"n_layer"' in said else "num_hidden_layers"
+    edit_config(tmp_path, **{key: 1})
     said = sentence(lambda: find_checkpoint(choice(tmp_path)))
-    assert "hold block 1 (" in said and "layers.1." in said and "set num_hidden_layers=2 there" in said
+    assert "hold block 1 (" in said and ".1." in said and f"set {key}=2 there" in said
 
 
 def test_more_blocks_than_the_file_holds(folder: Path) -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.core.errors import UserError
 from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, weights_hash
 from harness.models.decoder import decoder_of
 from harness.models.loading import load_model, resolve_dtype
@@ -24,6 +23,7 @@ from harness.models.machine import resolve_device
 from harness.models.placement import Where, placement_of
 from harness.models.tokenizer import load_tokenizer
 from harness.models.weights import file_hash
+from harness.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -218,7 +218,7 @@ def test_code_of_a_checkpoint_is_part_of_what_it_is(folder: Path) -> None:
 
 def test_not_a_language_model(folder: Path) -> None:
     edit_config(folder, model_type="no_such_type")
-    assert "the model family 'no_such_type' has no layout; known: gemma, " in sentence(lambda: load(folder))
+    assert "the model family 'no_such_type' has no layout; known: bloom, " in sentence(lambda: load(folder))
 
 
 def test_the_hash_of_weights(folder: Path, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import compose
-from harness.core.errors import UserError
 from harness.models import packaged
 from harness.models.checkpoint import ModelChoice, find_checkpoint
 from harness.models.packaged import FILES, PACKAGED, PACKAGES, WEIGHTS, Package, packaged_folder
 from harness.models.weights import file_hash
+from harness.runtime.errors import UserError
 
 HIDDEN, HEADS, WIDE = 16, 2, 24
 LETTERS = [*"abcdefghijklmnop0123456789", "Ġ", "ĠĠ"]

@@ -12,10 +12,9 @@ from helpers import TINY, linears, pattern, tiny, windows
 from torch import Tensor
 
 from harness.calibration.curvature import fisher_trace, hessian_trace
-from harness.calibration.probe import ModelProbe
-from harness.calibration.stream import stream
+from harness.calibration.model_view import LiveModelView
+from harness.calibration.walk import stream
 from harness.core.interfaces import Database
-from harness.core.memory import Parked
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll
@@ -27,6 +26,7 @@ from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Placement, Where, place, placement_of
 from harness.run import prune
+from harness.runtime.memory import OffloadableTensors
 
 CPU = torch.device("cpu")
 BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]
@@ -94,13 +94,13 @@ def test_blocks_are_copied_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[int] = []
     visits = placement._visits
     assert visits is not None
-    original = visits._ferry.fetch
+    original = visits._copy_streams.fetch
 
     def counted(pairs: Any, after: Any) -> Any:
         fetched.append(len(pairs))
         return original(pairs, after)
 
-    monkeypatch.setattr(visits._ferry, "fetch", counted)
+    monkeypatch.setattr(visits._copy_streams, "fetch", counted)
     decoder = decoder_of(model)
     allocation = dict.fromkeys(linears(model, model.model.layers), pattern("0.5"))
     prune(decoder, BATCHES, range(4), Wanda(), allocation)
@@ -114,17 +114,17 @@ def test_blocks_are_copied_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_written_is_not_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model, placement = placed(offload=True)
     assert placement._visits is not None
-    monkeypatch.setattr(placement._visits._ferry, "send", lambda *_: pytest.fail("nothing was written"))
-    for block in ModelProbe(decoder_of(model), BATCHES, range(3)).observe(gram):
+    monkeypatch.setattr(placement._visits._copy_streams, "send", lambda *_: pytest.fail("nothing was written"))
+    for block in LiveModelView(decoder_of(model), BATCHES, range(3)).observe(gram):
         block.observe(gram)
 
 
 def test_weights_are_asked_for_where_the_device_is() -> None:
     model, _ = placed(offload=True)
-    probe = ModelProbe(decoder_of(model), BATCHES, range(3))
+    view = LiveModelView(decoder_of(model), BATCHES, range(3))
     dense = linears(model, model.model.layers)
-    assert list(probe.weights) == list(probe.shapes)
-    assert all(torch.equal(probe.weights[site], dense[site].weight) for site in probe.weights)
+    assert list(view.weights) == list(view.shapes)
+    assert all(torch.equal(view.weights[site], dense[site].weight) for site in view.weights)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -134,17 +134,17 @@ def test_curvature_and_searches_of_a_waiting_model(family: str) -> None:
         model, _ = placed(family, offload=offload)
         decoder = decoder_of(model)
         before = state(model)
-        probe = ModelProbe(decoder, BATCHES, range(1, 3), method=Wanda())
+        view = LiveModelView(decoder, BATCHES, range(1, 3), method=Wanda())
         levels = [Unstructured(0.0), Unstructured(0.5)]
-        assembler = probe.assembler(
-            SparseGPT(), dict.fromkeys(probe.shapes, levels), inputs=dict.fromkeys(probe.shapes, levels[1]), windows=2,
+        assembler = view.assembler(
+            SparseGPT(), dict.fromkeys(view.shapes, levels), inputs=dict.fromkeys(view.shapes, levels[1]), windows=2,
             objective="kl", database=Database(),
         )  # fmt: skip
-        mixed = {site: levels[number % 2] for number, site in enumerate(probe.shapes)}
-        losses = assembler.losses([mixed, dict.fromkeys(probe.shapes, levels[1])])
+        mixed = {site: levels[number % 2] for number, site in enumerate(view.shapes)}
+        losses = assembler.losses([mixed, dict.fromkeys(view.shapes, levels[1])])
         walked = [
             block.observe(gram)[site].matrix.sum().item()
-            for block in probe.pruned(Wanda(), dict.fromkeys(probe.shapes, levels[1]))
+            for block in view.pruned(Wanda(), dict.fromkeys(view.shapes, levels[1]))
             for site in block.weights
         ]
         traces = (
@@ -200,7 +200,7 @@ def test_several_devices_see_what_one_sees(family: str, method: str, offload: bo
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr("harness.evaluation.perplexity.TOKENS_PER_BATCH", 48)  # batches of two windows
+    monkeypatch.setattr("harness.calibration.batches.TOKENS_PER_BATCH", 48)  # batches of two windows
     losses = {mean_nll(decoder_of(placed(**where)[0]), windows(9), CPU) for where in (
         {}, {"offload": offload}, {"offload": offload, "others": [CPU]}, {"offload": offload, "others": [CPU] * 7},
     )}  # fmt: skip
@@ -210,7 +210,7 @@ def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monk
 def test_every_device_has_its_share_and_more_devices_than_batches_stay_idle() -> None:
     model, placement = placed(others=[CPU] * 5)
     decoder = decoder_of(model)
-    for block in ModelProbe(decoder, BATCHES, range(3)).observe(gram):
+    for block in LiveModelView(decoder, BATCHES, range(3)).observe(gram):
         states = block.observe(gram)
         assert {state.windows for state in states.values()} == {8}
     assert len(placement._replicas) == 2
@@ -222,21 +222,21 @@ def test_a_statistic_that_cannot_be_merged_is_seen_by_one_device() -> None:
     seen = []
     for others in ([], [CPU]):
         model, _ = placed(others=others)
-        probe = ModelProbe(decoder_of(model), BATCHES, range(3))
-        seen.append([block.observe(everything) for block in probe.observe(everything)])
+        view = LiveModelView(decoder_of(model), BATCHES, range(3))
+        seen.append([block.observe(everything) for block in view.observe(everything)])
     for alone, shared in zip(*seen, strict=True):
         assert alone.keys() == shared.keys() and all(torch.equal(alone[site], shared[site]) for site in alone)
 
 
 def test_activations_wait_where_they_are_told_to() -> None:
     tensors = [torch.full((2, 3), float(number)) for number in range(5)]
-    parked = Parked(CPU, tensors, waits=True)
-    assert parked.waiting == 5 and all(here is not there for here, there in zip(parked, tensors, strict=True))
-    for index, tensor in enumerate(parked):
-        parked[index] = tensor + 1
-    parked[4] = torch.zeros(7)  # of another shape
-    assert [tensor.sum().item() for tensor in parked] == [6, 12, 18, 24, 0] and parked.elements == 31
-    assert Parked(CPU, tensors).waiting == 0 and list(Parked(CPU)) == []
+    offloadable = OffloadableTensors(CPU, tensors, on_host=True)
+    assert offloadable.waiting == 5 and all(here is not there for here, there in zip(offloadable, tensors, strict=True))
+    for index, tensor in enumerate(offloadable):
+        offloadable[index] = tensor + 1
+    offloadable[4] = torch.zeros(7)  # of another shape
+    assert [tensor.sum().item() for tensor in offloadable] == [6, 12, 18, 24, 0] and offloadable.elements == 31
+    assert OffloadableTensors(CPU, tensors).waiting == 0 and list(OffloadableTensors(CPU)) == []
 
 
 def test_a_model_that_nobody_placed_is_where_it_is() -> None:

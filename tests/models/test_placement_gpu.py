@@ -11,8 +11,8 @@ from helpers import pattern, windows
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.stream import batched, stream
-from harness.core.memory import Parked
+from harness.calibration.batches import batched
+from harness.calibration.walk import stream
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm import SparseLLM
@@ -20,6 +20,7 @@ from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.models.placement import Where, place
 from harness.run import prune
+from harness.runtime.memory import OffloadableTensors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 GPU = torch.device("cuda", 0)
@@ -107,13 +108,13 @@ def test_what_is_written_late_arrives_and_is_seen() -> None:
 
 
 def test_activations_that_are_written_late_arrive() -> None:
-    parked = Parked(GPU, (torch.zeros(1 << 20, device=GPU) for _ in range(8)), waits=True)
+    offloadable = OffloadableTensors(GPU, (torch.zeros(1 << 20, device=GPU) for _ in range(8)), on_host=True)
     for _ in range(3):
-        for index, tensor in enumerate(parked):
+        for index, tensor in enumerate(offloadable):
             torch.cuda._sleep(LONG // 4)
-            parked[index] = tensor + index
-    assert [float(tensor.mean()) for tensor in parked] == [3.0 * index for index in range(8)]
-    assert parked.waiting == 8
+            offloadable[index] = tensor + index
+    assert [float(tensor.mean()) for tensor in offloadable] == [3.0 * index for index in range(8)]
+    assert offloadable.waiting == 8
 
 
 def test_waiting_activations_are_not_on_the_gpu() -> None:
@@ -122,12 +123,12 @@ def test_waiting_activations_are_not_on_the_gpu() -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_allocated(GPU)
-    parked = Parked(GPU, waits=True)
+    offloadable = OffloadableTensors(GPU, on_host=True)
     for _ in range(16):
-        parked.append(torch.ones(size, dtype=torch.uint8, device=GPU))
-    for index, tensor in enumerate(parked):
+        offloadable.append(torch.ones(size, dtype=torch.uint8, device=GPU))
+    for index, tensor in enumerate(offloadable):
         torch.cuda._sleep(LONG // 4)
-        parked[index] = tensor + 1
+        offloadable[index] = tensor + 1
     assert torch.cuda.max_memory_allocated(GPU) - before <= 10 * size
 
 

@@ -10,7 +10,6 @@ from helpers import METHODS, TINY, normal, pattern, tiny, windows
 from torch import Tensor, nn
 
 from harness.calibration.checks import self_check
-from harness.core.errors import Refusal
 from harness.core.structure import Cut, Plan, Unit
 from harness.evaluation.zeros import fraction_of_zeros
 from harness.models.decoder import Decoder, decoder_of
@@ -19,6 +18,7 @@ from harness.models.placement import Where, place
 from harness.models.surgery import operate
 from harness.models.units import channels, heads
 from harness.run import prune
+from harness.runtime.errors import Refusal
 
 BLOCKS = 4
 

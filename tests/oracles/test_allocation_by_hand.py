@@ -6,14 +6,14 @@ import random
 
 import pytest
 import torch
-from helpers import FakeBlock, FakeProbe
+from helpers import FakeBlock, FakeView
 from slow import best_levels, distortion, kept_by
 
 from harness.allocators.owl import Owl
 from harness.core import allocation
 from harness.core.allocation import Budget, exact_levels, fit, mean_sparsity
-from harness.core.errors import Refusal
 from harness.core.pattern import NofM, Unstructured
+from harness.runtime.errors import Refusal
 
 
 def block(index: int, outliers: int, inputs: int = 10, rows: int = 10) -> FakeBlock:
@@ -26,8 +26,8 @@ def block(index: int, outliers: int, inputs: int = 10, rows: int = 10) -> FakeBl
 
 def test_owl_by_hand() -> None:
     """Shares 0, 0.02, 0.08 → density 0, 0.04, 0.16, mean 1/15 → zeros 0.7 + 1/15 − density."""
-    probe = FakeProbe([block(0, 0), block(1, 2), block(2, 8)])
-    found = Owl().allocate(probe, Budget(0.7))
+    view = FakeView([block(0, 0), block(1, 2), block(2, 8)])
+    found = Owl().allocate(view, Budget(0.7))
     expected = [0.7 + 0.2 / 3, 0.7 + 0.2 / 3 - 0.04, 0.7 + 0.2 / 3 - 0.16]
     assert [found[f"blocks.{i}"].sparsity for i in range(3)] == pytest.approx(expected, abs=1e-12)
 
@@ -36,10 +36,10 @@ def test_owl_sees_inputs_and_threshold() -> None:
     """An input ten times as large makes outliers of its ones: 10 of 100 at mean 1.9, above 5 × but not above 6 ×."""
     loud = block(0, 0)
     loud.inputs["blocks.0"][0, 0] = 10.0
-    probe = FakeProbe([loud, block(1, 0)])
-    found = Owl().allocate(probe, Budget(0.5))
+    view = FakeView([loud, block(1, 0)])
+    found = Owl().allocate(view, Budget(0.5))
     assert [found[f"blocks.{i}"].sparsity for i in range(2)] == pytest.approx([0.42, 0.58], abs=1e-12)
-    even = Owl(threshold=6).allocate(probe, Budget(0.5))
+    even = Owl(threshold=6).allocate(view, Budget(0.5))
     assert [even[f"blocks.{i}"].sparsity for i in range(2)] == pytest.approx([0.5, 0.5], abs=1e-12)
 
 
@@ -47,7 +47,7 @@ def test_owl_is_fitted_to_the_budget_by_size() -> None:
     """Blocks of 100 and 300 weights: 0.42 and 0.58 have the weighted mean 0.54, so both are shifted by −0.04."""
     loud = block(0, 0)
     loud.inputs["blocks.0"][0, 0] = 10.0
-    found = Owl().allocate(FakeProbe([loud, block(1, 0, rows=30)]), Budget(0.5))
+    found = Owl().allocate(FakeView([loud, block(1, 0, rows=30)]), Budget(0.5))
     assert [found[f"blocks.{i}"].sparsity for i in range(2)] == pytest.approx([0.38, 0.54], abs=1e-12)
 
 
@@ -55,10 +55,10 @@ def test_owl_in_levels() -> None:
     """0.42 and 0.58 at 2 of 4 are nearest to 0.5 and 0.5; a spread of 0.25 gives 0.25 and 0.75."""
     loud = block(0, 0)
     loud.inputs["blocks.0"][0, 0] = 10.0
-    probe, budget = FakeProbe([loud, block(1, 0)]), Budget.of_pattern(NofM(2, 4))
-    assert list(Owl().allocate(probe, budget).values()) == [NofM(2, 4)] * 2
-    assert list(Owl(spread=0.25).allocate(probe, budget).values()) == [NofM(3, 4), NofM(1, 4)]
-    assert list(Owl(levels=(0, 4)).allocate(probe, budget).values()) == [NofM(4, 4), NofM(0, 4)]
+    view, budget = FakeView([loud, block(1, 0)]), Budget.of_pattern(NofM(2, 4))
+    assert list(Owl().allocate(view, budget).values()) == [NofM(2, 4)] * 2
+    assert list(Owl(spread=0.25).allocate(view, budget).values()) == [NofM(3, 4), NofM(1, 4)]
+    assert list(Owl(levels=(0, 4)).allocate(view, budget).values()) == [NofM(4, 4), NofM(0, 4)]
 
 
 def problem(seed: int) -> tuple[dict[str, float], dict[str, int], Budget]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import FakeBlock, FakeProbe, normal
+from helpers import FakeBlock, FakeView, normal
 from torch import Tensor
 
 from harness.allocators.alphapruning import AlphaPruning, scaled_to_budget
@@ -111,21 +111,21 @@ def test_matrices_without_a_tail() -> None:
     assert power_law_exponent(torch.diag(torch.tensor([1.0, 2.0, 0.0]))) == pytest.approx(1 + 2 / math.log(4))
 
 
-def probe_of(*blocks: list[Tensor]) -> FakeProbe:
+def probe_of(*blocks: list[Tensor]) -> FakeView:
     content = []
     for index, matrices in enumerate(blocks):
         weights = {f"{index}.{name}": matrix for name, matrix in enumerate(matrices)}
         content.append(FakeBlock(index, weights, {}))
-    return FakeProbe(content)
+    return FakeView(content)
 
 
 def test_blocks_lose_by_the_mean_of_their_exponents_or_matrices_by_their_own() -> None:
     matrices = [power_law(exponent, 40) for exponent in (2.0, 4.0, 2.5, 2.5)]
     alphas = [power_law_exponent(matrix) for matrix in matrices]
-    probe, budget = probe_of(matrices[:2], matrices[2:]), Budget(0.5)
-    by_block = AlphaPruning().allocate(probe, budget)
+    view, budget = probe_of(matrices[:2], matrices[2:]), Budget(0.5)
+    by_block = AlphaPruning().allocate(view, budget)
     assert [pattern.sparsity for pattern in by_block.values()] == pytest.approx([0.65, 0.65, 0.35, 0.35])
-    by_matrix = AlphaPruning(granularity="matrix").allocate(probe, budget)
+    by_matrix = AlphaPruning(granularity="matrix").allocate(view, budget)
     relative = [0.7, 1.3, *[0.7 + 0.6 * (alphas[2] - alphas[0]) / (alphas[1] - alphas[0])] * 2]
     expected = [0.5 * 4 * value / sum(relative) for value in relative]
     assert [pattern.sparsity for pattern in by_matrix.values()] == pytest.approx(expected)
@@ -133,8 +133,8 @@ def test_blocks_lose_by_the_mean_of_their_exponents_or_matrices_by_their_own() -
 
 def test_what_would_exceed_one_is_clipped_and_the_others_shifted() -> None:
     """Theirs: 0.9 · 1.3 and 0.9 · 0.7; the budget is met all the same."""
-    probe = probe_of([power_law(4.0, 40)], [power_law(2.0, 40)])
-    assert [pattern.sparsity for pattern in AlphaPruning().allocate(probe, Budget(0.9)).values()] == [
+    view = probe_of([power_law(4.0, 40)], [power_law(2.0, 40)])
+    assert [pattern.sparsity for pattern in AlphaPruning().allocate(view, Budget(0.9)).values()] == [
         1.0,
         pytest.approx(0.8),
     ]

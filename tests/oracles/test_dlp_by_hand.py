@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import FakeBlock, FakeProbe, inputs, normal
+from helpers import FakeBlock, FakeView, inputs, normal
 
 from harness.allocators.dlp import Dlp
 from harness.core.allocation import Budget
@@ -38,21 +38,21 @@ def block(index: int, *weights: float) -> FakeBlock:
     return FakeBlock(index, {site: torch.tensor([weights])}, {site: torch.ones(1, len(weights))})
 
 
-def sparsities(allocator: Dlp, probe: FakeProbe) -> list[float]:
-    return [pattern.sparsity for pattern in allocator.allocate(probe, Budget(0.7)).values()]
+def sparsities(allocator: Dlp, view: FakeView) -> list[float]:
+    return [pattern.sparsity for pattern in allocator.allocate(view, Budget(0.7)).values()]
 
 
 def test_dlp_by_hand() -> None:
     """Medians (the lower of the two in the middle) 1, 2, 5 and means 4, 3, 5: a quarter and a half of the range."""
-    probe = FakeProbe([block(0, 1, -1, 2, 12), block(1, 1, 2, -4, 5), block(2, 5, 5, -5, 5)])
-    assert sparsities(Dlp(), probe) == pytest.approx([0.575, 0.65, 0.875])
-    assert sparsities(Dlp(statistic="mean"), probe) == pytest.approx([0.7, 0.55, 0.85])
-    assert sparsities(Dlp(spread=0), probe) == pytest.approx([0.7] * 3)
+    view = FakeView([block(0, 1, -1, 2, 12), block(1, 1, 2, -4, 5), block(2, 5, 5, -5, 5)])
+    assert sparsities(Dlp(), view) == pytest.approx([0.575, 0.65, 0.875])
+    assert sparsities(Dlp(statistic="mean"), view) == pytest.approx([0.7, 0.55, 0.85])
+    assert sparsities(Dlp(spread=0), view) == pytest.approx([0.7] * 3)
 
 
 def test_dlp_in_levels() -> None:
-    probe = FakeProbe([block(0, 1, 1, 1, 1), block(1, 9, 9, 9, 9)])
-    assert list(Dlp(spread=0.25).allocate(probe, Budget.of_pattern(NofM(2, 4))).values()) == [NofM(3, 4), NofM(1, 4)]
+    view = FakeView([block(0, 1, 1, 1, 1), block(1, 9, 9, 9, 9)])
+    assert list(Dlp(spread=0.25).allocate(view, Budget.of_pattern(NofM(2, 4))).values()) == [NofM(3, 4), NofM(1, 4)]
 
 
 @pytest.mark.parametrize("statistic", ["median", "mean"])
@@ -69,4 +69,4 @@ def test_it_is_the_formula_over_all_matrices_of_a_block(statistic: str) -> None:
     importance = [1 - m / sum(typical) for m in typical]
     spread = [(i - min(importance)) / (max(importance) - min(importance)) * 0.3 for i in importance]
     expected = [0.7 - (density - sum(spread) / 4) for density in spread for _ in range(2)]
-    assert sparsities(Dlp(statistic=statistic), FakeProbe(blocks)) == pytest.approx(expected, abs=1e-5)
+    assert sparsities(Dlp(statistic=statistic), FakeView(blocks)) == pytest.approx(expected, abs=1e-5)

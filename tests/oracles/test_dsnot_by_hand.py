@@ -9,7 +9,6 @@ import torch
 from helpers import FakeBlock, inputs, normal, seen_by
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward
 from harness.core.moments import moments
 from harness.core.pattern import NofM, Pattern, parse_pattern, satisfies
@@ -19,6 +18,7 @@ from harness.methods.magnitude import Magnitude
 from harness.methods.ria import RIA
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 
 def windows(width: int, count: int = 3, length: int = 20) -> list[Tensor]:
@@ -73,7 +73,7 @@ def test_the_algorithm(asked: str, cycles: int, threshold: float) -> None:
     method = DSnoT(max_cycles=cycles, update_threshold=threshold)
     seen = seen_by(method.statistic, *windows(40))
     kept = method.prune(weight, seen, wanted).kept
-    assert torch.equal(kept, slow(method, weight, seen, wanted, Wanda().score(weight, seen["norms"])))
+    assert torch.equal(kept, slow(method, weight, seen, wanted, Wanda().score(weight, seen["squared_norms"])))
     start = DSnoT(max_cycles=0).prune(weight, seen, wanted).kept
     assert not torch.equal(kept, start) and torch.equal(kept.sum(dim=1), start.sum(dim=1))
 
@@ -85,7 +85,11 @@ def test_other_scores_and_the_sign(asked: str, inner: Any, same_sign: bool) -> N
     weight, wanted = normal(10, 32), parse_pattern(asked)
     method = DSnoT(inner=inner, same_sign=same_sign)
     seen = seen_by(method.statistic, *windows(32))
-    own = inner.score(weight, seen.get("inner")) if isinstance(wanted, NofM) else Wanda().score(weight, seen["norms"])
+    own = (
+        inner.score(weight, seen.get("inner"))
+        if isinstance(wanted, NofM)
+        else Wanda().score(weight, seen["squared_norms"])
+    )
     pruned = method.prune(weight, seen, wanted)
     assert torch.equal(pruned.kept, slow(method, weight, seen, wanted, own))
     assert ((~pruned.kept).sum(dim=1) == (16 if isinstance(wanted, NofM) else int(32 * 0.6))).all(), "rows, exactly"

@@ -11,7 +11,7 @@ from slow import best_of_group, magnitude_kept, sparsegpt, wanda_kept, without_f
 from torch import Tensor
 
 from harness.core.pattern import NofM, Unstructured, keep
-from harness.core.statistic import gram, norms
+from harness.core.statistic import gram, squared_norms
 from harness.methods.magnitude import Magnitude
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
@@ -43,7 +43,7 @@ def test_magnitude_by_rows_compares_rows() -> None:
 def test_wanda_removes_the_lowest_of_each_row(sparsity: float, ties: bool) -> None:
     weight = tied(6, 17, 0) if ties else normal(6, 17)
     tokens = torch.ones(4, 17) if ties else inputs(40, 17)
-    pruned = Wanda().prune(weight, seen_by(norms, tokens), Unstructured(sparsity))
+    pruned = Wanda().prune(weight, seen_by(squared_norms, tokens), Unstructured(sparsity))
     assert torch.equal(pruned.kept, wanda_kept(weight, tokens, sparsity))
     assert (~pruned.kept).sum(dim=1).tolist() == [int(17 * sparsity)] * 6
     assert torch.equal(pruned.weight, torch.where(pruned.kept, weight, 0))
@@ -51,7 +51,7 @@ def test_wanda_removes_the_lowest_of_each_row(sparsity: float, ties: bool) -> No
 
 def test_wanda_over_the_matrix() -> None:
     weight, tokens = normal(6, 8), inputs(40, 8)
-    kept = Wanda(group="matrix").prune(weight, seen_by(norms, tokens), Unstructured(0.5)).kept
+    kept = Wanda(group="matrix").prune(weight, seen_by(squared_norms, tokens), Unstructured(0.5)).kept
     scores = (weight.abs() * tokens.norm(dim=0)).flatten()
     assert torch.equal(kept.flatten(), scores > scores.sort().values[23])
 
@@ -68,7 +68,7 @@ def test_n_of_m_keeps_the_best_of_every_order(keep_: int, of: int) -> None:
 @pytest.mark.parametrize("method", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
 def test_n_of_m_of_scores(method: Magnitude | Wanda, keep_: int, of: int) -> None:
     weight, tokens = normal(5, 24), inputs(60, 24)
-    kept = method.prune(weight, seen_by(norms, tokens), NofM(keep_, of)).kept
+    kept = method.prune(weight, seen_by(squared_norms, tokens), NofM(keep_, of)).kept
     scores = weight.abs() * (tokens.norm(dim=0) if isinstance(method, Wanda) else 1)
     for group, stay in zip(scores.reshape(-1, of).tolist(), kept.reshape(-1, of), strict=True):
         assert set(stay.nonzero().flatten().tolist()) == best_of_group(group, keep_)

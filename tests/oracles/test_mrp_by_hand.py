@@ -8,7 +8,7 @@ from helpers import tiny, windows
 from torch import Tensor, nn
 
 from harness.allocators.mrp import Mrp
-from harness.calibration.probe import ModelProbe
+from harness.calibration.model_view import LiveModelView
 from harness.core.allocation import Budget
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
@@ -78,7 +78,7 @@ def test_mrp_is_its_formula(asked: float, seed: int) -> None:
     decoder, tokens = decoder_of(model), windows(4)
     blocks = [decoder.linears(index) for index in range(5)]
     expected = by_hand(model, tokens, blocks, asked)
-    probe = ModelProbe(decoder, list(tokens.split(1)), range(5), method=Wanda())
-    found = Mrp().allocate(probe, Budget(asked))
+    view = LiveModelView(decoder, list(tokens.split(1)), range(5), method=Wanda())
+    found = Mrp().allocate(view, Budget(asked))
     assert [found[next(iter(block))].sparsity for block in blocks] == pytest.approx(expected, abs=1e-6)
     assert len({round(zeros, 6) for zeros in expected}) > 1

@@ -10,11 +10,11 @@ from helpers import inputs, normal, seen_by
 from torch import Tensor
 
 from harness.core.channels import assigned, dealt, kept_in
-from harness.core.errors import UserError
 from harness.core.pattern import NofM, Unstructured, satisfies
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 from harness.methods.ria import RIA
 from harness.methods.wanda import Wanda
+from harness.runtime.errors import UserError
 
 PERMUTATIONS = [
     {"reallocation": True},
@@ -39,7 +39,7 @@ def slow_score(weight: Tensor, tokens: Tensor, a: float) -> Tensor:
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
 def test_the_score_over_matrix_and_row(sparsity: float, a: float) -> None:
     weight, tokens = normal(9, 14), inputs(60, 14)
-    score, seen = slow_score(weight, tokens, a), seen_by(norms, tokens)
+    score, seen = slow_score(weight, tokens, a), seen_by(squared_norms, tokens)
     kept = RIA(a=a).prune(weight, seen, Unstructured(sparsity)).kept
     released = RIA(a=a, variant="released").prune(weight, seen, Unstructured(sparsity)).kept
     ordered, count = score.flatten().sort().values, int(126 * sparsity)
@@ -52,8 +52,8 @@ def test_scores_of_zero_are_no_trouble() -> None:
     """A row and a column of zeros, of which the released code makes NaN."""
     weight = normal(6, 8)
     weight[2], weight[:, 5] = 0, 0
-    pruned = RIA().prune(weight, seen_by(norms, inputs(30, 8)), Unstructured(0.5))
-    assert torch.isfinite(RIA().score(weight, seen_by(norms, inputs(30, 8)))).all()
+    pruned = RIA().prune(weight, seen_by(squared_norms, inputs(30, 8)), Unstructured(0.5))
+    assert torch.isfinite(RIA().score(weight, seen_by(squared_norms, inputs(30, 8)))).all()
     assert not pruned.kept[2].any() and not pruned.kept[:, 5].any()
     assert int(pruned.kept.sum()) == 48 - 24
 
@@ -62,7 +62,7 @@ def test_more_inputs_unseen_than_asked_for() -> None:
     """The sparsity stays what was asked for; the released code removes every tie."""
     weight, tokens = normal(6, 10), inputs(30, 10)
     tokens[:, :8] = 0
-    seen = seen_by(norms, tokens)
+    seen = seen_by(squared_norms, tokens)
     assert int((~RIA().prune(weight, seen, Unstructured(0.7)).kept).sum()) == 42
     assert int((~RIA(variant="released").prune(weight, seen, Unstructured(0.7)).kept).sum()) == 48
 
@@ -77,7 +77,7 @@ def test_inputs_are_dealt_there_and_back() -> None:
 @pytest.mark.parametrize("wanted", [NofM(2, 4), NofM(1, 4), NofM(4, 8), NofM(3, 4), NofM(1, 2)], ids=str)
 def test_the_pattern_holds_in_the_order_that_is_told(wanted: NofM, settings: dict[str, object]) -> None:
     weight, tokens = normal(24, 48), inputs(200, 48)
-    pruned = RIA(**settings).prune(weight, seen_by(norms, tokens), wanted)  # type: ignore[arg-type]
+    pruned = RIA(**settings).prune(weight, seen_by(squared_norms, tokens), wanted)  # type: ignore[arg-type]
     assert pruned.order is not None and sorted(pruned.order.tolist()) == list(range(48))
     assert satisfies(pruned.weight, wanted, pruned.order) and not satisfies(pruned.weight, wanted)
     assert int(pruned.kept.sum()) == 24 * 48 * wanted.keep // wanted.of
@@ -115,7 +115,7 @@ def test_each_place_is_assigned_for_the_greatest_total(wanted: NofM) -> None:
 
 
 def test_permutations_keep_more_of_the_score() -> None:
-    weight, seen = normal(32, 64), seen_by(norms, inputs(300, 64))
+    weight, seen = normal(32, 64), seen_by(squared_norms, inputs(300, 64))
     kept = [
         float((method.score(weight, seen) * method.prune(weight, seen, NofM(2, 4)).kept).sum())
         for method in (RIA(), RIA(reallocation=True), RIA(reallocation=True, lsa=True))
@@ -124,7 +124,7 @@ def test_permutations_keep_more_of_the_score() -> None:
 
 
 def test_without_a_pattern_nothing_is_permuted() -> None:
-    weight, seen = normal(8, 16), seen_by(norms, inputs(60, 16))
+    weight, seen = normal(8, 16), seen_by(squared_norms, inputs(60, 16))
     method = RIA(reallocation=True, lsa=True)
     assert method.prune(weight, seen, Unstructured(0.5)).order is None
     assert method.prune(weight, seen, NofM(4, 4)).order is None
@@ -134,7 +134,7 @@ def test_without_a_pattern_nothing_is_permuted() -> None:
 
 def test_one_row_of_equal_weights_is_wanda_by_row() -> None:
     """Relative importance is the same everywhere then, up to the column's own weight."""
-    weight, seen = torch.ones(1, 12), seen_by(norms, inputs(40, 12))
+    weight, seen = torch.ones(1, 12), seen_by(squared_norms, inputs(40, 12))
     assert torch.equal(
         RIA(group="row").prune(weight, seen, Unstructured(0.5)).kept,
         Wanda().prune(weight, seen, Unstructured(0.5)).kept,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.record import schema
 from harness.record.dense import is_dense, names_of
-from harness.record.question import answered, question
+from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
+from harness.runtime.errors import UserError
 from tests.record.test_trackers import CONFIG
 
 ASKED = {
@@ -48,11 +48,13 @@ def test_names_tell_plans_apart_and_others_are_as_they_were() -> None:
 def test_a_question_knows_what_a_planner_is_to_do() -> None:
     """A dense model has no calibration and no seed; one that a planner cut has, and the settings of the planner."""
     cut = DENSE | {"planner": PLANNED}
-    assert question(DENSE) == question(DENSE | {"seed": 7}) == question(DENSE | {"conversion": {"name": "none"}})
-    assert question(cut) != question(cut | {"seed": 7})
-    assert question(cut) != question(DENSE | {"planner": PLANNED | {"amount": 2.0}})
-    assert question(cut) not in answered(of(DENSE)) and question(cut) != question(DENSE)
-    assert question(DENSE | {"conversion": {"name": "readme"}}) != question(DENSE)
+    assert (
+        request_key(DENSE) == request_key(DENSE | {"seed": 7}) == request_key(DENSE | {"conversion": {"name": "none"}})
+    )
+    assert request_key(cut) != request_key(cut | {"seed": 7})
+    assert request_key(cut) != request_key(DENSE | {"planner": PLANNED | {"amount": 2.0}})
+    assert request_key(cut) not in matcher_of_record(of(DENSE)) and request_key(cut) != request_key(DENSE)
+    assert request_key(DENSE | {"conversion": {"name": "readme"}}) != request_key(DENSE)
 
 
 def test_what_a_planner_told_is_written_and_read(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.record import schema
+from harness.runtime.errors import UserError
 
 RUN = ["method=magnitude", "evaluation=[embedded-a]", "evaluation_limit=2"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.record import schema
 from harness.record.identity import fingerprint
-from harness.record.question import answered, question
+from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
+from harness.runtime.errors import UserError
 from tests.record.test_trackers import CONFIG
 
 MEASURE = {"task": "t", "metric": "acc", "value": 0.5, "stderr": None, "protocol": "p#1", "samples": 2}
@@ -127,5 +127,5 @@ WHOLE = {
 @pytest.mark.parametrize("value", [None, 3, "x", ["ab"], [[1, 2]], {}])
 def test_a_record_of_an_odd_configuration_answers_nothing(name: str, value: Any) -> None:
     """What cannot be asked for cannot be answered, whoever wrote the file."""
-    assert question(WHOLE) in answered(make(config=WHOLE))
-    assert question(WHOLE) not in answered(make(config=WHOLE | {name: value}))
+    assert request_key(WHOLE) in matcher_of_record(make(config=WHOLE))
+    assert request_key(WHOLE) not in matcher_of_record(make(config=WHOLE | {name: value}))

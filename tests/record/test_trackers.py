@@ -13,10 +13,10 @@ import pytest
 
 from harness.compose import choices
 from harness.config import TRACKERS, Tracker
-from harness.core.errors import UserError
 from harness.record import trackers
 from harness.record.schema import Record
 from harness.record.trackers import WAIT, Report, check_tracker, track, track_report, values_of
+from harness.runtime.errors import UserError
 
 CONFIG = {
     "model": {"name": "tiny"},

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.core.errors import UserError
 from harness.record.schema import Record
 from harness.report.compare import compare
 from harness.report.outputs import Subject, write_outputs
 from harness.report.reported import load_dense, load_pairs, load_reported
 from harness.report.tables import lay_out
 from harness.report.tidy import Cell, tidy
+from harness.runtime.errors import UserError
 
 CPU = {"device": "cpu", "threads": 2}
 

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.core.errors import UserError
 from harness.record.schema import Record
 from harness.report.outputs import Subject, write_outputs
 from harness.report.profile import factors, profile
 from harness.report.ranking import Contest, against, balanced, contest, group_columns, standings
 from harness.report.tidy import Cell, tidy
+from harness.runtime.errors import UserError
 
 LAYOUT: dict[str, Any] = {
     "columns": "task",

@@ -11,13 +11,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from harness.core.errors import UserError
+from harness.report.diagnostics import generations, in_block, units
 from harness.report.layout import named_axes
 from harness.report.outputs import Subject, write_outputs
 from harness.report.scatter import correlation, scatter
 from harness.report.tidy import Cell
-from harness.report.told import generations, in_block, units
 from harness.report.trajectory import trajectory
+from harness.runtime.errors import UserError
 from tests.report.test_further_axes import cell
 
 matplotlib.use("Agg")

@@ -23,10 +23,10 @@ import torch
 import tqdm
 import transformers.models.llama.modeling_llama  # noqa: F401  (what a run would import)
 
-import harness.core.files as files
 import harness.evaluation.zeroshot
 import harness.report.outputs
 import harness.run
+import harness.runtime.files as files
 import harness.study.commands
 import harness.study.grid
 from harness import catalogue

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.calibration.bank import Bank
-from harness.core.errors import Failure, UserError
+from harness.calibration.level_database import LevelDatabase
 from harness.core.pattern import Unstructured
 from harness.record import schema
 from harness.record.schema import Record
+from harness.runtime.errors import Failure, UserError
 
 EVOPRESS = ["allocator=evopress", "allocator.generations=2", "allocator.offspring=4", "allocator.stages=[1,2]"]
 EVOPRESS += ["allocator.survivors=[2,1]", "allocator.held_out=0", "allocator.granularity=block"]
@@ -174,15 +174,15 @@ def test_a_level_database_keeps_to_the_cache_s_limit(typed: Callable, options: l
     assert typed(*run, "cache_gib=1").status == 0
 
 
-def bank(folder: Path) -> tuple[Bank, torch.Tensor]:
-    made = Bank(torch.device("cpu"), folder)
+def level_database(folder: Path) -> tuple[LevelDatabase, torch.Tensor]:
+    made = LevelDatabase(torch.device("cpu"), folder)
     level = torch.arange(64.0).reshape(8, 8)
     made.put("q", {Unstructured(0.5): level})
     return made, level
 
 
 def test_a_damaged_level_is_no_level(tmp_path: Path) -> None:
-    made, _ = bank(tmp_path)
+    made, _ = level_database(tmp_path)
     (path,) = tmp_path.rglob("q.safetensors")
     with path.open("r+b") as file:
         file.seek(-9, os.SEEK_END)
@@ -192,7 +192,7 @@ def test_a_damaged_level_is_no_level(tmp_path: Path) -> None:
 
 
 def test_levels_may_be_deleted_while_a_search_reads_them(tmp_path: Path) -> None:
-    made, level = bank(tmp_path / "cache")
+    made, level = level_database(tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(made.get("q", Unstructured(0.5)), level)
     made.put("k", {Unstructured(0.5): level})
@@ -207,8 +207,8 @@ def test_the_next_search_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     subprocess.run([sys.executable, "-c", killed, tmp_path], cwd=root, env=environment, check=False)
     (left,) = tmp_path.glob("levels_*")
-    made, level = bank(tmp_path)
-    other, _ = bank(tmp_path)
+    made, level = level_database(tmp_path)
+    other, _ = level_database(tmp_path)
     assert not left.exists() and len(list(tmp_path.glob("levels_*"))) == 2
     assert torch.equal(made.get("q", Unstructured(0.5)), level)
     made.close()

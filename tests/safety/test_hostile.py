@@ -17,12 +17,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from harness.calibration.resume import FinishedBlocks, Keeping
-from harness.core import files
-from harness.core.errors import UserError
-from harness.core.files import atomically, remove_abandoned, staged, write_atomically
-from harness.core.search import Ledger
+from harness.calibration.resume import CheckpointPolicy, FinishedBlocks
+from harness.core.search import SearchState
 from harness.record import schema
+from harness.runtime import files
+from harness.runtime.errors import UserError
+from harness.runtime.files import atomically, remove_abandoned, staged, write_atomically
 from tests.commands import save_tiny
 from tests.safety.test_disks import EVOPRESS
 from tests.safety.test_names import record
@@ -139,14 +139,14 @@ def test_folders_that_go_while_a_search_runs_cost_nothing(
     typed: Callable, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = typed(*options, *EVOPRESS, f"cache={tmp_path / 'quiet'}").record
-    end = Ledger.end_generation
+    end = SearchState.end_generation
 
-    def swept(ledger: Ledger, *arguments: Any) -> None:
-        end(ledger, *arguments)
+    def swept(state: SearchState, *arguments: Any) -> None:
+        end(state, *arguments)
         shutil.rmtree(tmp_path / "cache")
         shutil.rmtree(tmp_path / "records", ignore_errors=True)
 
-    monkeypatch.setattr(Ledger, "end_generation", swept)
+    monkeypatch.setattr(SearchState, "end_generation", swept)
     more = [f"cache={tmp_path / 'cache'}", "allocator.database=disk", "force=true", "checkpoint_every=0"]
     done = typed(*options, *EVOPRESS, *more)
     assert done.status == 0, done.err
@@ -156,7 +156,7 @@ def test_folders_that_go_while_a_search_runs_cost_nothing(
 WRITING = """
 import os, sys
 from pathlib import Path
-from harness.core.files import atomically, staged
+from harness.runtime.files import atomically, staged
 folder = Path(sys.argv[1])
 with atomically(folder / "whole.json") as file, staged(folder) as stage:
     file.write(b"half")
@@ -238,7 +238,7 @@ def test_a_block_with_a_fitting_checksum_is_not_believed_either(
 ) -> None:
     content = safetensors.torch.save(tensors, about)
     (tmp_path / f"0_{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
-    blocks = FinishedBlocks(Keeping(tmp_path, "this", 0), lambda index: {"q": torch.zeros(1, 2)})
+    blocks = FinishedBlocks(CheckpointPolicy(tmp_path, "this", 0), lambda index: {"q": torch.zeros(1, 2)})
     assert blocks.load(0) is None
     assert not list(tmp_path.glob("*.safetensors"))
 

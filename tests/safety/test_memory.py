@@ -14,15 +14,15 @@ import torch
 from helpers import everything, pattern, tiny, windows
 from torch import nn
 
-from harness.calibration.stream import stream
-from harness.core.errors import Failure
-from harness.core.halving import halving
-from harness.core.remarks import remarks
+from harness.calibration.walk import stream
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
 from harness.run import prune
+from harness.runtime.errors import Failure
+from harness.runtime.oom import with_oom_backoff
+from harness.runtime.warn import collected_warnings
 
 CPU = torch.device("cpu")
 Fits = Callable[[torch.Size], bool]
@@ -51,7 +51,7 @@ def test_perplexity_depends_on_the_batch_by_rounding_only(most: int, steps: list
     model, tokens = tiny("llama"), windows(7)
     whole = mean_nll(decoder_of(model), tokens, CPU)
     block = decoder_of(model).modules[1]
-    with memory(block, lambda shape: shape[0] <= most) as ran, remarks() as said:
+    with memory(block, lambda shape: shape[0] <= most) as ran, collected_warnings() as said:
         assert mean_nll(decoder_of(model), tokens, CPU) == pytest.approx(whole, rel=1e-6)
     assert max(ran) <= most
     assert said == [f"batch of evaluation halved to {size} after running out of memory" for size in steps]
@@ -70,8 +70,8 @@ def test_host_memory_runs_out_as_a_gpus_does() -> None:
     def work(size: int) -> int:
         return torch.empty(10**15 if size > 2 else size).numel()
 
-    with remarks() as said:
-        assert halving(work, 8, "evaluation") == 2
+    with collected_warnings() as said:
+        assert with_oom_backoff(work, 8, "evaluation") == 2
     assert len(said) == 2
 
 
@@ -80,7 +80,7 @@ def test_no_other_error_is_taken_for_memory() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal"):
-        halving(broken, 8, "evaluation")
+        with_oom_backoff(broken, 8, "evaluation")
 
 
 @pytest.mark.parametrize("place", ["mlp", "mlp.down_proj", "self_attn"])
@@ -98,7 +98,7 @@ def test_what_was_seen_before_memory_ran_out_is_not_seen_twice(place: str) -> No
         return found
 
     whole = seen(None)
-    with remarks() as said:
+    with collected_warnings() as said:
         halved = seen(1)
     assert said == [f"batch of calibration halved to {size} after running out of memory" for size in (2, 1)]
     assert whole.keys() == halved.keys()

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from harness.config import Tracker
-from harness.core.errors import UserError
 from harness.record import schema
 from harness.record.schema import Record
 from harness.record.trackers import track
+from harness.runtime.errors import UserError
 from tests.record.test_trackers import CONFIG
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import yaml
 
 from harness import compose, groups
 from harness.config import RunConfig
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 from harness.study import grid
 from harness.study.estimate import SPEEDS, estimate
 

@@ -20,8 +20,8 @@ from harness import compose
 from harness.core.places import ROOT
 from harness.prepare import prepare
 from harness.record import schema
-from harness.record.claim import claimed, submitted
-from harness.record.question import answer_of, only, question
+from harness.record.lease import leased, submitted
+from harness.record.request import matcher_of, only, request_key
 from harness.study import commands
 from harness.study.plan import Files, attempts, has_finished, progress_of
 
@@ -45,10 +45,10 @@ class Slow(Magnitude):
 HOLDER = """
 import json, sys
 from pathlib import Path
-from harness.record.claim import claimed
-from harness.record.question import Answer
+from harness.record.lease import leased
+from harness.record.request import RequestMatcher
 what, accepted = json.loads(sys.argv[3])
-with claimed(Path(sys.argv[1]), sys.argv[2], Answer(what, tuple(map(tuple, accepted)))):
+with leased(Path(sys.argv[1]), sys.argv[2], RequestMatcher(what, tuple(map(tuple, accepted)))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -71,8 +71,8 @@ def at(overrides: list[str], number: int) -> Iterator[subprocess.Popen[str]]:
     """Another process that has claimed a point of a study, by its number."""
     cfg = commands.study_of(overrides).points[number].cfg
     ready = prepare(cfg)
-    answer = answer_of(ready.config, ready.facts["defaults"])
-    told = json.dumps([answer.what, answer.accepted])
+    matcher = matcher_of(ready.config, ready.facts["defaults"])
+    told = json.dumps([matcher.what, matcher.accepted])
     call = [sys.executable, "-c", HOLDER, str(cfg.records), ready.fingerprint, told]
     with subprocess.Popen(call, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -111,8 +111,8 @@ def test_status_and_plan_tell_who_is_at_a_point_and_retry_leaves_it(typed: Calla
 def test_what_was_submitted_and_never_ended_is_lost(typed: Callable, tmp_path: Path) -> None:
     mine = part(tmp_path)
     study = commands.study_of(mine)
-    answers = [only(question(point.cfg.composed)) for point in study.points[:2]]
-    with submitted(study.records, answers, set):
+    matchers = [only(request_key(point.cfg.composed)) for point in study.points[:2]]
+    with submitted(study.records, matchers, set):
         assert [item.state for item in progress_of(study)] == ["queued", "queued", "to do", "to do"]
         assert (
             "0 failed and 0 lost points to run again, and 2 without" in typed("retry", *mine, "sparsity=2of4,4of8").out
@@ -213,5 +213,5 @@ def test_a_claim_is_held_while_a_point_runs(
     ((path, record),) = schema.read_all(tmp_path / "records")
     assert seen == [record.fingerprint]
     assert not list(path.parent.glob(".running/*.json"))
-    with claimed(path.parent, record.fingerprint, answer_of(record.config, {})):
+    with leased(path.parent, record.fingerprint, matcher_of(record.config, {})):
         assert typed("status", "study=wanda_table3", f"records={path.parent}").status == 0

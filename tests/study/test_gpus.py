@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from harness import compose
-from harness.core.errors import UserError
 from harness.overrides import plugins_in
+from harness.runtime.errors import UserError
 from harness.study import gpus
 
 PLUGIN = """

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from harness import compose, groups
-from harness.core.errors import UserError
 from harness.record import schema
+from harness.runtime.errors import UserError
 from harness.study import choices, grid
 from harness.study.choices import Choices
 from harness.study.plan import progress_of

@@ -12,15 +12,15 @@ import torch
 from helpers import linears, pattern, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.resume import Keeping
-from harness.core.errors import Failure, UserError
+from harness.calibration.resume import CheckpointPolicy
 from harness.core.pattern import keep
-from harness.core.remarks import remarks
 from harness.core.rng import rng
 from harness.core.training import Training, share_at
 from harness.models.decoder import decoder_of
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
+from harness.runtime.errors import Failure, UserError
+from harness.runtime.warn import collected_warnings
 from harness.training import loop
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text
@@ -41,8 +41,8 @@ def pruned(dtype: torch.dtype = torch.float32) -> View:
     return View(decoder, None, nonzeros(decoder, scope), [], scope, rng(0, "test"))
 
 
-def recovered(recovery: Any, view: View, keeping: Keeping | None = None, seed: int = 0) -> dict[str, Any]:
-    return trained("it", recovery, view, TEXT, seed, lambda begins: Checkpoints(keeping or Keeping(), begins))
+def recovered(recovery: Any, view: View, keeping: CheckpointPolicy | None = None, seed: int = 0) -> dict[str, Any]:
+    return trained("it", recovery, view, TEXT, seed, lambda begins: Checkpoints(keeping or CheckpointPolicy(), begins))
 
 
 def weights(view: View) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ def test_memory_that_runs_out_is_a_smaller_piece(monkeypatch: pytest.MonkeyPatch
         return own(model, tokens)
 
     monkeypatch.setattr(loop, "nll", scarce)
-    with remarks() as notes:
+    with collected_warnings() as notes:
         facts = recovered(KeptWeights(**QUICK), pruned())
     assert notes == ["batch of recovery halved to 1 after running out of memory"] and asked[0] == 2
     assert facts["loss"]["after"] < facts["loss"]["before"]
@@ -166,7 +166,7 @@ def test_a_learning_rate_that_diverges() -> None:
     ):
         recovered(KeptWeights(**QUICK | {"lr": 1e30, "warmup": 0.0}), view)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(view).items())
-    with remarks() as notes:
+    with collected_warnings() as notes:
         facts = recovered(KeptWeights(**QUICK | {"lr": (1e30, 1e-2), "warmup": 0.0}), view)
     assert facts["lr"] == 1e-2 and "stopped" in facts["runs"][0] and facts["loss"]["after"] < facts["loss"]["before"]
     assert len(notes) == 1 and notes[0].startswith("training at the learning rate 1e+30 stopped at step ")
@@ -185,7 +185,7 @@ def test_training_goes_on_to_the_bit(stop: int, kept: int, tmp_path: Path, monke
     recovery = Importance(**QUICK | {"lr": (1e-2, 3e-3)})
     whole, cut = pruned(), pruned()
     facts = recovered(recovery, whole)
-    keeping = Keeping(tmp_path / "blocks_0", "mine", every=0)
+    keeping = CheckpointPolicy(tmp_path / "blocks_0", "mine", every=0)
     own, count = loop._Loop._step, [0]
 
     def counted(self: Any, step: int, rate: float) -> str:
@@ -197,7 +197,7 @@ def test_training_goes_on_to_the_bit(stop: int, kept: int, tmp_path: Path, monke
     monkeypatch.setattr(loop._Loop, "_step", counted)
     with pytest.raises(Killed):
         recovered(recovery, cut, keeping)
-    with remarks() as notes:
+    with collected_warnings() as notes:
         again = recovered(recovery, cut, keeping)
     assert count[0] - stop == 10 - kept and bool(notes) is (kept > 0)
     assert again == facts
@@ -205,12 +205,12 @@ def test_training_goes_on_to_the_bit(stop: int, kept: int, tmp_path: Path, monke
 
 
 def test_a_checkpoint_of_another_model_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeping = Keeping(tmp_path / "blocks_0", "mine", every=0)
+    keeping = CheckpointPolicy(tmp_path / "blocks_0", "mine", every=0)
     recovered(KeptWeights(**QUICK), pruned(), keeping)
     (left,) = keeping.folder.glob("training_*.safetensors")
     other = pruned()
     other.decoder.block(0).mlp.up_proj.weight.data *= 2
-    with remarks() as notes:
+    with collected_warnings() as notes:
         recovered(KeptWeights(**QUICK), other, keeping)
     assert notes == [f"{left} is damaged or of another run; training begins anew"]
 

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import UserError
 from harness.core.interfaces import Pruned, Site
 from harness.core.linalg import products_like
-from harness.core.memory import Parked
 from harness.core.statistic import Gram, gram, together
 from harness.methods.sparsellm.problem import Problem, Trace, Weights, squared_sum
 from harness.methods.sparsellm.updates import Coupling, gated_z, inside, relu_z
+from harness.runtime.errors import UserError
+from harness.runtime.memory import OffloadableTensors
 
 
 def alternate(
@@ -67,10 +67,10 @@ def _refit_and_prune(
     pruned = {}
     for site in problem.part.sites:
         down = site == problem.part.down
-        matrix = sums.seen["gram"] if down else problem.gram
-        seen = sums.seen.get("inner", matrix) if down else problem.seen
+        matrix = sums.stats["gram"] if down else problem.gram
+        stats = sums.stats.get("inner", matrix) if down else problem.stats
         fitted = refit(weights[site], sums.cross[site], matrix, damping)
-        pruned[site] = problem.prune(site, fitted, seen)
+        pruned[site] = problem.prune(site, fitted, stats)
         if (used := matrix.damped_inverse(damping).damping) != damping:
             trace.raised.append(f"epoch {len(trace.loss) + 1}, {site}: {used:g}")
     return pruned
@@ -84,7 +84,7 @@ class _Sums:
         parts = {"gram": gram} if statistic in (None, gram) else {"gram": gram, "inner": statistic}
         self._statistic = together(parts)
         down = problem.dense[problem.part.down]
-        self.seen = self._statistic.init(down.shape[1], down.device)
+        self.stats = self._statistic.init(down.shape[1], down.device)
         self.cross = {
             site: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
             for site, weight in problem.dense.items()
@@ -97,7 +97,7 @@ class _Sums:
 
     def see(self, p: Tensor) -> None:
         """One window of p (L, F), the inputs of `down`."""
-        self.seen = self._statistic.see(self.seen, p[None], exact=False)
+        self.stats = self._statistic.see(self.stats, p[None], exact=False)
 
 
 class _Tokens:
@@ -106,7 +106,7 @@ class _Tokens:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         device = problem.x.device
-        self.y, self.z, self.s = Parked(device), Parked(device), Parked(device)
+        self.y, self.z, self.s = OffloadableTensors(device), OffloadableTensors(device), OffloadableTensors(device)
         with products_like(problem.dense[problem.part.down]):
             for x in problem.x:
                 up, gate = problem.before_activation(x, problem.dense)

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from harness.catalogue import component
-from harness.core.errors import Refusal, UserError
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
-from harness.core.memory import Parked, joined
 from harness.core.pattern import Pattern
-from harness.core.statistic import Seen, Statistic, gram, together
+from harness.core.statistic import ActivationStats, Statistic, gram, together
 from harness.methods.each import as_block_method, prune_one
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.alternating import alternate
 from harness.methods.sparsellm.problem import Problem
 from harness.methods.sparsellm.released import released_epochs, replay
 from harness.methods.sparsellm.updates import Penalties
+from harness.runtime.errors import Refusal, UserError
+from harness.runtime.memory import OffloadableTensors, joined
 
 WINDOW_TENSORS = 10
 """About so many tensors as large as p, in float32, while the variables of one window move."""
@@ -95,25 +95,25 @@ class SparseLLM:
             return dict(as_block_method(self.inner).prune_block(block, patterns))
         if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
-        seen, state = self._observe(block, part)
+        stats, state = self._observe(block, part)
         first = {
-            site: prune_one(self.inner, site, block.weights[site], seen.get(site), pattern)
+            site: prune_one(self.inner, site, block.weights[site], stats.get(site), pattern)
             for site, pattern in patterns.items()
         }
         penalties = self._penalties(part)
         dense = {site: block.weights[site] for site in part.sites}
         problem = Problem(
-            part, dense, patterns, self.inner, penalties, state["x"], state["gram"], seen.get(part.readers[0])
+            part, dense, patterns, self.inner, penalties, state["x"], state["gram"], stats.get(part.readers[0])
         )
         mine = {site: first[site] for site in part.sites}
-        del seen, state  # the first epoch's Gram matrices and their inverses, but for those in the problem
+        del stats, state  # the first epoch's Gram matrices and their inverses, but for those in the problem
         if self.variant == "released":
             later, trace = replay(problem, mine, released_epochs(self.epochs, part, block.index))
             back = False
         else:
             later, trace = alternate(problem, mine, self.epochs, self.damping)
             back = self.fallback and self.epochs > 1 and trace.got_worse
-        block.tell(**penalties._asdict(), **trace.facts, fallback=back)
+        block.log(**penalties._asdict(), **trace.facts, fallback=back)
         if back:
             note = f"kept the first epoch's weights: its loss was {trace.loss[0]:.4g}, the last {trace.loss[-1]:.4g}"
             notes = filter(None, (first[part.down].note, note))
@@ -125,13 +125,18 @@ class SparseLLM:
         given = (self.alpha, self.beta, self.gamma)
         return Penalties(*(usual if value is None else value for value in given))
 
-    def _observe(self, block: BlockView, part: FeedForward) -> tuple[dict[Site, Seen], dict[str, Seen]]:
+    def _observe(
+        self, block: BlockView, part: FeedForward
+    ) -> tuple[dict[Site, ActivationStats], dict[str, ActivationStats]]:
         """One pass over the dense block → what the inner method sees of every linear; inputs x and their Gram."""
         statistic = self.inner.statistic
-        keeping = {"gram": gram, "x": Statistic(lambda width, device: Parked(device), Parked.append, merge=joined)}
+        keeping = {
+            "gram": gram,
+            "x": Statistic(lambda width, device: OffloadableTensors(device), OffloadableTensors.append, merge=joined),
+        }
         if statistic not in (None, gram):
             keeping["inner"] = statistic
         mine = dict.fromkeys(part.readers, together(keeping))
-        seen = dict(block.observe({site: statistic for site in block.weights if statistic} | mine))
-        state = seen[part.readers[0]]
-        return seen | dict.fromkeys(part.readers, state.get("inner", state["gram"])), state
+        stats = dict(block.observe({site: statistic for site in block.weights if statistic} | mine))
+        state = stats[part.readers[0]]
+        return stats | dict.fromkeys(part.readers, state.get("inner", state["gram"])), state

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from harness.core.interfaces import FeedForward, LinearMethod, Pruned, Site
 from harness.core.linalg import is_short_on_gpu
-from harness.core.memory import Parked
 from harness.core.pattern import Pattern
-from harness.core.statistic import Gram, Seen
+from harness.core.statistic import ActivationStats, Gram
 from harness.methods.each import prune_one
 from harness.methods.sparsellm.updates import Penalties
+from harness.runtime.memory import OffloadableTensors
 
 Weights = Mapping[Site, Tensor]
 
@@ -44,7 +44,7 @@ class Trace:
 
     @property
     def got_worse(self) -> bool:
-        """Whether the last weights of finite error are no better than the first epoch's, or are those."""
+        """True if the last weights of finite error are no better than the first epoch's, or are those."""
         finite = [value for value in self.loss if math.isfinite(value)]
         stuck = len(self.loss) > 1 and len(finite) == 1
         return stuck or not finite or finite[-1] > finite[0]
@@ -62,7 +62,7 @@ class Trace:
 class Problem(NamedTuple):
     """What is to be solved: the part's dense weights (O, I), what is asked of them, and its inputs.
 
-    `x` are the inputs (L, D) window by window, `gram` is their Gram matrix, and `seen` what `inner` saw of them.
+    `x` are the inputs (L, D) window by window, `gram` is their Gram matrix, and `stats` what `inner` saw of them.
     """
 
     part: FeedForward
@@ -70,13 +70,13 @@ class Problem(NamedTuple):
     patterns: Mapping[Site, Pattern]
     inner: LinearMethod
     penalties: Penalties
-    x: Parked
+    x: OffloadableTensors
     gram: Gram
-    seen: Seen
+    stats: ActivationStats
 
-    def prune(self, site: Site, weight: Tensor, seen: Seen) -> Pruned:
+    def prune(self, site: Site, weight: Tensor, stats: ActivationStats) -> Pruned:
         """The inner method's answer to a float32 weight, in the dtype of the model."""
-        pruned = prune_one(self.inner, site, weight, seen, self.patterns[site])
+        pruned = prune_one(self.inner, site, weight, stats, self.patterns[site])
         return pruned._replace(weight=pruned.weight.to(self.dense[site].dtype))
 
     def before_activation(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.interfaces import FeedForward, Pruned, Site
-from harness.core.memory import Parked
 from harness.core.statistic import Gram, gram
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.problem import Problem, Trace, Weights
 from harness.methods.sparsellm.updates import relu_z, value_and_slope
+from harness.runtime.errors import UserError
+from harness.runtime.memory import OffloadableTensors
 
 SHORT_BLOCKS = (1, 30, 31)
 GRADIENT_STEPS = {"down": (10, 0.01), "s": (2, 0.01)}
@@ -55,10 +55,10 @@ def _replay(problem: Problem, first: Mapping[Site, Pruned], epochs: int) -> tupl
     for _ in range(1, epochs):
         weights = {site: result.weight for site, result in pruned.items()}
         tokens.move(weights)
-        fitted, seen = tokens.fit(weights)
+        fitted, stats = tokens.fit(weights)
         matrix = _damped_again(matrix, inner.damping)
         for site in part.sites:
-            pruned[site] = problem.prune(site, fitted[site], seen if site == part.down else matrix)
+            pruned[site] = problem.prune(site, fitted[site], stats if site == part.down else matrix)
         trace.add([tokens.loss({site: result.weight for site, result in pruned.items()})])
     return pruned, trace
 
@@ -76,7 +76,7 @@ class _Tokens:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         device = problem.x.device
-        self.y, self.z, self.s, self.p = (Parked(device) for _ in range(4))
+        self.y, self.z, self.s, self.p = (OffloadableTensors(device) for _ in range(4))
         for x in problem.x:
             up, gate = problem.before_activation(x, problem.dense)
             self.z.append(up.to(x.dtype))
@@ -166,7 +166,7 @@ def _inverse_activation(down: Tensor, beta: float, gamma: float) -> Tensor:
     return (reduced / gamma).to(down.dtype)
 
 
-def _unread(tokens: Parked) -> Tensor:
+def _unread(tokens: OffloadableTensors) -> Tensor:
     """(Σ x xᵀ)⁻¹ (I, I) in float64, the pseudo-inverse where some inputs depend on others."""
     width = tokens[0].shape[1]
     total = torch.zeros(width, width, dtype=torch.float64, device=tokens.device)

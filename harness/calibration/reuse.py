@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.calibration.stream import StreamedBlock, _Unseen, stream
+from harness.calibration.stream import StreamedBlock, _Unseen
+from harness.calibration.walk import stream
 from harness.catalogue import describe
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Pruned, Site
 from harness.core.pattern import Pattern
-from harness.core.statistic import Seen, Statistic
+from harness.core.statistic import ActivationStats, Statistic
 from harness.methods.each import as_block_method
 from harness.models.decoder import Decoder
 
@@ -55,7 +56,7 @@ class Store:
         self._entries: dict[Hashable, _Entry] = {}
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether it is kept, which it then is to the end of this point."""
+        """Return whether it is kept, which it then is to the end of this point."""
         if found := self._entries.get(key):
             found.used = self.point
         return found is not None
@@ -101,17 +102,17 @@ class Store:
 
 
 @dataclass
-class Sharing:
+class ReuseCache:
     """What one point takes from a store, and leaves there.
 
     Args:
-        belongs: what its statistics depend on beside the weights: the calibration windows, and how they are computed.
+        cache_key: what its statistics depend on beside the weights: the calibration windows, and how they are computed.
         dense_inputs: whether every block is calibrated on what the dense model gives it, which is another experiment.
     """
 
     store: Store
     paths: Store
-    belongs: str = ""
+    cache_key: str = ""
     dense_inputs: bool = False
     tally: Counter[str] = field(default_factory=Counter)
     """How often something kept was taken, by its kind."""
@@ -125,7 +126,7 @@ class Sharing:
         start: Any = partial(stream, decoder, batches, scope, edited=edited, label=label, exact=exact)
         walk = _Walk(self, start, scope)
         for index in scope:
-            block = SharedBlock(walk, decoder, index)
+            block = CachedBlock(walk, decoder, index)
             yield block
             block.settle()
 
@@ -133,7 +134,7 @@ class Sharing:
         self, purpose: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, calibrated: bool = True
     ) -> Any:
         """A small value of the dense model and, if `calibrated`, its calibration, computed once."""
-        key = (purpose, self.belongs if calibrated else "", json.dumps(dict(settings), sort_keys=True))
+        key = (purpose, self.cache_key if calibrated else "", json.dumps(dict(settings), sort_keys=True))
         if (value := self.taken("scores", self.store, key)) is None:
             value = compute()
             self.store.put(key, deepcopy(value))
@@ -153,8 +154,8 @@ class Sharing:
 class _Walk:
     """The stream behind shared blocks, which starts when it is needed and stays as far back as it can."""
 
-    def __init__(self, sharing: Sharing, start: Callable[[], Iterator[StreamedBlock]], scope: Sequence[int]) -> None:
-        self.sharing, self.scope = sharing, scope
+    def __init__(self, reuse: ReuseCache, start: Callable[[], Iterator[StreamedBlock]], scope: Sequence[int]) -> None:
+        self.reuse, self.scope = reuse, scope
         self.touched = False
         self._start = start
         self._blocks: Iterator[StreamedBlock] = iter(())
@@ -163,8 +164,8 @@ class _Walk:
 
     @property
     def sees_dense(self) -> bool:
-        """Whether what is observed next is the dense model's."""
-        return self.sharing.dense_inputs or not self.touched
+        """True if what is observed next is the dense model's."""
+        return self.reuse.dense_inputs or not self.touched
 
     def at(self, index: int) -> StreamedBlock | None:
         """The stream's own block, if it stands there."""
@@ -188,17 +189,17 @@ class _Walk:
         """
         later = [after for after in self.scope if after > index]
         needed = [(where, number, name) for where in later for number, name in asked.items()]
-        if all(name and self.key(where, number, name) in self.sharing.store for where, number, name in needed):
+        if all(name and self.key(where, number, name) in self.reuse.store for where, number, name in needed):
             self._closed = self._closed or self._at is None or self._at.index <= index
         elif later:
             self.reach(later[0])
 
     def key(self, index: int, number: int, name: str) -> Hashable:
         """Of the statistic of the inputs of one group of linears of a dense block."""
-        return ("statistic", self.sharing.belongs, index, number, name)
+        return ("statistic", self.reuse.cache_key, index, number, name)
 
 
-class SharedBlock(_Unseen):
+class CachedBlock(_Unseen):
     """A block whose weights are at hand and whose stream runs only where a statistic is not kept."""
 
     def __init__(self, walk: _Walk, decoder: Decoder, index: int) -> None:
@@ -206,13 +207,13 @@ class SharedBlock(_Unseen):
         self._walk = walk
         self._inputs = decoder.inputs(index)
         self._asked: dict[int, str] = {}
-        self._seen: dict[Hashable, Seen] = {}
+        self._seen: dict[Hashable, ActivationStats] = {}
         self._left = False
 
     def write(self, site: Site, weight: Tensor) -> None:
         """Put a new weight (O, I) in place."""
         walk = self._walk
-        if walk.sharing.dense_inputs:
+        if walk.reuse.dense_inputs:
             if not self._left:
                 walk.leave(self.index, self._asked)
                 self._left = True
@@ -223,14 +224,14 @@ class SharedBlock(_Unseen):
             super().write(site, weight)
         walk.touched = True
 
-    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> dict[Site, Seen]:
+    def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> dict[Site, ActivationStats]:
         """As a streamed block does; what is kept is not observed again."""
         walk = self._walk
         if not walk.sees_dense:
             return walk.reach(self.index).observe(statistic)
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self._linears, statistic)
         groups = {number: [site for site in group if site in wanted] for number, group in enumerate(self._inputs)}
-        found: dict[Site, Seen] = {}
+        found: dict[Site, ActivationStats] = {}
         missing: dict[Site, Statistic] = {}
         for number, group in groups.items():
             if group:
@@ -247,15 +248,15 @@ class SharedBlock(_Unseen):
                 self._seen[walk.key(self.index, number, self._asked[number])] = found[group[0]]
         return {site: found[site] for group in groups.values() for site in group}
 
-    def _kept(self, number: int) -> Seen | None:
+    def _kept(self, number: int) -> ActivationStats | None:
         """What was asked of the inputs of this group, if it is kept."""
-        sharing, name = self._walk.sharing, self._asked[number]
-        return sharing.taken("statistics", sharing.store, self._walk.key(self.index, number, name)) if name else None
+        reuse, name = self._walk.reuse, self._asked[number]
+        return reuse.taken("statistics", reuse.store, self._walk.key(self.index, number, name)) if name else None
 
-    def known(self, site: Site, make: Callable[[], Any]) -> Any:
+    def weight_statistic(self, site: Site, make: Callable[[], Any]) -> Any:
         """What a method knows of a dense weight alone (the order of its magnitudes), made once."""
         key = ("weight", site, make)
-        if (value := self._walk.sharing.taken("orders", self._walk.sharing.store, key)) is None:
+        if (value := self._walk.reuse.taken("orders", self._walk.reuse.store, key)) is None:
             value = make()
             self._seen[key] = value
         return value
@@ -263,10 +264,10 @@ class SharedBlock(_Unseen):
     def settle(self) -> None:
         """Leave what was seen to other points, with what was made of it (the factor of a Gram matrix)."""
         walk = self._walk
-        everywhere = walk.sharing.dense_inputs or self.index == walk.scope[0]
+        everywhere = walk.reuse.dense_inputs or self.index == walk.scope[0]
         for key, value in self._seen.items():
             if everywhere or bytes_of(value) <= SMALL:
-                walk.sharing.store.put(key, value)
+                walk.reuse.store.put(key, value)
         self._seen = {}
 
 
@@ -276,7 +277,7 @@ class _Remembering:
 
     inner: Any
     allocation: Allocation
-    sharing: Sharing
+    reuse: ReuseCache
 
     @property
     def behind(self) -> Any:
@@ -284,27 +285,27 @@ class _Remembering:
         return self.inner
 
     def prune_block(self, block: Any, patterns: Mapping[Site, Pattern]) -> Mapping[Site, Pruned]:
-        taken = self.sharing.taken("blocks", self.sharing.paths, key := self._key(patterns))
+        taken = self.reuse.taken("blocks", self.reuse.paths, key := self._key(patterns))
         if taken is None:
             weights = block.weights
             pruned = {
                 site: result._replace(weight=_own(result.weight, weights[site]))
                 for site, result in as_block_method(self.inner).prune_block(block, patterns).items()
             }
-            self.sharing.paths.put(key, (pruned, dict(block.told)))
+            self.reuse.paths.put(key, (pruned, dict(block.diagnostics)))
             return pruned
-        pruned, told = taken
-        block.tell(**told)
+        pruned, logged = taken
+        block.log(**logged)
         return pruned
 
     def _key(self, patterns: Mapping[Site, Pattern]) -> Hashable:
         """The decisions so far; those of earlier blocks count unless every block sees dense inputs anyway."""
         here = list(patterns)
         sites = list(self.allocation)
-        path = here if self.sharing.dense_inputs else sites[: max(map(sites.index, here)) + 1]
+        path = here if self.reuse.dense_inputs else sites[: max(map(sites.index, here)) + 1]
         decisions = [(site, repr(self.allocation[site])) for site in path]
-        text = json.dumps([describe(self.inner), self.sharing.dense_inputs, decisions], sort_keys=True, default=str)
-        return ("path", self.sharing.belongs, hashlib.sha256(text.encode()).hexdigest())
+        text = json.dumps([describe(self.inner), self.reuse.dense_inputs, decisions], sort_keys=True, default=str)
+        return ("path", self.reuse.cache_key, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _own(pruned: Tensor, weight: Tensor) -> Tensor:

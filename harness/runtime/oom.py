@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from harness.core.errors import Failure
-from harness.core.remarks import remark
+from harness.runtime.errors import Failure
+from harness.runtime.warn import warn
 
 T = TypeVar("T")
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
@@ -16,12 +16,12 @@ SHORT_OF_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Return whether an error says that memory ran out, on whatever device."""
     said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SHORT_OF_MEMORY)
     return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def halving(work: Callable[[int], T], size: int, what: str) -> T:
+def with_oom_backoff(work: Callable[[int], T], size: int, what: str) -> T:
     """`work(size)`, the size halved whenever memory runs out; every step is said and goes into the record.
 
     Raises:
@@ -42,4 +42,4 @@ def halving(work: Callable[[int], T], size: int, what: str) -> T:
         size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        remark(f"batch of {what} halved to {size} after running out of memory")
+        warn(f"batch of {what} halved to {size} after running out of memory")

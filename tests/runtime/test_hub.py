@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from harness.core import hub
-from harness.core.errors import UserError
-from harness.core.hub import answers, asking, why_nothing
 from harness.data.corpora import CORPORA, _read_hub
 from harness.models.checkpoint import ModelChoice, find_checkpoint
+from harness.runtime import hub
+from harness.runtime.errors import UserError
+from harness.runtime.hub import answers, asking, why_nothing
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TALKS = """
 import os, sys
-from harness.core import streams
+from harness.runtime import streams
 streams.secure()
 for line in range(2000):
     print("±✓", line, flush=line % 2 == 0)

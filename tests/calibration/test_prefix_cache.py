@@ -8,15 +8,16 @@ from helpers import tiny
 from torch import Tensor
 
 from harness.allocators.mrp import Mrp
-from harness.calibration.probe import ModelProbe
-from harness.calibration.stream import Stream, batched
-from harness.calibration.trail import Trail
+from harness.calibration.batches import batched
+from harness.calibration.model_view import LiveModelView
+from harness.calibration.prefix_cache import PrefixCache
+from harness.calibration.stream import Stream
 from harness.core.allocation import Budget
-from harness.core.memory import Parked
 from harness.core.pattern import Pattern, Unstructured
-from harness.core.statistic import norms
+from harness.core.statistic import squared_norms
 from harness.methods.sparsegpt import SparseGPT
 from harness.models.decoder import decoder_of
+from harness.runtime.memory import OffloadableTensors
 
 TOKENS = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
@@ -36,64 +37,70 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return indices
 
 
-def probe_of(blocks: int = 4, scope: range | None = None) -> ModelProbe:
+def probe_of(blocks: int = 4, scope: range | None = None) -> LiveModelView:
     model = tiny("llama", num_hidden_layers=blocks)
     where = scope or range(blocks)
-    return ModelProbe(decoder_of(model), batched(TOKENS, 32), where, method=SparseGPT())
+    return LiveModelView(decoder_of(model), batched(TOKENS, 32), where, method=SparseGPT())
 
 
-def levels(probe: ModelProbe, *values: float) -> dict[str, Pattern]:
-    return {site: Unstructured(value) for value, block in zip(values, probe.blocks, strict=True) for site in block}
+def levels(view: LiveModelView, *values: float) -> dict[str, Pattern]:
+    return {site: Unstructured(value) for value, block in zip(values, view.blocks, strict=True) for site in block}
 
 
-def seen(probe: ModelProbe, *values: float, again: bool) -> dict[int, list[Tensor]]:
+def seen(view: LiveModelView, *values: float, reuse_prefix: bool) -> dict[int, list[Tensor]]:
     """By block: its pruned weights and what its inputs were behind them."""
     return {
-        block.index: [*(w.clone() for w in block.weights.values()), *(s.mean for s in block.observe(norms).values())]
-        for block in probe.pruned(probe.method, levels(probe, *values), again=again)
+        block.index: [
+            *(w.clone() for w in block.weights.values()),
+            *(s.mean_sq for s in block.observe(squared_norms).values()),
+        ]
+        for block in view.pruned(view.method, levels(view, *values), reuse_prefix=reuse_prefix)
     }
 
 
 @pytest.mark.parametrize("scope", [range(4), range(1, 4)])
 def test_what_is_left_out_is_the_same_and_the_rest_is_too(scope: range) -> None:
-    probe, fresh = probe_of(scope=scope), probe_of(scope=scope)
+    view, fresh = probe_of(scope=scope), probe_of(scope=scope)
     count = len(scope)
-    whole = seen(probe, *[0.5] * count, again=False)
+    whole = seen(view, *[0.5] * count, reuse_prefix=False)
     assert list(whole) == list(scope)
     for values, left_out in [([0.5] * (count - 1) + [0.7], count - 1), ([0.5, 0.6] + [0.5] * (count - 2), 1)]:
-        found, wanted = seen(probe, *values, again=True), seen(fresh, *values, again=False)
+        found, wanted = seen(view, *values, reuse_prefix=True), seen(fresh, *values, reuse_prefix=False)
         assert list(found) == list(scope)[left_out:]
         assert all(torch.equal(a, b) for index in found for a, b in zip(found[index], wanted[index], strict=True))
-    assert list(seen(probe, *[0.9] * count, again=True)) == list(scope)
+    assert list(seen(view, *[0.9] * count, reuse_prefix=True)) == list(scope)
 
 
 @pytest.mark.parametrize(("limit", "begins"), [(0, None), (24, 2), (48, 3), (1000, 5)])
 def test_a_walk_begins_at_the_last_block_for_which_there_was_room(limit: int, begins: int | None) -> None:
     """Four blocks from the third on, of which the last is to change; hidden states of 24 bytes each."""
-    trail = Trail(limit)
+    cache = PrefixCache(limit)
     patterns: list[dict[str, Pattern]] = [{f"{index}": Unstructured(0.5)} for index in range(2, 6)]
     for index, mine in enumerate(patterns, 2):
-        trail.add(index, mine, Parked(CPU, [torch.full((1, 2, 3), float(index))]))
-    front = trail.front([*patterns[:3], {"5": Unstructured(0.6)}])
+        cache.add(index, mine, OffloadableTensors(CPU, [torch.full((1, 2, 3), float(index))]))
+    front = cache.resume_at([*patterns[:3], {"5": Unstructured(0.6)}])
     assert (front and front[0]) == begins
     if front:
         assert float(front[1][0].mean()) == begins
-        again = trail.front(patterns)  # what lay behind is forgotten
+        again = cache.resume_at(patterns)  # what lay behind is forgotten
         assert again is None or again[0] < front[0]
 
 
 def test_a_scope_that_begins_late_does_not_run_what_is_in_front_of_it_again(runs: list[int]) -> None:
-    probe = probe_of(scope=range(2, 4))
-    first = seen(probe, 0.5, 0.5, again=False)
+    view = probe_of(scope=range(2, 4))
+    first = seen(view, 0.5, 0.5, reuse_prefix=False)
     assert set(runs) == {0, 1, 2, 3} and list(first) == [2, 3]
     runs.clear()
-    assert list(seen(probe, 0.6, 0.5, again=True)) == [2, 3] and set(runs) == {2, 3}
+    assert list(seen(view, 0.6, 0.5, reuse_prefix=True)) == [2, 3] and set(runs) == {2, 3}
 
 
 def test_a_walk_that_was_left_in_the_middle_misleads_none() -> None:
-    probe, fresh = probe_of(), probe_of()
-    next(iter(probe.pruned(probe.method, levels(probe, 0.5, 0.5, 0.5, 0.5))))
-    found, wanted = seen(probe, 0.5, 0.6, 0.5, 0.5, again=True), seen(fresh, 0.5, 0.6, 0.5, 0.5, again=False)
+    view, fresh = probe_of(), probe_of()
+    next(iter(view.pruned(view.method, levels(view, 0.5, 0.5, 0.5, 0.5))))
+    found, wanted = (
+        seen(view, 0.5, 0.6, 0.5, 0.5, reuse_prefix=True),
+        seen(fresh, 0.5, 0.6, 0.5, 0.5, reuse_prefix=False),
+    )
     assert all(torch.equal(a, b) for index in found for a, b in zip(found[index], wanted[index], strict=True))
 
 
@@ -101,6 +108,6 @@ def test_mrp_runs_fewer_blocks_for_the_same_allocation(runs: list[int], monkeypa
     found = Mrp().allocate(probe_of(), Budget(0.6))
     few = len(runs)
     runs.clear()
-    monkeypatch.setattr(Trail, "front", lambda *_: None)
+    monkeypatch.setattr(PrefixCache, "resume_at", lambda *_: None)
     assert Mrp().allocate(probe_of(), Budget(0.6)) == found
     assert few < 0.9 * len(runs)

@@ -14,29 +14,30 @@ from torch import Tensor, nn
 from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
 from harness.calibration.cache import Cache, CachedValue
 from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
+from harness.calibration.devices import ReplicatedBlock
+from harness.calibration.prefix_cache import PrefixCache
 from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.shares import Shared
-from harness.calibration.sharing import Sharing
-from harness.calibration.stream import StreamedBlock, stream
-from harness.calibration.trail import Trail
+from harness.calibration.reuse import ReuseCache
+from harness.calibration.stream import StreamedBlock
+from harness.calibration.walk import stream
 from harness.catalogue import name_of
 from harness.core.allocation import Allocation
-from harness.core.errors import Refusal
 from harness.core.interfaces import Database, Draws, Objective, Trace
 from harness.core.pattern import Pattern
-from harness.core.plain import plain
 from harness.core.statistic import Statistic
 from harness.methods.each import as_block_method
 from harness.models.decoder import Decoder
 from harness.models.machine import available
 from harness.models.placement import WeightsOnDevice, placement_of
+from harness.runtime.errors import Refusal
+from harness.runtime.plain import plain
 
-TRAIL = 0.25
+PREFIX_SHARE = 0.25
 """The share of the free memory that hidden states in front of pruned blocks may take; a forecast does not count it."""
 
 
-class ModelProbe:
-    """The model as it is now, restricted to the blocks in scope: a `Probe`.
+class LiveModelView:
+    """The model as it is now, restricted to the blocks in scope: a `ModelView`.
 
     Args:
         batches: the calibration windows (B, L).
@@ -59,15 +60,15 @@ class ModelProbe:
         weights_sha256: str | None = None,
         devices: Sequence[torch.device] = (),
         exact: bool = False,
-        sharing: Sharing | None = None,
+        reuse: ReuseCache | None = None,
     ) -> None:
         self._decoder, self._batches, self._scope = decoder, batches, scope
         self._draw, self._cache, self._devices = draw, cache or Cache(), devices
-        self._walk, self._exact = partial(sharing.walk if sharing else stream, exact=exact), exact
-        self._trail: Trail | None = None
+        self._walk, self._exact = partial(reuse.walk if reuse else stream, exact=exact), exact
+        self._prefix: PrefixCache | None = None
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256
-        self._sharing = sharing
-        self.told: dict[str, Any] = {}
+        self._sharing = reuse
+        self.diagnostics: dict[str, Any] = {}
 
     @property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
@@ -96,48 +97,50 @@ class ModelProbe:
             found |= self._decoder.linears(index)
         return found
 
-    def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | Shared]:
+    def observe(self, statistic: Statistic) -> Iterator[StreamedBlock | ReplicatedBlock]:
         """The blocks in scope over the calibration windows, nothing being changed."""
         return self._walk(self._decoder, self._batches, self._scope, edited=False, label="probe")
 
     @torch.no_grad()
-    def pruned(self, method: Any, allocation: Allocation, *, again: bool = False) -> Iterator[StreamedBlock | Shared]:
+    def pruned(
+        self, method: Any, allocation: Allocation, *, reuse_prefix: bool = False
+    ) -> Iterator[StreamedBlock | ReplicatedBlock]:
         """The blocks as a run would leave them, each once it is pruned; the model is dense again at the end.
 
         Args:
-            again: a walk with this method went before; blocks that are as it left them are left out, as far as what
-                is in front of the first other one was kept.
+            reuse_prefix: a walk with this method went before; blocks that are as it left them are left out, as far as
+                what is in front of the first other one was kept.
         """
         where = (self._decoder, self._batches, self._scope)
         at_once = self._sharing is not None and self._sharing.dense_inputs  # then what is seen is not what prunes
         with dense_again(self._decoder, self._scope):
             beside_dense = is_beside_dense(method)
-            walk: Callable[..., Iterator[StreamedBlock | Shared]] = self._walk
-            self._trail = None if at_once or beside_dense else self._trail_for(again)
+            walk: Callable[..., Iterator[StreamedBlock | ReplicatedBlock]] = self._walk
+            self._prefix = None if at_once or beside_dense else self._prefix_for(reuse_prefix)
             if beside_dense:
                 walk = partial(walk_for(method), exact=self._exact)
-            if self._trail:
+            if self._prefix:
                 asked = [{site: allocation[site] for site in block} for block in self.blocks]
-                walk = partial(stream, exact=self._exact, front=self._trail.front(asked))
+                walk = partial(stream, exact=self._exact, resume_at=self._prefix.resume_at(asked))
             for block in walk(*where, edited=True, label="probe"):
                 patterns = {site: allocation[site] for site in block.weights}
                 for site, result in as_block_method(method).prune_block(block, patterns).items():
                     block.write(site, result.weight)
-                if self._trail:
+                if self._prefix:
                     assert isinstance(block, StreamedBlock)
-                    self._trail.add(block.index, patterns, block.stream.hidden)
+                    self._prefix.add(block.index, patterns, block.stream.hidden)
                 if not at_once:
                     yield block
             if at_once:
                 yield from stream(*where, edited=False, label="probe")
 
-    def _trail_for(self, again: bool) -> Trail | None:
+    def _prefix_for(self, reuse_prefix: bool) -> PrefixCache | None:
         """The trail of the walk before, or an empty one; None where nothing runs, or on several devices."""
         if not self._batches or placement_of(self._decoder).others:
             return None
-        if again and self._trail:
-            return self._trail
-        return Trail(int(TRAIL * available(self._batches[0].device)))
+        if reuse_prefix and self._prefix:
+            return self._prefix
+        return PrefixCache(int(PREFIX_SHARE * available(self._batches[0].device)))
 
     def fisher_trace(self, windows: int) -> dict[str, Trace]:
         """Of the loss of the first calibration windows, at most so many; cached."""
@@ -169,14 +172,14 @@ class ModelProbe:
     def assembler(
         self,
         method: Any,
-        ladders: Mapping[str, Sequence[Pattern]],
+        levels: Mapping[str, Sequence[Pattern]],
         *,
         inputs: Allocation | None,
         windows: int,
         objective: Objective,
         database: Database,
     ) -> LevelAssembler:
-        """Candidates over these ladders, judged on `windows` further windows of the calibration text.
+        """Candidates over these levels, judged on `windows` further windows of the calibration text.
 
         Raises:
             Refusal: the method cannot prune a matrix to several levels beside one another.
@@ -190,7 +193,7 @@ class ModelProbe:
         cache = self._cache
         folder = cache.folder or Path(tempfile.gettempdir())
         return build_assembler(
-            self._decoder, self._batches, self._scope, method, ladders,
+            self._decoder, self._batches, self._scope, method, levels,
             inputs=inputs, windows=drawn, objective=objective, limit=database.limit,
             folder=folder if database.place == "disk" else None, gib=cache.gib if cache.folder else None,
         )  # fmt: skip
@@ -208,6 +211,6 @@ class ModelProbe:
         known_by = {**settings, "scope": [self._scope[0], self._scope[-1] + 1], "calibrated": calibrated}
         return self._sharing.remembered(purpose, known_by, compute, calibrated=calibrated)
 
-    def tell(self, **facts: Any) -> None:
+    def log(self, **facts: Any) -> None:
         """Facts for the record."""
-        self.told |= plain(facts)
+        self.diagnostics |= plain(facts)

@@ -5,7 +5,8 @@ Shapes: B windows, L tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,7 +26,7 @@ def first(output: Any) -> Tensor:
 
 
 @contextmanager
-def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """While inside, modules run these in place of their own `forward`."""
     own = {module: vars(module).pop("forward", None) for module in forwards}
     try:
@@ -68,18 +69,28 @@ def logits_behind(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, *, tu
         return (hidden,) if tuples else hidden
 
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    with standing_in(dict.fromkeys(blocks, passing)):
+    with patched(dict.fromkeys(blocks, passing)):
         logits: Tensor = model(tokens, use_cache=False).logits
         return logits
 
 
-def beside_hidden(named: Mapping[str, Any]) -> dict[str, Any]:
-    """What a block is called with by name, but for the hidden states."""
-    return {key: value for key, value in named.items() if key != "hidden_states"}
+def beside_hidden(block: nn.Module, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a block is called with by name, but for the hidden states, which come first; by place is by name too."""
+    by_place = list(inspect.signature(type(block).forward).parameters)[1:] if len(positional) > 1 else []
+    placed = dict(zip(by_place[1:], positional[1:], strict=False))
+    assert len(placed) == max(0, len(positional) - 1), "blocks take what they name"
+    return {key: value for key, value in (placed | dict(named)).items() if key != "hidden_states"}
+
+
+def for_windows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
+    """The arguments of one window for several: the slopes of all heads, (H, 1, L) or (1, H, 1, L), are there for each
+    window, one after the other; all else is broadcast."""
+    alibi = arguments.get("alibi")
+    return arguments if alibi is None else {**arguments, "alibi": alibi.repeat(count, *[1] * (alibi.dim() - 1))}
 
 
 def same_arguments(one: Any, other: Any) -> bool:
-    """Whether what a block is called with is the same twice, tensors inside it value by value."""
+    """Return whether what a block is called with is the same twice, tensors inside it value by value."""
     if one is other:
         return True
     if isinstance(one, Tensor) and isinstance(other, Tensor):
@@ -98,7 +109,8 @@ FOLLOW_TOKENS = "arguments_follow_tokens"
 
 
 def follow_tokens(blocks: nn.ModuleList) -> bool:
-    """Whether blocks are known to be called with something that follows from the tokens (`checks.py` finds it out).
+    """Return whether blocks are known to be called with something that follows from the tokens (`checks.py` finds it
+    out).
 
     The first block's arguments are looked at again for every batch.
     """
@@ -115,9 +127,8 @@ def catch_arguments(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> t
     caught: list[dict[str, Any]] = []
     given: list[Any] = []
 
-    def catch(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        assert len(positional) <= 1, "blocks take the hidden states first and everything else by name"
-        caught.append(beside_hidden(named))
+    def catch(block: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        caught.append(beside_hidden(block, positional, named))
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         given.append(isinstance(output, tuple | list))
@@ -133,7 +144,7 @@ def catch_arguments(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> t
     handles.append(blocks[0].register_forward_hook(look))
     handles.append(blocks[-1].register_forward_hook(stop))
     try:
-        with suppress(Stop), standing_in(dict.fromkeys(blocks[1:], passing)):
+        with suppress(Stop), patched(dict.fromkeys(blocks[1:], passing)):
             model(batch, use_cache=False)
     finally:
         for handle in handles:

@@ -10,13 +10,15 @@ import torch
 from helpers import METHODS, same, seen_by, tiny, windows
 from torch import Tensor
 
-from harness.calibration import sharing as shared
-from harness.calibration.sharing import Sharing, Store, bytes_of, name_of
-from harness.calibration.stream import Stream, batched, stream
+from harness.calibration import reuse as shared
+from harness.calibration.batches import batched
+from harness.calibration.reuse import ReuseCache, Store, bytes_of, name_of
+from harness.calibration.stream import Stream
+from harness.calibration.walk import stream
 from harness.core.allocation import Allocation
 from harness.core.linalg import damped_inverse
 from harness.core.pattern import Unstructured
-from harness.core.statistic import Gram, Norms, Statistic, gram, norms, together
+from harness.core.statistic import Gram, SquaredNorms, Statistic, gram, squared_norms, together
 from harness.models.decoder import decoder_of
 from harness.run import prune
 
@@ -31,12 +33,12 @@ def levels(model: Any, *values: float) -> Allocation:
     return {site: Unstructured(value) for index, value in enumerate(values) for site in decoder.linears(index)}
 
 
-def pruned(name: str, allocation: Allocation, sharing: Sharing | None, scope: range) -> tuple[dict[str, Tensor], Any]:
+def pruned(name: str, allocation: Allocation, reuse: ReuseCache | None, scope: range) -> tuple[dict[str, Tensor], Any]:
     """The matrices of a fresh tiny model after pruning, and what was told."""
     model = tiny("llama", num_hidden_layers=len(scope))
-    method = sharing.method(METHODS[name], allocation) if sharing else METHODS[name]
+    method = reuse.method(METHODS[name], allocation) if reuse else METHODS[name]
     told: dict[str, Any] = {}
-    prune(decoder_of(model), batched(TOKENS), scope, method, allocation, told, sharing.walk if sharing else stream)
+    prune(decoder_of(model), batched(TOKENS), scope, method, allocation, told, reuse.walk if reuse else stream)
     return {name: weight.detach() for name, weight in model.named_parameters()}, told
 
 
@@ -71,13 +73,13 @@ def test_dense_inputs_are_those_of_the_whole_dense_model(family: str, method: st
         for index in range(2)
         for site, linear in decoder_of(model).linears(index).items()
     }
-    sharing = Sharing(Store(CPU, limit), Store(CPU), "these windows", dense_inputs=True)
+    reuse = ReuseCache(Store(CPU, limit), Store(CPU), "these windows", dense_inputs=True)
     for _ in range(2):
-        sharing.store.point += 1
+        reuse.store.point += 1
         changed = tiny(family)
-        prune(decoder_of(changed), batched(TOKENS), range(2), one, allocation, None, sharing.walk)
+        prune(decoder_of(changed), batched(TOKENS), range(2), one, allocation, None, reuse.walk)
         assert equal({site: changed.get_submodule(site).weight.data for site in expected}, expected)
-        assert sharing.store.used() <= limit
+        assert reuse.store.used() <= limit
 
 
 def test_dense_inputs_are_observed_and_factorised_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +96,10 @@ def test_dense_inputs_are_observed_and_factorised_once(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Stream, "run_piece", forward)
     monkeypatch.setattr("harness.core.statistic.damped_inverse", factorise)
-    sharing = Sharing(Store(CPU, EVERYTHING), Store(CPU), "these windows", dense_inputs=True)
+    reuse = ReuseCache(Store(CPU, EVERYTHING), Store(CPU), "these windows", dense_inputs=True)
     model = tiny("llama")
     for sparsity in (0.4, 0.5, 0.6, 0.7):
-        pruned("sparsegpt", levels(model, sparsity, sparsity), sharing, range(2))
+        pruned("sparsegpt", levels(model, sparsity, sparsity), reuse, range(2))
     assert count == {"forwards": 2, "factorisations": 8}
 
 
@@ -107,14 +109,14 @@ PREFIXES = [(0.5, 0.5, 0.5), (0.5, 0.5, 0.7), (0.5, 0.6, 0.5), (0.6, 0.5, 0.5), 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "sparsellm", "magnitude"])
 def test_equal_prefixes_are_taken_over(method: str) -> None:
     """Blocks taken: none; two; one; none; all three."""
-    sharing = Sharing(Store(CPU, EVERYTHING), Store(CPU, EVERYTHING), "these windows")
+    reuse = ReuseCache(Store(CPU, EVERYTHING), Store(CPU, EVERYTHING), "these windows")
     taken = []
     for values in PREFIXES:
-        sharing.store.point += 1
-        before = sharing.tally["blocks"]
+        reuse.store.point += 1
+        before = reuse.tally["blocks"]
         allocation = levels(tiny("llama", num_hidden_layers=3), *values)
-        assert_same(pruned(method, allocation, sharing, range(3)), pruned(method, allocation, None, range(3)))
-        taken.append(sharing.tally["blocks"] - before)
+        assert_same(pruned(method, allocation, reuse, range(3)), pruned(method, allocation, None, range(3)))
+        taken.append(reuse.tally["blocks"] - before)
     assert taken == [0, 2, 1, 0, 3]
 
 
@@ -128,13 +130,13 @@ def test_a_scope_that_ends_earlier_is_a_prefix(monkeypatch: pytest.MonkeyPatch) 
         return run_piece(stream, index, *given)
 
     monkeypatch.setattr(Stream, "run_piece", forward)
-    sharing = Sharing(Store(CPU), Store(CPU, EVERYTHING), "these windows")
+    reuse = ReuseCache(Store(CPU), Store(CPU, EVERYTHING), "these windows")
     for scope in (range(2), range(3)):
         model = tiny("llama", num_hidden_layers=3)
         allocation = levels(model, *[0.5] * len(scope))
         forwards.clear()
-        method = sharing.method(METHODS["sparsegpt"], allocation)
-        prune(decoder_of(model), batched(TOKENS), scope, method, allocation, None, sharing.walk)
+        method = reuse.method(METHODS["sparsegpt"], allocation)
+        prune(decoder_of(model), batched(TOKENS), scope, method, allocation, None, reuse.walk)
     assert forwards == [0, 1, 2]
     alone = pruned("sparsegpt", levels(model, 0.5, 0.5, 0.5), None, range(3))[0]
     assert equal({name: weight.detach() for name, weight in model.named_parameters()}, alone)
@@ -147,12 +149,12 @@ def assert_same(one: tuple[dict[str, Tensor], Any], other: tuple[dict[str, Tenso
 
 def test_another_method_setting_or_text_is_no_equal_prefix() -> None:
     model, store = tiny("llama"), Store(CPU, EVERYTHING)
-    for number, (name, belongs, dense) in enumerate(
+    for number, (name, cache_key, dense) in enumerate(
         [("wanda", "a", False), ("sparsegpt", "a", False), ("wanda", "b", False), ("wanda", "a", True)]
     ):
-        sharing = Sharing(Store(CPU), store, belongs, dense)
-        pruned(name, levels(model, 0.5, 0.5), sharing, range(2))
-        assert sharing.tally["blocks"] == 0, number
+        reuse = ReuseCache(Store(CPU), store, cache_key, dense)
+        pruned(name, levels(model, 0.5, 0.5), reuse, range(2))
+        assert reuse.tally["blocks"] == 0, number
 
 
 def test_a_store_keeps_to_its_limits_and_forgets_the_oldest_first() -> None:
@@ -185,10 +187,10 @@ def test_a_gram_matrix_counts_and_moves_with_its_factors() -> None:
     moved = shared._moved(seen, CPU)
     assert isinstance(moved, Gram) and same(moved, seen)
     assert moved.damped_inverse(0.01).factor is moved._inverses[0.01].factor
-    assert bytes_of(Norms(torch.zeros(4), 1)) == 16
+    assert bytes_of(SquaredNorms(torch.zeros(4), 1)) == 16
 
 
 def test_only_statistics_that_a_module_holds_are_known_by_name() -> None:
-    assert name_of(norms) and name_of(gram) and name_of(norms) != name_of(gram)
+    assert name_of(squared_norms) and name_of(gram) and name_of(squared_norms) != name_of(gram)
     assert name_of(together({"gram": gram})) == ""
-    assert name_of(Statistic(norms.init, lambda state, inputs: state)) == ""
+    assert name_of(Statistic(squared_norms.init, lambda state, inputs: state)) == ""

@@ -24,7 +24,7 @@ Mark = torch.cuda.Event | None
 """A point in a GPU's work that other work can wait for; None is one that has passed, as all have on a CPU."""
 
 
-class Ferry:
+class CopyStreams:
     """Copies to a device and from it in two queues of its own, each after what it has to wait for.
 
     On a CPU a copy is done when the call returns, and nothing waits.
@@ -65,7 +65,7 @@ class Ferry:
             tensor.record_stream(torch.cuda.current_stream(self.device))
         return tensor
 
-    def lend(self, tensor: Tensor) -> None:
+    def record_use(self, tensor: Tensor) -> None:
         """A tensor of the computation's is used by the copies: its memory is not given away before they are done."""
         for queue in filter(None, (self._there, self._back)):
             tensor.record_stream(queue)
@@ -91,47 +91,47 @@ def _copy(stream: torch.cuda.Stream | None, pairs: Iterable[tuple[Tensor, Tensor
 
 
 @lru_cache(maxsize=16)
-def _ferry(device: torch.device) -> Ferry:
+def _copy_streams(device: torch.device) -> CopyStreams:
     """The one of all lists of a device."""
-    return Ferry(device)
+    return CopyStreams(device)
 
 
-class Parked:
+class OffloadableTensors:
     """A list of tensors that are needed again and again, in order, on the device where they were made.
 
     Args:
-        waits: in host memory or not; None: in host memory once the device has no room.
+        on_host: in host memory or not; None: in host memory once the device has no room.
     """
 
-    def __init__(self, device: torch.device, tensors: Iterable[Tensor] = (), *, waits: bool | None = None) -> None:
-        self.device, self._always = device, waits
+    def __init__(self, device: torch.device, tensors: Iterable[Tensor] = (), *, on_host: bool | None = None) -> None:
+        self.device, self._always = device, on_host
         self._tensors: list[Tensor] = []
-        self._parked: dict[int, Mark] = {}  # those in host memory, and when what was sent last is there
+        self._offloaded: dict[int, Mark] = {}  # those in host memory, and when what was sent last is there
         self._sent: deque[Mark] = deque()
         for tensor in tensors:
             self.append(tensor)
 
-    def append(self, tensor: Tensor) -> Parked:
+    def append(self, tensor: Tensor) -> OffloadableTensors:
         """Keep one more; it is not copied unless it goes to host memory."""
-        waits = not self._has_room() if self._always is None else self._always
+        on_host = not self._has_room() if self._always is None else self._always
         self._tensors.append(tensor)
-        if waits:
+        if on_host:
             self._send(len(self) - 1, tensor, _empty_on_host(tensor))
         return self
 
     def __setitem__(self, index: int, tensor: Tensor) -> None:
         """Replace one where it waits."""
-        if index not in self._parked:
+        if index not in self._offloaded:
             self._tensors[index] = tensor
         else:
             here = self._tensors[index]
             self._send(index, tensor, here if here.shape == tensor.shape else _empty_on_host(tensor))
 
     def __getitem__(self, index: int) -> Tensor:
-        if index not in self._parked:
+        if index not in self._offloaded:
             return self._tensors[index]
-        ferry = _ferry(self.device)
-        ferry.wait(self._parked[index])
+        copies = _copy_streams(self.device)
+        copies.wait(self._offloaded[index])
         return torch.empty_like(self._tensors[index], device=self.device).copy_(self._tensors[index], non_blocking=True)
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class Parked:
             yield tensor
             del tensor
             if ahead:
-                _limit(used, _ferry(self.device).mark())
+                _limit(used, _copy_streams(self.device).mark())
 
     @property
     def elements(self) -> int:
@@ -156,22 +156,22 @@ class Parked:
     @property
     def waiting(self) -> int:
         """How many of them wait in host memory."""
-        return len(self._parked)
+        return len(self._offloaded)
 
     def _send(self, index: int, tensor: Tensor, host: Tensor) -> None:
-        ferry = _ferry(self.device)
-        mark = ferry.send([(tensor, host)], [ferry.mark()])
-        ferry.lend(tensor)
-        self._tensors[index], self._parked[index] = host, mark
+        copies = _copy_streams(self.device)
+        mark = copies.send([(tensor, host)], [copies.mark()])
+        copies.record_use(tensor)
+        self._tensors[index], self._offloaded[index] = host, mark
         _limit(self._sent, mark)
 
     def _fetch(self, index: int) -> tuple[Tensor, Mark] | None:
-        if index not in self._parked:
+        if index not in self._offloaded:
             return None
-        return _ferry(self.device).fetched(self._tensors[index], [self._parked[index]])
+        return _copy_streams(self.device).fetched(self._tensors[index], [self._offloaded[index]])
 
     def _arrived(self, index: int, fetched: tuple[Tensor, Mark] | None) -> Tensor:
-        return _ferry(self.device).arrived(*fetched) if fetched else self._tensors[index]
+        return _copy_streams(self.device).arrived(*fetched) if fetched else self._tensors[index]
 
     def _has_room(self) -> bool:
         if self.device.type != "cuda":
@@ -185,7 +185,7 @@ def free_on_gpu(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-def joined(parts: Sequence[Parked]) -> Parked:
+def joined(parts: Sequence[OffloadableTensors]) -> OffloadableTensors:
     """The tensors of several lists as one list on the device of the first."""
     first, *others = parts
     for part in others:

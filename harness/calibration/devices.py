@@ -11,24 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from harness.calibration.stream import Stream, StreamedBlock
 from harness.core.interfaces import FeedForward
-from harness.core.statistic import Seen, Statistic
+from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
-
-if TYPE_CHECKING:
-    from harness.calibration.stream import Stream, StreamedBlock
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-def shares(decoder: Decoder, batches: Sequence[Tensor]) -> list[tuple[Decoder, Sequence[Tensor]]]:
+def over_devices(decoder: Decoder, batches: Sequence[Tensor]) -> list[tuple[Decoder, Sequence[Tensor]]]:
     """The model with its batches, and a replica on each further device with its own, all in order."""
     models = [decoder, *placement_of(decoder).replicas(decoder, len(batches) - 1)]
     ends = [len(batches) * (number + 1) // len(models) for number in range(len(models))]
@@ -58,13 +56,13 @@ def in_turn(streams: Sequence[Stream], index: int) -> Iterator[None]:
         yield
 
 
-class Shared:
+class ReplicatedBlock:
     """One block on several devices: a `BlockView` over the parts of each."""
 
     def __init__(self, parts: Sequence[StreamedBlock]) -> None:
         self._first, self._parts = parts[0], parts
-        self.index, self.told = self._first.index, self._first.told
-        self.tell = self._first.tell
+        self.index, self.diagnostics = self._first.index, self._first.diagnostics
+        self.log = self._first.log
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -78,21 +76,21 @@ class Shared:
         """Put a new weight (O, I) in place on the first device; the others have it when they advance."""
         self._first.write(site, weight)
 
-    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def observe(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         """The statistic over the windows of all devices, merged on the first."""
         wanted = statistic if isinstance(statistic, Mapping) else dict.fromkeys(self.weights, statistic)
         if not all(one.merge for one in wanted.values()):
             return self._observe_alone(statistic)
-        seen = each(lambda part: part.observe(statistic), self._parts)
-        merged: dict[int, Seen] = {}  # sites with a common input share one state
-        for site, state in seen[0].items():
+        stats = each(lambda part: part.observe(statistic), self._parts)
+        merged: dict[int, ActivationStats] = {}  # sites with a common input share one state
+        for site, state in stats[0].items():
             if id(state) not in merged:
                 merge = wanted[site].merge
                 assert merge is not None
-                merged[id(state)] = merge([one[site] for one in seen])
-        return {site: merged[id(state)] for site, state in seen[0].items()}
+                merged[id(state)] = merge([one[site] for one in stats])
+        return {site: merged[id(state)] for site, state in stats[0].items()}
 
-    def _observe_alone(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, Seen]:
+    def _observe_alone(self, statistic: Statistic | Mapping[str, Statistic]) -> dict[str, ActivationStats]:
         """All windows through the first device, where there is no way to merge what several saw."""
         streams = [part.stream for part in self._parts]
         whole = copy.copy(streams[0])

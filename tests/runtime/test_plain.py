@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.core.plain import plain
+from harness.runtime.plain import plain
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ CLASSES = 1 << 15
 
 
 @dataclass
-class Order:
+class MagnitudeHistogram:
     """How many magnitudes of one matrix lie in each class or below it: 128 KiB, whatever the size of the matrix.
 
     The bits of numbers without a sign are ordered as the numbers are, so classes are counted, not sorted.

@@ -53,7 +53,7 @@ class Kept(Protocol):
     def provenance(self) -> Mapping[str, Any]: ...
 
 
-class Question(NamedTuple):
+class RequestKey(NamedTuple):
     """`what` is equal for questions that are equal but for the options of `LEFT_OPEN`, whose values are in `given`."""
 
     what: str
@@ -61,39 +61,39 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answer:
+class RequestMatcher:
     """The questions that one record answers: those of the same `what`, with one of these values for each `given`."""
 
     what: str
     accepted: tuple[tuple[Any, ...], ...]
 
-    def __contains__(self, question: Question) -> bool:
-        return question.what == self.what and self.fits(question)
+    def __contains__(self, key: RequestKey) -> bool:
+        return key.what == self.what and self.matches(key)
 
-    def fits(self, question: Question) -> bool:
-        """Whether it answers a question of the same `what`."""
-        return all(value in values for value, values in zip(question.given, self.accepted, strict=True))
+    def matches(self, key: RequestKey) -> bool:
+        """Return whether it answers a question of the same `what`."""
+        return all(value in values for value, values in zip(key.given, self.accepted, strict=True))
 
 
-class Answers(Generic[T]):
+class RequestIndex(Generic[T]):
     """Things that answer questions, found by question in one look."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, list[tuple[Answer, T]]] = defaultdict(list)
+        self._matchers: dict[str, list[tuple[RequestMatcher, T]]] = defaultdict(list)
 
-    def add(self, answer: Answer, item: T) -> None:
+    def add(self, matcher: RequestMatcher, item: T) -> None:
         """Keep an item for every question of an answer."""
-        self._answers[answer.what].append((answer, item))
+        self._matchers[matcher.what].append((matcher, item))
 
     def find(self, config: Mapping[str, Any]) -> list[T]:
         """The items for the question of a configuration, in the order in which they were added."""
-        if not self._answers:
+        if not self._matchers:
             return []
-        asked = question(config)
-        return [item for answer, item in self._answers.get(asked.what, ()) if answer.fits(asked)]
+        asked = request_key(config)
+        return [item for matcher, item in self._matchers.get(asked.what, ()) if matcher.matches(asked)]
 
 
-def question(config: Mapping[str, Any]) -> Question:
+def request_key(config: Mapping[str, Any]) -> RequestKey:
     """What a configuration asks for."""
     asked = {key: value for key, value in config.items() if key not in NOT_ASKED and key not in LEFT_OPEN}
     model = config["model"]
@@ -127,7 +127,7 @@ def question(config: Mapping[str, Any]) -> Question:
         asked = {key: value for key, value in asked.items() if key not in ignored}
     device = str(config["device"]).partition(":")[0]
     given = (device, config["dtype"], config["evaluation_window"], *of_calibration)
-    return Question(fingerprint(asked), given)
+    return RequestKey(fingerprint(asked), given)
 
 
 def _without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,31 +139,31 @@ def _without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def only(asked: Question) -> Answer:
+def only(asked: RequestKey) -> RequestMatcher:
     """The answer to one question and no other."""
-    return Answer(asked.what, tuple((value,) for value in asked.given))
+    return RequestMatcher(asked.what, tuple((value,) for value in asked.given))
 
 
-def answered(record: Kept) -> Answer:
+def matcher_of_record(record: Kept) -> RequestMatcher:
     """Every question that a record answers; one whose configuration lacks an option, of another version, none."""
     try:
-        return answer_of(record.config, record.provenance.get("defaults", {}))
+        return matcher_of(record.config, record.provenance.get("defaults", {}))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
-        return Answer("", ())
+        return RequestMatcher("", ())
 
 
-def answer_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Answer:
+def matcher_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> RequestMatcher:
     """Every question that a run answers.
 
     Its configuration has nothing open; a question that leaves an option open asks for the default, which was the run's
     if its value is the default of its model and machine. One that leaves the device open takes any.
     """
     window = defaults.get("window")
-    asked = question(config)
+    asked = request_key(config)
     device, *given = asked.given
     default_values = (defaults.get("dtype"), window, window, config["seed"])
     accepted = [
         (value, left_open) if value in (default, left_open) else (value,)
         for value, default, left_open in zip(given, default_values, ("auto", None, None, None), strict=True)
     ]
-    return Answer(asked.what, ((device, "auto"), *accepted))
+    return RequestMatcher(asked.what, ((device, "auto"), *accepted))

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from harness.core.escape import line
+from harness.runtime.escape import line
 
 _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 
-def remark(text: str) -> None:
+def warn(text: str) -> None:
     """Say something on standard error (of the process: libraries are kept quiet), and to a collector, each once."""
     text = line(text)
     heard = _heard.get()
@@ -24,8 +24,8 @@ def remark(text: str) -> None:
 
 
 @contextmanager
-def remarks() -> Iterator[list[str]]:
-    """Collects what is remarked inside."""
+def collected_warnings() -> Iterator[list[str]]:
+    """Collects what is warned of inside."""
     heard: list[str] = []
     token = _heard.set(heard)
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.core import escape, streams
 from harness.report.files import write_csv
 from harness.report.tables import markdown_lines
+from harness.runtime import escape, streams
 
 
 @pytest.mark.parametrize(

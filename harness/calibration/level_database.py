@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.calibration.cache import is_working_folder, make_room
-from harness.core.errors import Failure, UserError
-from harness.core.files import LOCK, in_use, taken
-from harness.core.memory import GIB, Parked
 from harness.core.pattern import Pattern
+from harness.runtime.errors import Failure, UserError
+from harness.runtime.files import LOCK, in_use, taken
+from harness.runtime.memory import GIB, OffloadableTensors
 
 
-class Bank:
+class LevelDatabase:
     """Levels as tensors (O, I) of their model's dtype; with a `folder` they are files, read when they are needed.
 
     Files are mapped as long as the database lives, so that nobody who deletes them is in its way. They are removed with
@@ -35,7 +35,7 @@ class Bank:
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self._folder: Path | None = None
         self._lock: IO[bytes] | None = None
-        self._parked = Parked(device)
+        self._offloaded = OffloadableTensors(device)
         self._places: dict[tuple[str, Pattern], int] = {}
         self._files: dict[str, Any] = {}
         self._checksums: dict[tuple[str, Pattern], str] = {}
@@ -52,8 +52,8 @@ class Bank:
         """Keep the levels of one site."""
         if self._folder is None:
             for pattern, weight in levels.items():
-                self._places[site, pattern] = len(self._parked)
-                self._parked.append(weight)
+                self._places[site, pattern] = len(self._offloaded)
+                self._offloaded.append(weight)
             return
         named = {_name(pattern): weight.detach().cpu().contiguous() for pattern, weight in levels.items()}
         path = self._folder / f"{site}.safetensors"
@@ -72,7 +72,7 @@ class Bank:
             Failure: it is not what was written.
         """
         if self._folder is None:
-            return self._parked[self._places[site, pattern]]
+            return self._offloaded[self._places[site, pattern]]
         level = self._files[site].get_tensor(_name(pattern))
         expected = self._checksums.pop((site, pattern), None)
         if expected is not None and _checksum(level) != expected:
@@ -80,7 +80,7 @@ class Bank:
                 f"the level database in {self._folder} is damaged: {site} at {pattern} does not match its checksum; "
                 "run it again, it goes on from its last generation."
             )
-        return level.to(self._parked.device)
+        return level.to(self._offloaded.device)
 
     def close(self) -> None:
         """Remove the files."""
@@ -111,15 +111,15 @@ def _name(pattern: Pattern) -> str:
 
 
 def check_size(
-    sizes: Mapping[str, int], ladders: Mapping[str, Sequence[Pattern]], item: int, limit: float | None
+    sizes: Mapping[str, int], levels: Mapping[str, Sequence[Pattern]], item: int, limit: float | None
 ) -> int:
     """The bytes that a database will take; the dense matrices are there anyway.
 
     Raises:
         UserError: more than the limit (GiB).
     """
-    levels = {site: sum(pattern.sparsity > 0 for pattern in ladder) for site, ladder in ladders.items()}
-    needed = sum(sizes[site] * item * count for site, count in levels.items())
+    counts = {site: sum(pattern.sparsity > 0 for pattern in patterns) for site, patterns in levels.items()}
+    needed = sum(sizes[site] * item * count for site, count in counts.items())
     if limit is not None and needed > limit * GIB:
         raise UserError(
             f"the level database needs {needed / GIB:.3g} GiB, allocator.database_gib={limit:g} allows less; take "

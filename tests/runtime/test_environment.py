@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.environment import blamed
+from harness.runtime.environment import blamed
 
 LIBRARY = """
 import os

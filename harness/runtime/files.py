@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from harness.core.errors import UserError
+from harness.runtime.errors import UserError
 
 LOCK = ".lock"
 """In a folder that is in use: a file that its user holds."""
@@ -40,7 +40,7 @@ def at_home(path: str | Path) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file is there to be read.
+    """Return whether a file is there to be read.
 
     Raises:
         UserError: there is something else of that name, from which reading might never end.
@@ -149,7 +149,8 @@ def taken(path: Path) -> IO[bytes] | None:
 
 
 def in_use(lock: Path) -> bool:
-    """Whether a process holds a lock, or may hold it where nothing can be locked; nobody holds what does not exist."""
+    """Return whether a process holds a lock, or may hold it where nothing can be locked; nobody holds what does not
+    exist."""
     try:
         with lock.open("rb+") as file:
             return _lock(file) is not True
@@ -220,7 +221,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _lock(file: IO[bytes]) -> bool | None:
-    """Whether the lock could be had at once; None where files cannot be locked."""
+    """Return whether the lock could be had at once; None where files cannot be locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

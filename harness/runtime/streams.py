@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from harness.core import escape
+from harness.runtime import escape
 
 ERRORS = "harness"
 """The name under which `_instead` is known to codecs."""

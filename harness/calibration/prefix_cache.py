@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.core.interfaces import Site
-from harness.core.memory import Parked
 from harness.core.pattern import Pattern
+from harness.runtime.memory import OffloadableTensors
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Step:
     size: int
 
 
-class Trail:
+class PrefixCache:
     """The blocks of the last walk, in order.
 
     Args:
@@ -33,7 +33,7 @@ class Trail:
         self.limit = limit
         self._steps: list[_Step] = []
 
-    def front(self, patterns: Sequence[Mapping[Site, Pattern]]) -> tuple[int, Sequence[Tensor]] | None:
+    def resume_at(self, patterns: Sequence[Mapping[Site, Pattern]]) -> tuple[int, Sequence[Tensor]] | None:
         """Where a walk with these patterns may begin, and the hidden states there; None: the model's first.
 
         What lies behind is forgotten: the new walk leaves its own.
@@ -48,7 +48,7 @@ class Trail:
         self._steps = []
         return None
 
-    def add(self, index: int, patterns: Mapping[Site, Pattern], hidden: Parked) -> None:
+    def add(self, index: int, patterns: Mapping[Site, Pattern], hidden: OffloadableTensors) -> None:
         """Remember a block before the walk goes on behind it."""
         kept = None if hidden.waiting else list(hidden)
         size = sum(tensor.nbytes for tensor in kept or ())

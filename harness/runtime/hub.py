@@ -40,7 +40,7 @@ def asking(what: str) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def answers(endpoint: str) -> bool:
-    """Whether a server answers at all, with whatever status; asked once a process."""
+    """Return whether a server answers at all, with whatever status; asked once a process."""
     from huggingface_hub.utils import get_session
 
     try:

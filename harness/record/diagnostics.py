@@ -13,7 +13,7 @@ GENERATION = ("generation", "evaluations", "best", "mean")
 UNIT = ("sensitivity", "loss")
 
 
-def check_told(blocks: Mapping[str, Any], allocation: Mapping[str, Any]) -> None:
+def check_diagnostics(blocks: Mapping[str, Any], allocation: Mapping[str, Any]) -> None:
     """Look at everything that a table or a figure may show.
 
     Raises:

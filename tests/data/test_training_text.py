@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from harness.core.errors import UserError
 from harness.data import packed
 from harness.data.corpora import EMBEDDED, Text, read_text
 from harness.data.packed import HELD_OUT, HELD_OUT_WINDOWS, held_out_windows, training_windows
+from harness.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
