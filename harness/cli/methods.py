@@ -22,8 +22,8 @@ Made from docstrings by `make docs`; do not edit. `python -m harness describe NA
 `python -m harness list methods` the names. A setting stands below its group on the command line:
 `method.blocksize=64`, `allocator.spread=0.1`. Which one-shot method to take when: [one-shot.md](one-shot.md).
 """
-OF_EVALUATORS = """Texts and tasks are files of `conf/evaluation`; an evaluator is what they are made with. Settings stand
-below the name of the file: `evaluation.boolq.fewshot=5`."""
+OF_EVALUATORS = """Texts and tasks are files of `conf/evaluation`; an evaluator is what they are made with. Settings
+stand below the name of the file: `evaluation.boolq.fewshot=5`."""
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): (.*)")
 
 
