@@ -83,6 +83,21 @@ def test_the_first_output_is_that_of_the_published_tables() -> None:
             assert shown["0" if row[1] == "none" else "0.5", row[1]] == row[3:]
 
 
+@pytest.mark.parametrize("page", ["performance.md", "clusters.md"])
+def test_measured_times_and_sizes_are_those_of_the_tables_beside_them(page: str) -> None:
+    """Seconds, GiB and rates of a chapter, as rounded there, occur in the benchmark tables to which it links."""
+    looked_at = 0
+    for chapter in PAGES[ROOT / "docs" / page].split("\n## "):
+        links = re.findall(r"\]\(\.\./(results/bench/\w+\.md)\)", chapter)
+        tables = " ".join((ROOT / link).read_text(encoding="utf-8") for link in links)
+        known = [float(text) for text in re.findall(r"\d+(?:\.\d+)?", tables)]
+        for text in re.findall(r"(?<!min )\b(\d[\d,]*\.?\d*) (?:s\b|GiB|TFLOP/s|\([A-Za-z])", chapter) if links else ():
+            shown, digits = float(text.replace(",", "")), len(text.partition(".")[2])
+            assert any(round(value, digits) == shown or abs(value - shown) < 0.5 * 10**-digits for value in known), text
+            looked_at += 1
+    assert looked_at >= {"performance.md": 25, "clusters.md": 3}[page]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_files_anchors_and_targets_exist(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[path]):
