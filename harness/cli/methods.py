@@ -48,7 +48,7 @@ def _entry(entry: index.Entry) -> str:
     title = f"### {f'evaluator `{entry.name}`' if entry.kind == 'evaluator' else f'`{entry.kind}={entry.name}`'}"
     meanings = _meanings(cls) | {setting.name: setting.meaning for setting in entry.settings if setting.meaning}
     text, _ = _split(inspect.getdoc(cls) or "")
-    return "\n".join([title, "", f"{text} [Source](../{where}).", "", *_table(cls, meanings)])
+    return "\n".join([title, "", text, "", f"[{where}](../{where})", "", *_table(cls, meanings)])
 
 
 def _table(cls: type, meanings: Mapping[str, str]) -> Iterator[str]:
