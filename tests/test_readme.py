@@ -12,9 +12,10 @@ from urllib.parse import unquote
 import pytest
 
 from harness import catalogue, groups
+from harness import overrides as overrides_of
 from harness.cli import files, index, methods, words
+from harness.compose import compose_run
 from harness.core.places import ROOT
-from harness.study.commands import COMMANDS
 from harness.study.grid import study_names
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -132,17 +133,14 @@ def test_commands_name_what_there_is(path: Path) -> None:
 
 
 def check_typed(typed: list[str]) -> None:
-    """The command, the options and the names of methods and allocators of a command line are there."""
+    """A command that is there; or a run whose options, settings and choices are, all composed, its files aside."""
     if typed and "=" not in typed[0] and not typed[0].startswith("-"):
-        assert typed[0] in {*words.COMMANDS, *COMMANDS}, typed
+        assert typed[0] in words.COMMANDS, typed
         return
-    for text in typed:
-        key, equals, value = text.partition("=")
-        if not equals:
-            continue
-        assert key.partition(".")[0] in {*groups.options(), "cluster", "study"}, text
-        if key in groups.COMPONENT_GROUPS:
-            assert set(value.split(",")) <= set(groups.choices(key)), text
+    overrides = [text for text in typed if text != "-m" and not text.startswith("--") and "…" not in text]
+    groups.register()
+    points = [compose_run(point) for point in overrides_of.points(overrides)[:2]]
+    assert len(points) == 1 or "-m" in typed, typed
 
 
 def test_the_trees_name_what_is_there() -> None:
