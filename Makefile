@@ -18,7 +18,7 @@ STUDY = study=$(PAPER)_$(ITEM) scale=$(SCALE) cluster=$(CLUSTER) $(OVERRIDES)
 export RECORD OUT
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-kills test-inputs test-published check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench
+.PHONY: help setup test test-kills test-inputs test-published check reproduce reproduce-% plan status retry tables compare publish prefetch allocation embedded bench docs
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-20s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ allocation: $(READY) ## what RECORD=<record or allocation.json> asks of every ma
 
 embedded: $(READY) ## make the embedded language, texts, tasks and models again
 	@$(VENV)/bin/python -m harness.embedded
+
+docs: $(READY) ## docs/methods.md and docs/files.md, from docstrings
+	@$(VENV)/bin/python -m harness.cli.methods > docs/methods.md && $(VENV)/bin/python -m harness.cli.files > docs/files.md
 
 bench: $(READY) ## the performance tables
 	@$(VENV)/bin/python -m benchmarks.stages
