@@ -119,7 +119,7 @@ def _attention(geometry: Geometry, groups: int, tokens: int, itemsize: int) -> S
     linears = 2 * geometry.hidden * head * heads
     biases = head * (heads + groups) * geometry.biases[0] + geometry.hidden * geometry.biases[1]
     norms = _norms(geometry, geometry.norms[0], tokens)
-    over_heads = geometry.head_norms * geometry.norm_vectors * head
+    over_heads = geometry.norm_vectors * (head * heads if geometry.norms_span else geometry.head_norms * head)
     parameters = linears + biases + over_heads + norms.parameters
     pairs = tokens * tokens * queries * (2 * head + 1)
     turned = 2 * tokens * heads * (geometry.rotated + (head if geometry.head_norms else 0))

@@ -18,10 +18,11 @@ class Geometry:
     `query` and `key_value` are the widths of all query heads and of all key heads together. With `experts` the
     feed-forward part is that many, `wide` each, of which a token passes through `chosen`. `biases` says which linears
     have one: those of queries, keys and values, that of attention's output, those of the feed-forward part. `norms`
-    counts the norms of attention, of the feed-forward part, and those that both read; `head_norms` those over a head.
-    A norm has `norm_vectors` parameters an element. `positions` are learned ones, `rotated` the dimensions of a head
-    that a rotary embedding turns. `embedding` is the width of the embedding where projections lead to D and back.
-    `parallel` says that both parts of a block read its input, `norm_first` that they do so through their norms.
+    counts the norms of attention, of the feed-forward part, and those that both read; `head_norms` those over a head,
+    or over all heads with `norms_span`. `embedding_norm` is one behind the embedding. A norm has `norm_vectors`
+    parameters an element. `positions` are learned ones, `rotated` the dimensions of a head that a rotary embedding
+    turns. `embedding` is the width of the embedding where projections lead to D and back. `parallel` says that both
+    parts of a block read its input, `norm_first` that they do so through their norms.
     """
 
     blocks: int
@@ -38,10 +39,12 @@ class Geometry:
     biases: tuple[bool, bool, bool] = (False, False, False)
     norms: tuple[int, int, int] = (1, 1, 0)
     head_norms: int = 0
+    norms_span: bool = False
     norm_vectors: int = 1
     positions: int = 0
     rotated: int = 0
     embedding: int | None = None
+    embedding_norm: bool = False
     head_bias: bool = False
     parallel: bool = False
     norm_first: bool = True
@@ -74,7 +77,7 @@ class Geometry:
         width = self.embedding or self.hidden
         words = self.vocabulary * width * (1 if self.tied else 2) + (self.vocabulary if self.head_bias else 0)
         projections = 2 * width * self.hidden if width != self.hidden else 0
-        last = self.norm_vectors * self.hidden if self.norm_first else 0
+        last = self.norm_vectors * self.hidden * (int(self.norm_first) + int(self.embedding_norm))
         return words + projections + self.positions * self.hidden + last
 
     @property

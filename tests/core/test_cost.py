@@ -10,6 +10,7 @@ from helpers import TINY, linears, tiny
 from harness.core.cost import Size, cost, first_units, removed
 from harness.core.geometry import Geometry
 from harness.core.structure import UNCUT, Cut, Unit
+from harness.models.anatomy import FAMILIES
 from harness.models.decoder import decoder_of
 from harness.models.geometry import of_config
 from harness.runtime.errors import Refusal
@@ -64,6 +65,12 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     assert found.linears == sum(linear.weight.numel() for linear in matrices.values())
 
 
+def are_apart(name: str) -> bool:
+    """Whether queries, keys and values have matrices of their own, and heads nothing in common."""
+    layout = FAMILIES[TINY[name].get("model_type", name)]
+    return layout.order == "separate" and layout.heads_alone
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_block_is_its_parameters(name: str) -> None:
     """A block that goes takes all of its own, its norms too; its two parts take as much together."""
@@ -75,7 +82,7 @@ def test_a_block_is_its_parameters(name: str) -> None:
     assert left == cost(Cut(frozenset({Unit("attention", 1), Unit("mlp", 1)})), geometry)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith(("phi3", "gpt_neox"))])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if are_apart(name.split()[0])])
 def test_units_are_their_parameters(name: str) -> None:
     """A key/value group and a channel take the rows and columns of their matrices, and the biases of the rows."""
     model = tiny(name.split()[0], **SETTINGS[name])
