@@ -92,7 +92,7 @@ def test_no_name_stands_outside_its_own_file() -> None:
 
 def test_no_hook_is_asked_for_by_name() -> None:
     """A hook is an attribute, which `@component` gives to those that leave it out."""
-    names = {name for kind in HOOKS for name in hooks(kind)} | {"score", "behind", "known", "dense", "inner", "heal"}
+    names = {name for kind in HOOKS for name in hooks(kind)} | {"score", "behind", "dense", "inner", "heal"}
     asked = re.compile(r"\b(?:get|has)attr\([^()]*(?:\([^()]*\)[^()]*)*,\s*[\"'](\w+)[\"']")
     for path in HARNESS.rglob("*.py"):
         assert not names & set(asked.findall(path.read_text(encoding="utf-8"))), path

@@ -99,7 +99,7 @@ class WrittenView(Protocol):
 class KnowingView(Protocol):
     """A block that keeps what is made of a dense weight alone, for all points that share the model."""
 
-    def known(self, site: Site, make: Callable[[], Any]) -> Any: ...
+    def weight_statistic(self, site: Site, make: Callable[[], Any]) -> Any: ...
 
 
 class ReferencedView(BlockView, WrittenView, Protocol):

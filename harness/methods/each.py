@@ -86,7 +86,7 @@ class EachLinear:
             return block.observe(self.method.statistic)
         if self.method.weight_statistic is None or not isinstance(block, KnowingView):
             return {}
-        return {site: block.known(site, self.method.weight_statistic) for site in patterns}
+        return {site: block.weight_statistic(site, self.method.weight_statistic) for site in patterns}
 
 
 def _refuse_overflow(stats: Mapping[str, ActivationStats]) -> None:
@@ -168,7 +168,7 @@ class _Watched:
         self.index = block.index
         self.unseen: dict[Site, Tensor | None] = {}
         if isinstance(block, KnowingView):
-            self.known = block.known
+            self.weight_statistic = block.weight_statistic
 
     @property
     def weights(self) -> Mapping[Site, Tensor]:

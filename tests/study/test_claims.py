@@ -208,7 +208,7 @@ def test_a_claim_is_held_while_a_point_runs(
         seen.extend(path.stem for path in (tmp_path / "records" / ".running").glob("*.json"))
         raise ZeroDivisionError
 
-    monkeypatch.setattr(execute, "run", look)
+    monkeypatch.setattr(execute, "compute", look)
     assert typed(*options).status == 1
     ((path, record),) = schema.read_all(tmp_path / "records")
     assert seen == [record.fingerprint]

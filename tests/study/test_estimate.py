@@ -115,7 +115,7 @@ def test_recoveries_are_planned(foreseen: Any) -> None:
     assert trained.seconds - plain.seconds == pytest.approx(3 * 1e6 * 2 * (32 * BLOCK + OUTSIDE) / RATE)
     assert trained.need.recovering == 16 * 32 * BLOCK + 1e9
     assert trained.peak_bytes == trained.need.blocks + trained.need.outside + trained.need.recovering
-    assert trained.need.offloaded == trained.need.offloadable > plain.need.offloaded
+    assert trained.need.offloaded == trained.need.activations_offloaded > plain.need.offloaded
     assert foreseen("recovery=none").need == plain.need
 
 
