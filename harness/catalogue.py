@@ -21,18 +21,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.component import completed
+from harness.core.kinds import DENSE as DENSE
+from harness.core.kinds import KINDS as KINDS
 from harness.runtime.errors import UserError, reason, unknown
 from harness.runtime.files import at_home
 from harness.runtime.plain import plain
 
-KINDS = {
-    "method": "harness.methods",
-    "allocator": "harness.allocators",
-    "planner": "harness.planners",
-    "conversion": "harness.conversions",
-    "recovery": "harness.recovery",
-    "evaluator": "harness.evaluation",
-}
 ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
     "method": (("prune", "statistic"), ("prune_block",)),
     "allocator": (("allocate",),),
@@ -43,8 +37,6 @@ ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """What a component of each kind has to have: all names of one of these."""
 SETTINGS = "bool, int, float, str, Literal, list or tuple of these, a union of these with None, or Any"
-DENSE = ("method", "none")
-"""What leaves a model as it is has no class."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 T = TypeVar("T")
 _registry: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from harness.catalogue import DENSE, KINDS
 from harness.cli import index, words
+from harness.core.kinds import DENSE, KINDS
 from harness.runtime.errors import UserError, unknown
 
 BASH = """\

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from harness.catalogue import KINDS
+from harness.core.kinds import KINDS
 from harness.core.places import PACKAGE
 
 GIVEN = re.compile(r"Give a method the setting `(\w+)`: (.*)", re.DOTALL)

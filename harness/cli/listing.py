@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from harness import catalogue
 from harness.cli import index, words
+from harness.core.kinds import DENSE, KINDS
 from harness.core.places import CONF, PACKAGE
 from harness.runtime.errors import UserError, unknown
 
 WIDTH = 100
-DENSE = "The dense model: nothing is pruned."
+OF_DENSE = "The dense model: nothing is pruned."
 
 
 def show_list(arguments: Sequence[str]) -> int:
@@ -49,9 +49,11 @@ def _plugins(arguments: Sequence[str]) -> list[str]:
 
 def _of_components(kind: str, plugins: Sequence[str]) -> dict[str, str]:
     rows = {entry.name: entry.title for entry in index.of_kind(kind)}
-    if kind == catalogue.DENSE[0]:
-        rows[catalogue.DENSE[1]] = DENSE
+    if kind == DENSE[0]:
+        rows[DENSE[1]] = OF_DENSE
     if plugins:
+        from harness import catalogue  # which imports torch
+
         catalogue.discover()
         for plugin in plugins:
             catalogue.load_plugin(plugin)
@@ -95,12 +97,12 @@ def describe(arguments: Sequence[str]) -> int:
     """
     names = [text for text in arguments if not text.startswith("plugins=")]
     if len(names) != 1:
-        raise UserError("name what to describe, as in describe wanda, or describe method=isc where two are called so.")
+        raise UserError("name what to describe: describe NAME, or describe KIND=NAME where two kinds have that name.")
     wanted, _, name = names[0].rpartition("=")
     if wanted and wanted not in words.kinds().values():
         raise unknown("kind", wanted, words.kinds().values())
     plugins = _plugins(arguments)
-    known = {kind: [*_of_components(kind, plugins)] for kind in catalogue.KINDS}
+    known = {kind: [*_of_components(kind, plugins)] for kind in KINDS}
     known |= {kind: words.files(kind) for kind in words.FILES}
     found = [kind for kind, names in known.items() if name in names and wanted in ("", kind)]
     if not found:
@@ -116,15 +118,17 @@ def _file(kind: str, name: str) -> str:
 
 
 def _component(kind: str, name: str) -> str:
-    if (kind, name) == catalogue.DENSE:
-        return f"{kind}={name}\n\n{DENSE}"
+    if (kind, name) == DENSE:
+        return f"{kind}={name}\n\n{OF_DENSE}"
+    from harness import catalogue
+
     entry = next((entry for entry in index.of_kind(kind) if entry.name == name), None)
     if entry:
         importlib.import_module(entry.module)
-    cls = catalogue.lookup(kind, name)
+    cls: Any = catalogue.lookup(kind, name)
     where = f"{entry.path.relative_to(PACKAGE.parent)}:{entry.line}" if entry else inspect.getsourcefile(cls)
     meanings = {setting.name: setting.meaning for setting in entry.settings} if entry else {}
-    head = f"{kind}={name}  ({where}, {cls.__name__}, revision {getattr(cls, 'revision', 1)})"
+    head = f"{kind}={name}  ({where}, {cls.__name__}, revision {cls.revision})"
     settings = [_setting(kind, field, hint, meanings.get(field.name, "")) for field, hint in _fields(cls)]
     return "\n".join([head, "", inspect.getdoc(cls) or "", *(["", "settings:", *settings] if settings else [])])
 
@@ -148,6 +152,8 @@ def _shown(value: Any, nested: str | None) -> str:
         return str(value).lower().replace("none", "null")
     if isinstance(value, tuple | list):
         return f"[{','.join(map(str, value))}]"
+    from harness import catalogue
+
     return catalogue.name_of(value) if nested and not isinstance(value, str) else str(value)
 
 

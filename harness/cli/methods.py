@@ -13,7 +13,8 @@ from typing import Any
 
 from harness import catalogue
 from harness.cli import index, words
-from harness.cli.listing import DENSE, type_text
+from harness.cli.listing import OF_DENSE, type_text
+from harness.core.kinds import DENSE
 from harness.core.places import PACKAGE
 
 HEAD = """# Methods, allocators and other components
@@ -35,8 +36,8 @@ def page() -> str:
 
 def _chapter(kind: str) -> str:
     entries = {entry.name: _entry(entry) for entry in index.of_kind(kind)}
-    if kind == catalogue.DENSE[0]:
-        entries[catalogue.DENSE[1]] = f"### `{kind}=none`\n\n{DENSE}\n"
+    if kind == DENSE[0]:
+        entries[DENSE[1]] = f"### `{kind}=none`\n\n{OF_DENSE}\n"
     before = [f"{OF_EVALUATORS}\n"] if kind == "evaluator" else []
     return "\n".join([*before, *(entries[name] for name in sorted(entries))])
 

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from harness.catalogue import KINDS
+from harness.core.kinds import KINDS
 from harness.core.places import CONF
 
 OF_STUDIES = {

@@ -48,7 +48,7 @@ class MethodHooks(Component, Protocol):
     statistic: Statistic | None = gram
     """What it observes; None: nothing, so that no block runs for it. The default is for methods of whole blocks, which
     need not say it; others have to."""
-    knows: Any = None
+    weight_statistic: Any = None
     """What is kept of a weight where points share a model, in place of what is observed (`core/histogram.py`)."""
     beside_dense: bool = False
     """Whether it compares the pruned model with the dense one, and so gets blocks that are a `ReferencedView`."""

@@ -18,33 +18,31 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True)
 class Training:
-    """Next-token training with AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on a packed stream of tokens.
-
-    Args:
-        text: the corpus, of which the train split is read; None: the calibration's.
-        tokens: the budget, rounded up to whole steps; a text that is shorter is read again in another order.
-        batch: windows of an optimiser step; how many go through the model at once is not said here.
-        length: tokens of a window; None: the calibration's.
-        lr: the peak learning rate, or several: each trains the whole budget from the same start, and the one with the
-            lowest loss on held-out windows of the same text is taken.
-        weight_decay: of what is trained, so of the difference from the pruned weights and not of the weights.
-        clip: the largest norm of the gradient of all that is trained; 0: any.
-        warmup: the share of the steps in which the learning rate rises to its peak.
-        checks: how often, evenly spaced, the held-out loss is measured after the start.
-        checkpointing: whether a block's activations are computed again for its gradients; None: on a GPU.
-    """
+    """Next-token training with AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on a packed stream of tokens."""
 
     text: str | None = None
+    """The corpus, of which the train split is read; None: the calibration's."""
     tokens: int = 1_000_000
+    """The budget, rounded up to whole steps; a text that is shorter is read again in another order."""
     batch: int = 8
+    """Windows of an optimiser step; how many go through the model at once is not said here."""
     length: int | None = None
+    """Tokens of a window; None: the calibration's."""
     lr: float | tuple[float, ...] = 1e-4
+    """The peak learning rate, or several: each trains the whole budget from the same start, and the one with the lowest
+    loss on held-out windows of the same text is taken."""
     weight_decay: float = 0.0
+    """Of what is trained, so of the difference from the pruned weights and not of the weights."""
     clip: float = 1.0
+    """The largest norm of the gradient of all that is trained; 0: any."""
     warmup: float = 0.05
+    """The share of the steps in which the learning rate rises to its peak."""
     schedule: Schedule = "cosine"
+    """What becomes of the learning rate behind its warm-up: down to 0 as a cosine or a line, or as it is."""
     checks: int = 4
+    """How often, evenly spaced, the held-out loss is measured after the start."""
     checkpointing: bool | None = field(default=None, metadata={"identity": False})
+    """Compute a block's activations again for its gradients; None: on a GPU."""
 
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("batch", 1), ("length", 2), ("checks", 1)):

@@ -32,22 +32,21 @@ class BlockInfluence:
     Siddiqui et al. 2024 (arXiv 2407.16286) compare it with the relative update, mean ‖h′ − h‖ / ‖h‖ in the L1 or L2
     norm, and apply both to sub-layers: each is measured across its own residual addition and goes with its norm. Means
     are over all positions of a window, the first one too, and then over windows.
-
-    Args:
-        metric: `cosine`, `relative_l1` or `relative_l2`.
-        part: `block` or `sublayer` (attention and feed-forward parts in one order).
-        amount: how much goes, in units of `of`: a number of `blocks` or `sublayers`, or a fraction of the weights of
-            the blocks' matrices (`linears`) or of all `parameters`, which the fewest units reach. Null: what `part`
-            says.
-        keep_first, keep_last: blocks at the ends of the model that stay.
     """
 
     metric: Metric = "cosine"
+    """How a change of the hidden states is measured."""
     part: Depth = "block"
+    """What goes: whole blocks, or attention and feed-forward parts in one order."""
     amount: float = 1.0
+    """How much goes, in units of `of`: a number of them, or a fraction, which the fewest units reach."""
     of: Of | None = None
+    """A number of `blocks` or `sublayers`, a fraction of the weights of the blocks' matrices (`linears`) or of all
+    `parameters`; None: what `part` says."""
     keep_first: int = 0
+    """Blocks at the beginning of the model that stay."""
     keep_last: int = 0
+    """Blocks at its end that stay."""
 
     def __post_init__(self) -> None:
         if self.part == "sublayer" and self.of == "blocks":

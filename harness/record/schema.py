@@ -25,6 +25,8 @@ from harness.runtime.warn import warn
 SCHEMA = 1
 PACKED = "records.jsonl.gz"
 """The records of a published study, a line each."""
+LATER = ("plan", "parameters", "recovery")
+"""Fields that records from before structure and recovery do not have."""
 Status = Literal["ok", "skipped", "failed"]
 FINISHED = ("ok", "skipped")
 DENSE_INPUTS = ",inputs=dense"
@@ -140,10 +142,17 @@ def _parsed(path: Path, text: bytes) -> Record:
 
 
 def pack(records: Iterable[Record], path: Path) -> None:
-    """Write records into one compressed file, a line each; equal records give equal bytes."""
-    lines = sorted(json.dumps(asdict(record), sort_keys=True, allow_nan=False) for record in records)
+    """Write records into one compressed file, a line each; equal records give equal bytes.
+
+    What came to records later is left out where it is empty, so that files from before it stay what they are.
+    """
+    lines = sorted(json.dumps(_without_empty(asdict(record)), sort_keys=True, allow_nan=False) for record in records)
     with atomically(path) as file:
         file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+
+
+def _without_empty(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in plain.items() if value or name not in LATER}
 
 
 def unpack(path: Path) -> Iterator[Record]:

@@ -24,7 +24,9 @@ class Lora(Training):
     """
 
     rank: int = 8
+    """The rank r of what is added to a matrix."""
     alpha: float = 16.0
+    """The factor α of what is added, over the rank."""
     lr: float | tuple[float, ...] = 5e-4
 
     keeps_zeros = False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-_CHOICES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf" / "report.yaml").read_text("utf-8"))
+from harness.core.places import CONF
+
+_CHOICES: dict[str, Any] = yaml.safe_load((CONF / "report.yaml").read_text("utf-8"))
 BASELINE: dict[str, str] = _CHOICES["baseline"]
 """Axis → the value that the others are compared with."""
 LOOKS: dict[str, list[str]] = _CHOICES["looks"]

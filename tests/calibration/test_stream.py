@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from harness.calibration.model_view import LiveModelView
 from harness.calibration.stream import Stream
 from harness.calibration.walk import stream
 from harness.compress import prune
+from harness.core.component import completed
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.statistic import gram, squared_norms
@@ -31,6 +33,7 @@ BATCHES = [windows(3), windows(3, seed=1), windows(2, seed=2)]
 """Windows in batches, the last one of another size."""
 
 
+@partial(completed, "method")
 class Witness:
     """Magnitude by rows that writes down the inputs of every site it is shown."""
 
