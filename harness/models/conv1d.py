@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+MADE = "_is_hf_initialized"
+"""What transformers marks a module by that it has given its numbers, and gives none again."""
+
 
 def transposes(model: nn.Module) -> bool:
     """Return whether a model has a `Conv1D`."""
@@ -47,3 +50,5 @@ def _take(target: nn.Module, source: nn.Module) -> None:
     weight.grad = None if gradient is None else gradient.T.contiguous()
     target.weight, target.bias = weight, bias
     target.train(source.training)
+    if hasattr(source, MADE):
+        setattr(target, MADE, getattr(source, MADE))
