@@ -54,8 +54,8 @@ class Whole:
 @dataclass(frozen=True)
 class Teller:
     def prune_block(self, block, patterns):
-        block.tell(norm=torch.tensor([1.0, float("nan")]), best=float("inf"), text="\\ud800")
-        block.tell(where=object, pair={1: (2, 3)})
+        block.log(norm=torch.tensor([1.0, float("nan")]), best=float("inf"), text="\\ud800")
+        block.log(where=object, pair={1: (2, 3)})
         kept = {site: keep(block.weights[site].abs(), pattern, "row") for site, pattern in patterns.items()}
         return {site: Pruned(block.weights[site] * one, one) for site, one in kept.items()}
 
