@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness import compose
 from harness.data.windows import evaluation_windows
 from harness.prepare import prepare
+from harness.record import schema
 from harness.record.provenance import ROOT
 from harness.record.request import request_key
 
@@ -142,14 +143,14 @@ def test_published_records_keep_their_fingerprints(study: str, monkeypatch: pyte
     """A recovery or a conversion that is none is not part of what was computed before there were any."""
     compose.register()
     monkeypatch.chdir(ROOT)
-    paths = sorted((ROOT / "results" / "published" / study / "embedded" / "records").glob("*.json"))
-    records = [json.loads(path.read_text()) for path in paths[:: max(1, len(paths) // 3)]]
+    published = list(schema.unpack(ROOT / "results" / "published" / study / "embedded" / schema.PACKED))
+    records = published[:: max(1, len(published) // 3)]
     assert len(records) >= 3
     for record in records:
-        assert record["config"]["device"] == "cpu"
-        cfg = compose.typed({**compose.compose_plain([]), **record["config"]}, frozen=True)
-        assert prepare(cfg).fingerprint == record["fingerprint"]
-        assert request_key(cfg.composed).what == request_key(record["config"]).what
+        assert record.config["device"] == "cpu"
+        cfg = compose.typed({**compose.compose_plain([]), **record.config}, frozen=True)
+        assert prepare(cfg).fingerprint == record.fingerprint
+        assert request_key(cfg.composed).what == request_key(record.config).what
 
 
 def test_points_of_a_sweep_are_as_each_alone(typed: Callable, options: list[str], tmp_path: Path) -> None:
