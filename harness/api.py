@@ -113,7 +113,6 @@ def prune(
         Refusal: a component cannot do this.
         Failure: memory runs out, or a component gave something that cannot be.
     """
-    decoder = decoder_in_memory(model)
     register()
     asked = {"method": method, "allocator": allocator, "planner": planner, "recovery": recovery}
     options = {
@@ -121,7 +120,11 @@ def prune(
         "layer_error": layer_error, "evaluation_window": window, "evaluation_limit": limit,
         "save": None if save is None else str(save), "cache": None if cache is None else str(cache),
     }  # fmt: skip
-    with _composed(model, tokenizer, options, asked, on, (calibration, windows, length)) as (cfg, checkpoint):
+    calibrated = (calibration, windows, length)
+    with (
+        decoder_in_memory(model) as decoder,
+        _composed(model, tokenizer, options, asked, on, calibrated) as (cfg, checkpoint),
+    ):
         record = _computed(cfg, checkpoint, decoder, tokenizer)
     return Result(model, record)
 
@@ -150,11 +153,13 @@ def evaluate(
     Raises:
         UserError, Failure: as `prune`.
     """
-    decoder = decoder_in_memory(model)
     register()
     asked = dict.fromkeys(COMPONENT_GROUPS)
     options = {"seed": seed, "evaluation_window": window, "evaluation_limit": limit}
-    with _composed(model, tokenizer, options, asked, on, None) as (cfg, checkpoint):
+    with (
+        decoder_in_memory(model) as decoder,
+        _composed(model, tokenizer, options, asked, on, None) as (cfg, checkpoint),
+    ):
         return [dict(measure) for measure in _computed(cfg, checkpoint, decoder, tokenizer).measures]
 
 

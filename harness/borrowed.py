@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from harness.models.anatomy import FAMILIES
 from harness.models.checkpoint import Checkpoint, InMemory, tokenizer_files
+from harness.models.conv1d import to_conv1d, transposes
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.loading import DTYPES, SAYS, attention_for, first_not_finite, still
 from harness.models.pieces import FOLLOW_TOKENS
@@ -74,13 +76,30 @@ def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
         return tokenizer_files(Path(folder))
 
 
-def decoder_in_memory(model: Any) -> Decoder:
-    """A model in memory with its layout, that can be pruned where it is.
+@contextmanager
+def decoder_in_memory(model: Any) -> Iterator[Decoder]:
+    """A model in memory with its layout, that can be pruned where it is; a matrix that its class keeps transposed is an
+    ordinary one while inside.
 
     Raises:
         UserError: it is no causal language model of transformers, of a known family, whole on one device, in a dtype
             that the harness computes in, with finite weights.
     """
+    _check_lent(model)
+    layout = FAMILIES.get(model.config.model_type)
+    conv1d = bool(layout and layout.conv1d) and transposes(model)
+    try:
+        decoder = decoder_of(model)
+        if (name := first_not_finite(decoder, placement_of(decoder))) is not None:
+            raise UserError(f"the weight {name} of the model is not finite (NaN or infinity).")
+        yield decoder
+    finally:
+        if layout and conv1d:
+            to_conv1d(model, layout.blocks)
+
+
+def _check_lent(model: Any) -> None:
+    """Refuse what is no model that can be pruned in memory, before it is looked at closer."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -102,10 +121,6 @@ def decoder_in_memory(model: Any) -> Decoder:
         raise UserError(f"the model is in {dtype}; the harness computes in {', '.join(DTYPES)}: model.float(), say.")
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no language-model head; load it by AutoModelForCausalLM.")
-    decoder = decoder_of(model)
-    if (name := first_not_finite(decoder, placement_of(decoder))) is not None:
-        raise UserError(f"the weight {name} of the model is not finite (NaN or infinity).")
-    return decoder
 
 
 @contextmanager

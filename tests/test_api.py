@@ -27,10 +27,11 @@ from harness.core.allocation import Budget
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured, keep
 from harness.core.statistic import squared_norms
-from harness.core.structure import Cut, Plan
+from harness.core.structure import Cut, Plan, Unit
 from harness.data.corpora import EMBEDDED, read_text
 from harness.data.windows import Calibration, calibration_windows, evaluation_windows
 from harness.methods.wanda import Wanda
+from harness.models.anatomy import FAMILIES
 from harness.record import schema
 
 ROOT = Path(__file__).parent.parent
@@ -144,19 +145,25 @@ def test_every_family_in_memory(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fails", [False, True])
-def test_all_but_the_weights_is_as_it_was(dtype: torch.dtype, fails: bool) -> None:
-    model = tiny_family("llama").to(dtype)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_all_but_the_weights_is_as_it_was(family: str, dtype: torch.dtype, fails: bool) -> None:
+    """Matrices that a class keeps transposed are so again: the same parameters, in other memory."""
+    model = tiny_family(family).to(dtype)
+    layout = FAMILIES[family]
     model.set_attn_implementation("sdpa")
     model.train().requires_grad_(True)
-    model.model.layers[0].eval()
-    model.lm_head.requires_grad_(False)
+    model.get_submodule(layout.blocks)[0].eval()
+    model.get_input_embeddings().requires_grad_(False)
     windows = windows_for(model)
     model(windows, labels=windows).loss.backward()
     model.config.use_cache, model.config.output_hidden_states = True, True
 
     def state() -> Any:
         modules = {name: (module.training, type(module), set(vars(module))) for name, module in model.named_modules()}
-        tensors = {name: (p.requires_grad, p.dtype, p.data_ptr()) for name, p in model.named_parameters()}
+        tensors = {
+            name: (id(p), p.requires_grad, p.dtype, p.shape, None if layout.conv1d else p.data_ptr())
+            for name, p in model.named_parameters()
+        }
         hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
         return modules, tensors, hooks, model.config.to_dict(), model.config._attn_implementation
 
@@ -168,6 +175,27 @@ def test_all_but_the_weights_is_as_it_was(dtype: torch.dtype, fails: bool) -> No
         prune(model, None, "sparsegpt", allocator="isc", calibration=windows)  # asks for traces
     assert state() == before
     assert_same({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients)
+
+
+@torch.no_grad()
+def test_a_lent_model_with_transposed_matrices_is_its_owners_to_save(tmp_path: Path) -> None:
+    """Its class reads what its own `save_pretrained` writes of a cut model whose widths its configuration holds."""
+    model = tiny_family("gpt2")
+    tokens = windows_for(model)
+    result = prune(model, None, "wanda", 0.5, planner=Narrower(), calibration=tokens)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")["transformer.h.1.mlp.c_fc.weight"]
+    assert result.sites["transformer.h.1.mlp.c_fc"]["achieved"] == 0.5 and stored.shape == (32, 55)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=model.config._attn_implementation).eval()
+    torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@dataclass
+class Narrower:
+    """The first channel of every block goes."""
+
+    def plan(self, view: Any) -> Plan:
+        return Plan(Cut(frozenset(Unit("channel", index, 0) for index in range(len(view.blocks)))))
 
 
 @dataclass(frozen=True)

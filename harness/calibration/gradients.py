@@ -24,7 +24,7 @@ from harness.core.linalg import products_like
 from harness.core.structure import SUBLAYERS, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
-from harness.models.units import channel_lines, channels, head_lines, heads
+from harness.models.units import channel_lines, channels, check_part, head_lines, heads
 from harness.runtime.memory import OffloadableTensors
 
 Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -151,7 +151,12 @@ def gate_gradients(
 
     A head or a channel has it at the input of the matrix that writes to the residual stream, a sub-layer or a block in
     front of all that it adds. In float64 on the CPU; 0 for blocks out of scope.
+
+    Raises:
+        Refusal: no cut is a gate of 0 in this family (`units.check_part`).
     """
+    for part in parts:
+        check_part(decoder, part)
     like = next(decoder.model.parameters())
     batches = windows.to(like.device).split(1)
     shapes = {part: (geometry.blocks, geometry.count(part)) for part in parts}

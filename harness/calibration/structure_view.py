@@ -57,7 +57,11 @@ class DecoderView(LiveModelView):
         return gradients(self._decoder, windows, self._scope, squares=squares)
 
     def gate_gradients(self, windows: Tensor, parts: Sequence[Part]) -> dict[Part, Tensor]:
-        """Derivatives of the mean loss of windows (N, L) with respect to a factor in front of each unit, by part."""
+        """Derivatives of the mean loss of windows (N, L) with respect to a factor in front of each unit, by part.
+
+        Raises:
+            Refusal: units of a part cannot go alone in this family.
+        """
         return gate_gradients(self._decoder, self.geometry, windows, self._scope, parts)
 
     def losses(self, cuts: Sequence[Cut], windows: Tensor, objective: Question = "nll") -> Tensor:
@@ -65,5 +69,9 @@ class DecoderView(LiveModelView):
         return losses(self._decoder, cuts, windows, objective)
 
     def masked_losses(self, masks: Masks, windows: Tensor) -> Tensor:
-        """The loss (K, N) of each sample of masks on each window (N, L), all samples in one batch."""
+        """The loss (K, N) of each sample of masks on each window (N, L), all samples in one batch.
+
+        Raises:
+            Refusal: units of a part cannot go alone in this family.
+        """
         return masked_losses(self._decoder, self.geometry, masks, windows)

@@ -24,6 +24,7 @@ from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.machine import available
+from harness.models.units import check_part
 
 STATES = 0.25
 """The share of the free memory that the hidden states of all candidates may take."""
@@ -139,7 +140,12 @@ def masked_losses(decoder: Decoder, geometry: Geometry, masks: Masks, windows: T
 
     Rows k·n to (k+1)·n of a batch are the windows under sample k: all samples are one forward, or two where sub-layers
     have masks, whose parts of a block run one after the other.
+
+    Raises:
+        Refusal: no cut is like such a mask in this family (`units.check_part`).
     """
+    for part in masks:
+        check_part(decoder, part)
     stream = Stream(decoder, [windows[:1]])
     samples = len(next(iter(masks.values())))
     found = []

@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+MADE = "_is_hf_initialized"
+"""What transformers marks a module by that it has given its numbers, and gives none again."""
+
+
+def transposes(model: nn.Module) -> bool:
+    """Return whether a model has a `Conv1D`."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
 
 def to_linears(model: nn.Module) -> None:
     """Put an `nn.Linear` with the transposed weight in the place of every `Conv1D`."""
@@ -32,8 +42,13 @@ def to_conv1d(model: nn.Module, blocks: str) -> None:
 
 
 def _take(target: nn.Module, source: nn.Module) -> None:
+    """Give a module the parameters of another one, the weight and its gradient transposed: they stay who they were."""
     weight, bias = source.weight, source.bias
     assert isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
-    target.weight = nn.Parameter(weight.data.T.contiguous(), weight.requires_grad)
-    target.bias = bias
+    gradient, weight.grad = weight.grad, None  # which has to have the shape of the data
+    weight.data = weight.data.T.contiguous()
+    weight.grad = None if gradient is None else gradient.T.contiguous()
+    target.weight, target.bias = weight, bias
     target.train(source.training)
+    if hasattr(source, MADE):
+        setattr(target, MADE, getattr(source, MADE))

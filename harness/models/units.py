@@ -96,8 +96,7 @@ def _check(decoder: Decoder, unit: Unit) -> None:
         raise Refusal(f"expert {unit.index} of block {unit.block} cannot go: the model is no mixture of experts.")
     if unit.part not in WHOLE:
         return
-    if unit.part == "head" and not decoder.anatomy.heads_alone:
-        raise Refusal(f"heads cannot go one by one in the family '{_family(decoder)}': a norm spans all of them.")
+    check_part(decoder, unit.part)
     if unit.block in decoder.cut.blocks or decoder.cut.gone(WHOLE[unit.part], unit.block):  # type: ignore[arg-type]
         return
     count = dense_count(decoder, unit.part, unit.block)
@@ -105,6 +104,16 @@ def _check(decoder: Decoder, unit: Unit) -> None:
         raise Refusal(
             f"{unit.part} {unit.index} of block {unit.block} cannot go: the block has the {unit.part}s 0-{count - 1}."
         )
+
+
+def check_part(decoder: Decoder, part: str) -> None:
+    """Refuse units that cannot go alone.
+
+    Raises:
+        Refusal: the family normalizes all heads together, so that each is another one without its neighbours.
+    """
+    if part == "head" and not decoder.anatomy.heads_alone:
+        raise Refusal(f"heads cannot go one by one in the family '{_family(decoder)}': a norm spans all of them.")
 
 
 def _family(decoder: Decoder) -> str:

@@ -68,6 +68,7 @@ def mean_nll(model: Any, tokens: Tensor) -> float:
 @pytest.mark.parametrize(("family", "method"), [*((name, "wanda") for name in TINY), ("llama", "sparsegpt")])
 def test_a_loss_is_that_of_the_model_with_these_weights(family: str, method: str) -> None:
     model, scope = tiny(family), range(2)
+    decoder_of(model)  # which makes ordinary linears of transposed ones
     before = {name: value.clone() for name, value in model.state_dict().items()}
     candidates = drawn(model, scope, 4)
     losses = assembled(model, method=METHODS[method]).losses(candidates)

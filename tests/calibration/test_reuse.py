@@ -103,6 +103,16 @@ def test_dense_inputs_are_observed_and_factorised_once(monkeypatch: pytest.Monke
     assert count == {"forwards": 2, "factorisations": 8}
 
 
+def test_the_order_of_a_weight_is_found_once() -> None:
+    """The second point takes those of all 14 matrices from the first."""
+    reuse = ReuseCache(Store(CPU, EVERYTHING), Store(CPU))
+    for taken, sparsity in ((0, 0.4), (14, 0.5)):
+        reuse.store.point += 1
+        allocation = levels(tiny("llama"), sparsity, sparsity)
+        assert_same(pruned("magnitude", allocation, reuse, range(2)), pruned("magnitude", allocation, None, range(2)))
+        assert reuse.tally["orders"] == taken
+
+
 PREFIXES = [(0.5, 0.5, 0.5), (0.5, 0.5, 0.7), (0.5, 0.6, 0.5), (0.6, 0.5, 0.5), (0.5, 0.5, 0.5)]
 
 

@@ -19,6 +19,7 @@ from harness.models.surgery import operate
 from harness.runtime.errors import Refusal
 
 TOKENS = windows(4)
+PARTS: tuple[Part, ...] = ("head", "channel", "attention", "mlp", "block")
 PLAIN = [name for name in TINY if name != "opt-350m"]
 
 
@@ -28,6 +29,11 @@ def view(decoder: Decoder, batch: int = 4) -> DecoderView:
 
 def cut(*units: tuple[Any, ...]) -> Cut:
     return Cut(frozenset(Unit(*unit) for unit in units))
+
+
+def parts_alone(decoder: Decoder) -> tuple[Part, ...]:
+    """The parts whose units can go one by one: no heads where a norm spans all of them."""
+    return PARTS if decoder.anatomy.heads_alone else PARTS[1:]
 
 
 def losses(model: Any, tokens: Tensor) -> Tensor:
@@ -115,8 +121,9 @@ def test_masks_are_cuts_row_by_row(name: str) -> None:
     heads, channels = ((torch.rand(2, 2, n, generator=generator) > 0.4) for n in (geometry.groups, geometry.wide))
     heads[..., 0] = True
     blocks, attention = torch.tensor([[1, 1], [0, 1]]), torch.tensor([[1, 0], [1, 1]])
+    inner = {"head": heads.float(), "channel": channels.float()}
     for masks in (
-        {"head": heads.float(), "channel": channels.float()},
+        {part: mask for part, mask in inner.items() if part in parts_alone(decoder)},
         {"block": blocks.float(), "attention": attention.float()},
     ):
         expected = [
@@ -132,6 +139,17 @@ def test_masks_are_cuts_row_by_row(name: str) -> None:
         torch.testing.assert_close(
             asked.masked_losses(masks, TOKENS), asked.losses(expected, TOKENS), rtol=1e-5, atol=1e-6
         )
+
+
+def test_heads_that_cannot_go_alone_have_neither_masks_nor_gates() -> None:
+    """With zeros for one of them, a norm over all heads divides by what no cut would."""
+    asked = view(decoder_of(tiny("olmo2")))
+    for question in (
+        lambda: asked.masked_losses({"head": torch.ones(1, 2, 2)}, TOKENS),
+        lambda: asked.gate_gradients(TOKENS, ["channel", "head"]),
+    ):
+        with pytest.raises(Refusal, match="heads cannot go one by one in the family 'olmo2'"):
+            question()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -216,7 +234,7 @@ def test_gradients_are_those_of_autograd_on_the_whole_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_sums_by_unit_are_sums_over_what_the_unit_has(name: str) -> None:
-    """The squared weights of a unit are what the matrices lose with it in surgery."""
+    """The squared weights of a unit are what the matrices lose with it in surgery: with an only head, all they have."""
     decoder = decoder_of(tiny(name))
     whole = {site: linear.weight.square().sum() for site, linear in decoder.linears(0).items()}
     parts: tuple[Part, ...] = ("head", "channel")
@@ -226,25 +244,35 @@ def test_sums_by_unit_are_sums_over_what_the_unit_has(name: str) -> None:
             squared = {site: weight.square() for site, weight in block.weights.items()}
             found = {part: block.by_unit(part, squared) for part in parts}
     for part, sites in found.items():
-        operated = operate(decoder_of(tiny(name)), Plan(cut((part, 0, 1))))
-        left = operated.linears(0)
+        last = view(decoder).geometry.count(part) - 1
         for site, sums in sites.items():
-            torch.testing.assert_close(whole[site] - left[site].weight.square().sum(), sums[1], rtol=1e-4, atol=1e-4)
+            assert len(sums) == last + 1
             torch.testing.assert_close(whole[site], sums.sum(), rtol=1e-5, atol=1e-5)
+        if part in parts_alone(decoder):
+            left = operate(decoder_of(tiny(name)), Plan(cut((part, 0, last)))).linears(0)
+            for site, sums in sites.items():
+                lost = whole[site] - (left[site].weight.square().sum() if site in left else 0.0)
+                torch.testing.assert_close(lost, sums[last], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_gates_have_the_derivatives_of_finite_differences(name: str) -> None:
-    """Central differences of masked losses in double precision. RMS norms, in float32, leave noise of about 1e-8."""
+    """Central differences of masked losses in double precision.
+
+    RMS norms in float32, and the softmax of attention where it is not fused, leave noise of about 1e-8 in the losses,
+    which a small step would divide by.
+    """
     decoder = decoder_of(tiny(name, torch.float64))
     asked = view(decoder)
     geometry = asked.geometry
-    parts: tuple[Part, ...] = ("head", "channel", "attention", "mlp", "block")
-    step, error = (1e-5, 2e-6) if geometry.norm_vectors == 2 else (1e-3, 2e-5)
+    parts = parts_alone(decoder)
+    double = geometry.norm_vectors == 2 and decoder.anatomy.sdpa
+    step, error = (1e-5, 2e-6) if double else (1e-3, 2e-5)
     found = asked.gate_gradients(TOKENS, parts)
     for part in parts:
-        shape = (2, 2, geometry.count(part)) if part in ("head", "channel") else (2, 2)
-        places = [(1, 0), (0, 1)] if part in ("head", "channel") else [(0,), (1,)]
+        last = geometry.count(part) - 1
+        shape = (2, 2, last + 1) if part in ("head", "channel") else (2, 2)
+        places = [(1, 0), (0, last)] if part in ("head", "channel") else [(0,), (1,)]
         for place in places:
             masks = torch.ones(shape, dtype=torch.float64)
             masks[(0, *place)], masks[(1, *place)] = 1 - step, 1 + step

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.core.component import completed
 from harness.core.interfaces import Adapter, ScoreView, Trial
 from harness.core.training import Training
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora
+
+hooked = partial(completed, "recovery")
+"""As a run does with a recovery that nobody announced; what builds on an announced one has the hooks from there."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Sensitive(KeptWeights):
         return round(self.share * outputs * inputs)
 
 
+@hooked
 @dataclass(frozen=True)
 class NormsAndBiases(Training):
     """The cheapest retraining of PERP (arXiv 2312.15230): no matrix."""
@@ -70,6 +76,7 @@ class NormsAndBiases(Training):
         return 0
 
 
+@hooked
 @dataclass(frozen=True)
 class GroupedScales(Training):
     """SPP (Lu et al. 2024, arXiv 2405.16057): W ⊙ (1 + s R(A) ⊙ b), rows of A (m, I) repeated over the outputs."""

@@ -202,7 +202,7 @@ def test_levels_may_be_deleted_while_a_search_reads_them(tmp_path: Path) -> None
 
 
 def test_the_next_search_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
-    killed = "from tests.safety.test_disks import *; made, _ = bank(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    killed = "from tests.safety.test_disks import *; _ = level_database(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     subprocess.run([sys.executable, "-c", killed, tmp_path], cwd=root, env=environment, check=False)
