@@ -77,10 +77,10 @@ def _record(
     sites = achieved_sites(decoder, done.scope, pruning.allocation, pruning.orders)
     achieved = fraction_of_zeros(decoder, done.scope)
     _warn_about(cfg, achieved, pruning.counts)
-    reason = ""
+    reason, saved = "", None
     if cfg.save is not None:
         try:
-            save_model(
+            saved = save_model(
                 decoder, tokenizer, cfg.save, sites, run.fingerprint, pruning.orders, form=cfg.save_form,
                 about=_about(cfg, measures),
             )  # fmt: skip
@@ -102,7 +102,7 @@ def _record(
         blocks=pruning.blocks,
         allocation=pruning.of_allocation,
         plan=done.plan,
-        parameters={**done.parameters, "saved": None if reason or not cfg.save else done.parameters["model"]},
+        parameters={**done.parameters, "saved": saved},
         recovery=done.recovery,
     )
 
@@ -110,6 +110,8 @@ def _record(
 def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a saved model says of the run that made it."""
     parts = {"planner": cfg.planner, "recovery": cfg.recovery}
+    if cfg.conversion is not None:
+        parts["conversion"] = cfg.conversion
     if cfg.method is not None:
         parts |= {"method": cfg.method, "allocator": cfg.allocator}
     done = {kind: catalogue.describe(part) for kind, part in parts.items() if name_of(part) != "none"}

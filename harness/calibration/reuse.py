@@ -253,7 +253,7 @@ class CachedBlock(_Unseen):
         reuse, name = self._walk.reuse, self._asked[number]
         return reuse.taken("statistics", reuse.store, self._walk.key(self.index, number, name)) if name else None
 
-    def known(self, site: Site, make: Callable[[], Any]) -> Any:
+    def weight_statistic(self, site: Site, make: Callable[[], Any]) -> Any:
         """What a method knows of a dense weight alone (the order of its magnitudes), made once."""
         key = ("weight", site, make)
         if (value := self._walk.reuse.taken("orders", self._walk.reuse.store, key)) is None:
