@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import inspect
-import math
 import pkgutil
 import re
 import sys
@@ -23,6 +21,7 @@ from typing import Any, TypeVar
 from harness.core.component import completed
 from harness.core.kinds import DENSE as DENSE
 from harness.core.kinds import KINDS as KINDS
+from harness.core.settings import SETTINGS, coerced, is_setting
 from harness.runtime.errors import UserError, reason, unknown
 from harness.runtime.files import at_home
 from harness.runtime.plain import plain
@@ -36,7 +35,6 @@ ASKED: dict[str, tuple[tuple[str, ...], ...]] = {
     "evaluator": (("__call__", "protocol"),),
 }
 """What a component of each kind has to have: all names of one of these."""
-SETTINGS = "bool, int, float, str, Literal, list or tuple of these, a union of these with None, or Any"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 T = TypeVar("T")
 _registry: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
@@ -205,7 +203,7 @@ def _check_fields(who: str, cls: type) -> None:
             raise UserError(
                 f"{who} has a setting called name, which stands for the component's own; call it otherwise."
             )
-        if not field.metadata.get("component") and not _is_setting(hints[field.name]):
+        if not field.metadata.get("component") and not is_setting(hints[field.name]):
             hint = getattr(hints[field.name], "__name__", hints[field.name])
             raise UserError(f"{who} has the setting {field.name} of type {hint}; settings are {SETTINGS}.")
         if field.default_factory is not dataclasses.MISSING:
@@ -213,18 +211,6 @@ def _check_fields(who: str, cls: type) -> None:
                 field.default_factory()
             except Exception as error:
                 raise UserError(f"{who} cannot make the default of {field.name}: {error}.") from error
-
-
-def _is_setting(hint: Any) -> bool:
-    """Return whether `_coerce` can check values of this type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (Any, bool, int, float, str, type(None)) or origin is typing.Literal:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return all(map(_is_setting, arguments))
-    if origin in (tuple, list):
-        return len({one for one in arguments if one is not Ellipsis}) == 1 and _is_setting(arguments[0])
-    return False
 
 
 def names(kind: str) -> list[str]:
@@ -305,7 +291,7 @@ def build(kind: str, settings: Any, where: str | None = None) -> Any:
             named = {"name": value} if isinstance(value, str) else value
             values[key] = None if value is None else build(nested, named, f"{where}.{key}")
         else:
-            values[key] = _coerce(f"{where}.{key}", value, hints[key])
+            values[key] = coerced(f"{where}.{key}", value, hints[key])
     for key, field in fields.items():
         if key not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}={settings} lacks {key}: give it by {where}.{key}=<value>.")
@@ -385,35 +371,3 @@ def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
         name = value if isinstance(value, str) else name_of(value)
         return settings_of(value) if type(value) is lookup(nested, name) else defaults(nested, name)  # else replaced
     return list(value) if isinstance(value, tuple) else value
-
-
-def _coerce(where: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotated type of a field, or a sentence that says what was expected."""
-    if hint is Any:
-        return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        errors = []
-        for option in (a for a in arguments if a is not type(None)):
-            try:
-                return _coerce(where, value, option)
-            except UserError as error:
-                errors.append(error)
-        raise errors[0]
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise unknown(f"value of {where}:", value, map(str, arguments))
-    if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where}={value} has to be a list such as [0,1,2].")
-        return origin(_coerce(where, item, arguments[0]) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if hint is float and isinstance(value, float):
-        raise UserError(f"{where}={value} has to be a finite number.")
-    if inspect.isclass(hint) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise UserError(f"{where}={value} has to be of type {getattr(hint, '__name__', hint)}.")

@@ -15,7 +15,7 @@ from harness.calibration.resume import CheckpointPolicy, folder_of, source_hash
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import checked
-from harness.core.interfaces import WholeRecovery
+from harness.core.recoveries import WholeRecovery
 from harness.core.rng import rng
 from harness.data.packed import held_out_windows, training_windows
 from harness.evaluation.zeros import check_healed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.catalogue import component
-from harness.core.interfaces import ConversionView
+from harness.core.recoveries import ConversionView
 
 
 @component("conversion", "none")

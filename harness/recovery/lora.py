@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.interfaces import Adapter
+from harness.core.recoveries import Adapter
 from harness.core.training import Training
 from harness.runtime.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.catalogue import component
-from harness.core.interfaces import RecoveryView
+from harness.core.recoveries import RecoveryView
 
 
 @component("recovery", "none")

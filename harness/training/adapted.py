@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from harness.core.interfaces import Adapter
+from harness.core.recoveries import Adapter
 from harness.models.decoder import Decoder
 from harness.models.pieces import patched
 

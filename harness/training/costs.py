@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from harness.core.costs import Cost
 from harness.core.geometry import Geometry
-from harness.core.interfaces import Scored
+from harness.core.recoveries import Scored
 from harness.core.training import Training, rates_of, steps_of
 from harness.data.packed import HELD_OUT_WINDOWS
 from harness.training.loop import TOKENS_AT_ONCE

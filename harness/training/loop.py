@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from harness.calibration.progress import progress
-from harness.core.interfaces import Selector
+from harness.core.recoveries import Selector
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
 from harness.runtime.errors import Failure

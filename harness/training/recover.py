@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core.interfaces import Adapter, Scored
+from harness.core.recoveries import Adapter, Scored
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.core.interfaces import Adapter
+from harness.core.recoveries import Adapter
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
 from harness.training.adapted import Adapted, start

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.core.component import completed
-from harness.core.interfaces import Adapter, ScoreView, Trial
+from harness.core.recoveries import Adapter, ScoreView, Trial
 from harness.core.training import Training
 from harness.recovery.kept_weights import KeptWeights
 from harness.recovery.lora import Lora

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from harness import catalogue
 from harness.calibration.resume import CheckpointPolicy
-from harness.core.interfaces import Recovery, Selector, WholeRecovery
 from harness.core.pattern import NofM, keep, satisfies
+from harness.core.recoveries import Recovery, Selector, WholeRecovery
 from harness.core.rng import rng
 from harness.models.decoder import decoder_of
 from harness.runtime.errors import Refusal
