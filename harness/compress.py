@@ -221,18 +221,11 @@ def check_fit(method: Any, allocation: Allocation, shapes: Mapping[str, tuple[in
 
 @torch.no_grad()
 def prune(
-    decoder: Decoder,
-    batches: list[Tensor],
-    scope: Sequence[int],
-    method: Any,
-    allocation: Allocation,
+    decoder: Decoder, batches: list[Tensor], scope: Sequence[int], method: Any, allocation: Allocation,
     logged: dict[str, dict[str, Any]] | None = None,
     walk: Callable[..., Iterator[StreamedBlock | ReplicatedBlock]] | None = None,
-    finished: FinishedBlocks | None = None,
-    counts: dict[str, causes.Counts] | None = None,
-    *,
-    masks: bool = True,
-) -> dict[str, Pruned]:
+    finished: FinishedBlocks | None = None, counts: dict[str, causes.Counts] | None = None, *, masks: bool = True,
+) -> dict[str, Pruned]:  # fmt: skip
     """Block by block, the next one seeing what was done to this one.
 
     Args:
@@ -258,14 +251,11 @@ def prune(
                 patterns = {site: allocation[site] for site in block.weights}
                 made = _counted(block, block_method.prune_block(block, patterns), patterns)
             seen |= made.counted
-            for site, one in made.pruned.items():
-                block.write(site, one.weight)
-                kept = one.kept if masks else torch.empty(0, dtype=torch.bool)
-                done[site] = Pruned(torch.empty(0), kept, one.note, order=one.order)  # the weight is in the model
+            done |= (left := _put(block, made.pruned, masks=masks))
             if logged is not None and made.diagnostics:
                 logged[str(block.index)] = dict(made.diagnostics)
             if finished and is_new:
-                finished.add(block.index, made._replace(pruned={site: done[site] for site in made.pruned}))
+                finished.add(block.index, made._replace(pruned=left))
     except Exception:
         checked.counts(who, causes.read(seen, allocation))  # a later block stumbles over what an earlier one became
         raise
@@ -276,6 +266,17 @@ def prune(
     if finished and finished.loaded:
         warn(f"resumed: {finished.loaded} of {len(scope)} blocks are those that an earlier attempt finished")
     return done
+
+
+def _put(block: StreamedBlock | ReplicatedBlock, pruned: Mapping[str, Pruned], *, masks: bool) -> dict[str, Pruned]:
+    """Write pruned weights into a block; what is left to say of them no longer holds them."""
+    for site, one in pruned.items():
+        block.write(site, one.weight)
+    nothing = torch.empty(0)
+    return {
+        site: Pruned(nothing, one.kept if masks else nothing.bool(), one.note, order=one.order)
+        for site, one in pruned.items()
+    }
 
 
 def _counted(

@@ -40,16 +40,9 @@ def check_form(decoder: Decoder, form: Form) -> None:
 
 
 def save_model(
-    decoder: Decoder,
-    tokenizer: Any,
-    folder: Path,
-    sites: Mapping[str, Mapping[str, Any]],
-    fingerprint: str,
-    orders: Mapping[str, Tensor] | None = None,
-    *,
-    form: Form = "padded",
-    about: Mapping[str, Any] | None = None,
-) -> int:
+    decoder: Decoder, tokenizer: Any, folder: Path, sites: Mapping[str, Mapping[str, Any]], fingerprint: str,
+    orders: Mapping[str, Tensor] | None = None, *, form: Form = "padded", about: Mapping[str, Any] | None = None,
+) -> int:  # fmt: skip
     """Write model and tokenizer, read the pruned matrices back and count their zeros; then put them in their places.
 
     The configuration is the checkpoint's own, as far as nothing was cut. What an earlier run saved in the folder goes,
@@ -63,7 +56,7 @@ def save_model(
         about: what else `MARK` and the model card say of the run.
 
     Returns:
-        the parameters that lie in the folder, zeros in between among them.
+        The parameters that lie in the folder, zeros in between among them.
 
     Raises:
         UserError: the folder cannot be written.
