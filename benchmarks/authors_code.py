@@ -103,7 +103,7 @@ def _module_of(clone: Path, name: str) -> Any:
 
 
 def stay_on_cpu() -> None:
-    """What their codes send to a GPU stays where it is."""
+    """Keep on the CPU what their codes send to a GPU."""
     move = torch.Tensor.to
 
     def to(self: Tensor, *given: Any, **named: Any) -> Tensor:

@@ -72,7 +72,7 @@ class Task(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What all runs have in common."""
+    """Settings that all runs share."""
 
     clones: Path
     windows: int

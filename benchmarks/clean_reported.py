@@ -55,7 +55,7 @@ class Row:
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """What the number is of: equal numbers of one cell in one paper are one number."""
+        """The key of the number: equal numbers of one cell in one paper are one number."""
         return (
             self.paper, self.model, self.method, self.allocator, self.scope, self.sparsity, self.pattern, self.task,
             self.metric, self.protocol,
@@ -122,7 +122,7 @@ class Rules:
         return rule["metric"] or slug(metric), rule["unit"], rule["protocol"]
 
     def flag(self, row: Row) -> str:
-        """What is known against a row, or nothing."""
+        """Objection to a row, or nothing."""
         value = "" if row.value is None else format(row.value, "f")
         printed = {name: getattr(row, name) for name in ("paper", "table", "model", "method", "allocator", "task")}
         return "; ".join(rule["flag"] for rule in self.flags if _fits(rule, {**printed, "value": value}))

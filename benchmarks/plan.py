@@ -1,4 +1,4 @@
-"""What `make plan` foresees, beside what the same points take.
+"""Forecasts of `make plan`, beside what the same points take.
 
     python -m benchmarks.plan     # a GPU: random checkpoints of these geometries, WikiText-2 (HARNESS_ASSETS)
     python -m benchmarks.plan --models proxy-llama-11m     # a model that is there

@@ -132,7 +132,7 @@ def seconds(conf: Path, command: str, records: Path) -> tuple[float, float]:
 
 
 def record_of(cfg: RunConfig, number: int) -> Record:
-    """What a run of this point would leave, its numbers made up."""
+    """The record of a run of this point, its numbers made up."""
     zeros = cfg.asked
     resolved = {
         "evaluation_window": WINDOW,

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(arguments: Sequence[str]) -> Callable[[], int]:
-    """What a command line asks for, checked; doing it gives the exit status."""
+    """The checked action of a command line; doing it gives the exit status."""
     gc.disable()  # imports leave no garbage, and looking for it takes an eighth of their time
     try:
         from harness.cli import quick

@@ -47,7 +47,7 @@ WINDOWS = 128
 
 @dataclass(frozen=True)
 class Result:
-    """What `prune` did: the model, which is the one it was given, and the record that a run would have written."""
+    """Result of `prune`: the model, which is the one it was given, and the record that a run would have written."""
 
     model: PreTrainedModel
     record: Record
@@ -64,7 +64,7 @@ class Result:
 
     @property
     def measures(self) -> list[dict[str, Any]]:
-        """What was measured of the pruned model, as `evaluate` gives it; empty unless `prune` was given `on`."""
+        """Measures of the pruned model, as `evaluate` gives them; empty unless `prune` was given `on`."""
         return [dict(measure) for measure in self.record.measures]
 
     def write(self, records: str | Path) -> Path:
@@ -217,7 +217,7 @@ def _computed(cfg: RunConfig, checkpoint: Checkpoint, decoder: Decoder, tokenize
 
 
 def _texts(cfg: RunConfig, *, calibrated: bool) -> list[str]:
-    """What a tokenizer has to split: corpora, but for windows of tokens, and tasks."""
+    """Texts a tokenizer has to split: corpora, but for windows of tokens, and tasks."""
     named: dict[str, Any] = {}
     for name, judge in cfg.evaluators.items():
         named |= {f"the task {name}": None} if judge.corpus is None else {f"the text {name}": judge}
@@ -264,7 +264,7 @@ def _composed(
 
 
 def _made(composed: Mapping[str, Any], given: Mapping[str, Any], make: Callable[..., Any], *options: str) -> Any:
-    """What is given of an option, or what is made of its values."""
+    """Given value of an option, or what is made of its values."""
     return given[options[0]] if options[0] in given else make(*(composed[option] for option in options))
 
 
@@ -358,6 +358,6 @@ def _hold(stack: ExitStack, name: str, option: str, texts: Texts) -> str:
 
 
 def _name_of(model: PreTrainedModel) -> str:
-    """What a record calls the model: the last part of where it came from, or its class."""
+    """The model's name in a record: the last part of where it came from, or its class."""
     came = Path(str(model.config._name_or_path or "")).name or type(model).__name__
     return re.sub(r"[^A-Za-z0-9._-]+", "-", came).lstrip(".")[:96] or type(model).__name__

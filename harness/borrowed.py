@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_of(model: PreTrainedModel, tokenizer: Any, *, hashed: bool = True) -> Checkpoint:
-    """What stands for the files of a model in memory.
+    """Stand-in for the files of a model in memory.
 
     Args:
         hashed: whether its weights and its tokenizer have to be known by what they are.

@@ -1,4 +1,4 @@
-"""What the overrides of one point choose: of every group, and of the components within a component.
+"""Choices in the overrides of one point: of every group, and of the components within a component.
 
 A component within another is chosen by its name, `method.inner=ria` or `method.inner.name=ria`, and has its own
 defaults then. Hydra knows it as the choice `method@method.inner=ria`.

@@ -122,7 +122,7 @@ def choice_settings(group: str, choice: str, fixed: Sequence[str]) -> Any:
 
 
 def cluster_of(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a file of `conf/cluster` says: its own settings (`cluster.jobs`), and those of its launcher.
+    """The settings in a file of `conf/cluster`: its own (`cluster.jobs`), and those of its launcher.
 
     Args:
         overrides: those of the launcher (`hydra.launcher.…`) and of the cluster (`cluster.…`).

@@ -45,7 +45,7 @@ from harness.session import Session
 
 @dataclass
 class Pruning:
-    """What came of pruning: the pattern asked of each site, and what the method gave, counted and said.
+    """Result of pruning: the pattern asked of each site, and what the method gave, counted and said.
 
     `of_allocation` is what the allocator logged, `blocks` what the method logged of each block, by its index; `counts`
     are the zeros in every matrix.
@@ -64,7 +64,7 @@ class Pruning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the record has to know."""
+        """Notes that a reader of the record needs."""
         notes = [f"{site}: {one.note}" for site, one in self.pruned.items() if one.note]
         if back := sum(bool(facts.get("fallback")) for facts in self.blocks.values()):
             notes.append(f"{back} of {len(self.blocks)} blocks fell back")
@@ -171,7 +171,7 @@ def _view(
     run: Run, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
     reuse: ReuseCache | None = None,
 ) -> DecoderView:  # fmt: skip
-    """What planner and allocator may ask. Further windows of the calibration text have a seed of their own."""
+    """The view for planner and allocator. Further windows of the calibration text have a seed of their own."""
 
     def draw(count: int) -> Tensor:
         seed = rng(run.cfg.calibration.seed, "windows of a search").randrange(2**32)
@@ -187,7 +187,7 @@ def _view(
 
 
 def _belongs(run: Run, decoder: Decoder) -> Mapping[str, Any]:
-    """What cached values depend on; behind a plan, on what is cut, and on who gave it tensors."""
+    """The key of cached values: behind a plan, also what is cut, and who gave it tensors."""
     if not decoder.cut:
         return run.cache_identity
     return {**run.cache_identity, "cut": decoder.cut.json(), "planner": catalogue.describe(run.cfg.planner)}
@@ -282,7 +282,7 @@ def _put(block: StreamedBlock | ReplicatedBlock, pruned: Mapping[str, Pruned], *
 def _counted(
     block: StreamedBlock | ReplicatedBlock, pruned: Mapping[str, Pruned], patterns: Mapping[str, Pattern]
 ) -> Block:
-    """What a method made of a block, with the zeros that are counted in it."""
+    """Result of a method on a block, with the zeros that are counted in it."""
     weights = block.dense if isinstance(block, WrittenView) else block.weights
     counted = {
         site: causes.counted(weights[site], one.weight, one.kept, patterns[site], one.unseen)

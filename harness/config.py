@@ -14,7 +14,7 @@ from harness.models.checkpoint import ModelChoice
 from harness.runtime.errors import UserError, unknown
 
 Inputs = Literal["pruned", "dense"]
-"""What a block is calibrated on: what the blocks before it give, pruned as they are by then, or as they were."""
+"""Inputs for a block's calibration: what the blocks before it give, pruned as they are by then, or as they were."""
 TRACKERS = ("csv", "wandb", "wandb-offline")
 
 

@@ -287,7 +287,7 @@ def is_unsaved(cfg: RunConfig, record: Record) -> bool:
 
 @dataclass
 class _Outcome:
-    """What an attempt came to."""
+    """An attempt's outcome."""
 
     record: Record | None = None
 

@@ -66,6 +66,6 @@ def options() -> tuple[str, ...]:
 
 
 def default_choice(group: str) -> str:
-    """What is chosen in a group that no override names."""
+    """The choice in a group that no override names."""
     defaults = _main().defaults
     return next((str(entry[group]) for entry in defaults if isinstance(entry, DictConfig) and group in entry), "")

@@ -84,7 +84,7 @@ def need_of(
     cfg: RunConfig, geometry: Geometry, *, length: int, window: int, itemsize: int, weights: float | None = None,
     calibrated: bool = True, cuda: bool = True,
 ) -> Need:  # fmt: skip
-    """What a run needs with calibration windows of `length` and evaluation windows of `window` tokens.
+    """Need of a run with calibration windows of `length` and evaluation windows of `window` tokens.
 
     Args:
         itemsize: bytes of a weight.
@@ -192,7 +192,7 @@ def _scoring(cfg: RunConfig, geometry: Geometry, work: Work) -> float:
 
 
 class Offload(NamedTuple):
-    """What is to wait in host memory; activations None: what finds no room."""
+    """Parts to wait in host memory; activations None: what finds no room."""
 
     blocks: bool
     activations: bool | None

@@ -1,4 +1,4 @@
-"""What is typed on the command line, in Hydra's grammar: refused where nothing could be meant, and cut into points.
+"""Words of the command line, in Hydra's grammar: refused where nothing could be meant, and cut into points.
 
 This is the one place that composes sweeps, whoever runs their points: a process, a launcher, or nobody (a plan).
 """
@@ -22,17 +22,17 @@ from harness.groups import GROUPS, choices
 from harness.runtime.errors import UserError, unknown
 
 UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError)
-"""What Hydra's parser raises of texts that it cannot read."""
+"""Errors of Hydra's parser for texts that it cannot read."""
 POINTS = 100_000
 """The most points of a sweep; more are a slip of the fingers, and would fill the memory before the first one runs."""
 ONE_EACH = ("study", "scale", "cluster", "plugins")
 """The options of a whole command: its points cannot differ in them."""
 DELETION = re.compile(r"~(?!cluster\.|evaluation\.[^.=]+(?:=|$))([^=@]*)")
-"""What takes an option away, or a setting of a group; one text or task of `evaluation` may go."""
+"""Deletion of an option, or of a setting of a group; one text or task of `evaluation` may go."""
 NUMBER = re.compile(r"(?<![\w.'\"/+-])[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.'\"/-])")
 HOW_TO_WRITE = "write <option>=<value>"
 PLAIN = re.compile(r"[A-Za-z0-9_./+*%@?$|:\\ -]*")
-"""What a value may have in it outside quotes, where it is neither a list, a mapping nor a function."""
+"""Characters of a value outside quotes, where it is neither a list, a mapping nor a function."""
 LONGEST_EXAMPLE = 100
 LONGEST_NAME = 200
 """Characters of an option; Hydra looks for a file of its name."""
@@ -154,7 +154,7 @@ def _check_choice(text: str, override: Override) -> None:
 
 
 def value_of(texts: Sequence[str], key: str) -> str | None:
-    """What an option is given as text; None where it is not, or is empty or null."""
+    """Value of an option as text; None where it is not given, or is empty or null."""
     found = [text.split("=", 1)[1] for text in texts if text.startswith(f"{key}=")]
     return found[-1] if found and found[-1] not in ("", "null") else None
 
@@ -265,7 +265,7 @@ def explained(error: Exception, texts: Sequence[str]) -> UserError:
 
 
 def _how_to_write(text: str) -> str:
-    """What to type instead: the quotes of the grammar, and those of the shell around them."""
+    """The spelling to type instead: quotes of the grammar, and those of the shell around them."""
     key, equals, value = text.partition("=")
     if not equals or PLAIN.fullmatch(value):
         return HOW_TO_WRITE

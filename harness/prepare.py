@@ -1,4 +1,4 @@
-"""What is settled before any work starts: files found and hashed, sizes checked, the fingerprint known."""
+"""Preparations before any work starts: files found and hashed, sizes checked, the fingerprint known."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Inputs:
     evaluation_window: int
     needs_calibration: bool
     data: Mapping[str, Mapping[str, Any]]
-    """What identifies the text or task behind every evaluation, `calibration` where it is needed, and `recovery`."""
+    """The identity of the text or task behind every evaluation, `calibration` where it is needed, and `recovery`."""
     training: TrainingText | None = None
 
 
@@ -86,7 +86,7 @@ class Run:
     facts: dict[str, Any]
     fingerprint: str
     cache_identity: Mapping[str, Any]
-    """What cached values of this run's model and calibration depend on, see `calibration/cache.py`."""
+    """The key of cached values of this run's model and calibration, see `calibration/cache.py`."""
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
 
@@ -343,7 +343,7 @@ def _identity(
 
 
 def _recovery_identity(cfg: RunConfig, inputs: Inputs, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the numbers of a recovery: its settings, its text where it has one, the revision of the loop."""
+    """The settings behind a recovery's numbers: its own, its text where it has one, the revision of the loop."""
     described = catalogue.describe(cfg.recovery)
     if inputs.training is None:
         return described

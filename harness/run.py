@@ -59,7 +59,7 @@ def compute(run: Run, session: Session | None = None) -> Record:
 
 
 def _measures(run: Run, session: Session, decoder: Decoder, tokenizer: Any) -> list[dict[str, Any]]:
-    """What the evaluators measure; of a dense model each evaluation is made once a process."""
+    """Measures of the evaluators; of a dense model each evaluation is made once a process."""
     context = Context(run.inputs.evaluation_window, run.cfg.evaluation_limit, run.cfg.seed, run.device)
     if is_dense(names_of(run.config)):
         measures = session.dense_measures(run, decoder, tokenizer, context)
@@ -108,7 +108,7 @@ def _record(
 
 
 def _about(cfg: RunConfig, measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a saved model says of the run that made it."""
+    """A saved model's facts on the run that made it."""
     parts = {"planner": cfg.planner, "recovery": cfg.recovery}
     if cfg.conversion is not None:
         parts["conversion"] = cfg.conversion

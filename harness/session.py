@@ -1,4 +1,4 @@
-"""What a process keeps between the points of a sweep: one dense model, its tokens and measures, what points share.
+"""State of a process between the points of a sweep: one dense model, its tokens and measures, what points share.
 
 Everything is keyed by content (hashes of weights and tokenizer, dtype, device, attention), never by a path alone. A
 point is, bit for bit on a CPU, what it is in a process of its own.
@@ -131,7 +131,7 @@ class Session:
         return held.decoder, tokenizer
 
     def reuse(self, cfg: RunConfig, batches: Sequence[Tensor], *, edited: bool) -> ReuseCache | None:
-        """What this point shares; nothing once its structure was edited, None where there is nothing to it."""
+        """The cache of this point; empty once its structure was edited, None where there is nothing to it."""
         dense = cfg.inputs == "dense"
         held = None if edited or not self.keeps else self._held
         if held is None:

@@ -149,7 +149,7 @@ def known_settings(group: str, settings: Any, known: Iterable[str]) -> dict[str,
 
 
 def model_choice(model: Mapping[str, Any]) -> ModelChoice:
-    """What the group `model` says of a checkpoint.
+    """Choice of a checkpoint in the group `model`.
 
     Raises:
         UserError: an unknown setting, or a value that cannot be.

@@ -40,11 +40,11 @@ OLD_NAMES = {
     "transformers.utils": ("get_full_repo_name", "send_example_telemetry"),
     "weightwatcher": (),
 }
-"""What their files import and a run to perplexity does not call."""
+"""Names their files import and a run to perplexity does not call."""
 
 
 class Order(NamedTuple):
-    """What a process is to do beside its arguments.
+    """Orders of a process beside its arguments.
 
     `texts` gives corpus and split for `wikitext train`, `wikitext test`, `c4 train`, `c4 validation`.
     """
@@ -182,7 +182,7 @@ def give_model(order: Order, has_accelerate: bool) -> None:
 
 
 def stay_on_cpu() -> None:
-    """What they send to a GPU stays where it is."""
+    """Keep on the CPU what they send to a GPU."""
     move = torch.Tensor.to
 
     def to(self: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
@@ -233,7 +233,7 @@ def listen(clone: Path, order: Order, told: dict[str, Any]) -> None:
 
 
 def digest(tokens: torch.Tensor) -> str:
-    """What tells token ids from others."""
+    """A digest to tell token ids apart."""
     return hashlib.sha256(tokens.flatten().numpy().tobytes()).hexdigest()
 
 

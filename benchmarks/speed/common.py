@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: random models, the authors' code on newer transformers, clocks, tables."""
+"""Shared parts of the speed benchmarks: random models, authors' code on newer transformers, clocks, tables."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def measured_on() -> str:
 
 
 PAIRS = False
-"""Whether the authors' blocks see every window twice at once: products of another shape, which round otherwise."""
+"""True if the authors' blocks see every window twice at once: products of another shape, which round otherwise."""
 
 
 @contextmanager

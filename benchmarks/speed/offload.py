@@ -1,4 +1,4 @@
-"""What it costs to keep blocks in host memory, and what a second GPU saves: calibration, pruning, evaluation.
+"""The cost of keeping blocks in host memory, and the gain of a second GPU: calibration, pruning, evaluation.
 
     python -m benchmarks.speed.offload --shape 7b     # one H200, or two of one host
     python -m benchmarks.speed.offload --shape 11m --windows 8 --length 128 --text 8     # two CPU cores

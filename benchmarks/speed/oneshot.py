@@ -85,7 +85,7 @@ def _row(name: str, side: Side, first: Side, error: float) -> str:
 
 
 def work_of(name: str) -> Work:
-    """What a method does to a model, by its name as the command line has it."""
+    """The work of a method on a model, by its name as the command line has it."""
     catalogue.discover()
     named, _, ways = name.partition(":")
     plain, *settings = named.split(",")

@@ -21,7 +21,7 @@ class Point(NamedTuple):
 
     @property
     def overrides(self) -> list[str]:
-        """What composes it."""
+        """Its overrides."""
         return [f"sparsity={self.sparsity}", f"method={self.method}", f"allocator={self.allocator}"]
 
     @property
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What one point gave: perplexities, the fraction of zeros, seconds from its start to its end."""
+    """Results of one point: perplexities, the fraction of zeros, seconds from its start to its end."""
 
     values: list[float]
     achieved: float

@@ -45,7 +45,7 @@ BOUNDS = {
 
 
 class Setting(NamedTuple):
-    """What every point of theirs has in common."""
+    """Settings that all of their points share."""
 
     clones: Path
     order: Order

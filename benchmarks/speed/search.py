@@ -1,4 +1,4 @@
-"""What one candidate of a search costs beside the bare forward pass on its tokens.
+"""Cost of one candidate of a search beside the bare forward pass on its tokens.
 
     python -m benchmarks.speed.search --shape 7b     # an H200
     python -m benchmarks.speed.search --shape 11m --length 512     # two CPU cores

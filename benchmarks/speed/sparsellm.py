@@ -37,7 +37,7 @@ SPARSITY = 0.7
 
 
 class Side(NamedTuple):
-    """What one side gave: seconds of each repeat, peak bytes, and the two errors."""
+    """Results of one side: seconds of each repeat, peak bytes, and the two errors."""
 
     seconds: list[float]
     peak: int

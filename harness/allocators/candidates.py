@@ -1,4 +1,4 @@
-"""What the searching allocators share: the candidates' space, the database they are assembled from, what is told."""
+"""Shared parts of the searching allocators: the space and the database of their candidates, and what is told."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sensitivity_of(view: ModelView, kind: Sensitivity, windows: int, probes: int
 
 @dataclass(frozen=True)
 class Search:
-    """What searching allocators have in common: the settings by which candidates are made and judged."""
+    """Settings that all searching allocators share: how candidates are made and judged."""
 
     granularity: Granularity = "matrix"
     """The units that have a sparsity of their own."""
@@ -59,7 +59,7 @@ class Search:
     inputs: Literal["dense", "pruned"] = "dense"
     """The inputs on which levels are pruned: the dense model's, or those in the model pruned uniformly."""
     objective: Objective = "kl"
-    """What a candidate is judged by: divergence from the dense model (`kl`) or loss (`nll`)."""
+    """The measure of a candidate: divergence from the dense model (`kl`) or loss (`nll`)."""
     held_out: int = 8
     """Windows behind those, by which the best and the uniform candidate are judged once more in the end."""
     step: float = 0.05
@@ -118,7 +118,7 @@ class Search:
 
     @contextmanager
     def state(self, view: ModelView, space: Space, settings: Sequence[str]) -> Iterator[SearchState]:
-        """What is known of a search with these settings beside the common ones; no other process works on it meanwhile.
+        """The state of a search with these and the common settings; no other process works on it meanwhile.
 
         The database is made when a candidate has to be evaluated.
         """
@@ -208,7 +208,7 @@ def unit_names(space: Space) -> list[str]:
 
 
 def block_prefix(sites: Sequence[str]) -> str:
-    """What the names of all sites of a block begin with, up to a point."""
+    """Common prefix of the names of all sites of a block, up to a point."""
     parts = [site.split(".") for site in sites]
     common = takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
     return "".join(f"{names[0]}." for names in common)

@@ -42,7 +42,7 @@ class File:
         self._saved()
 
     def identity(self) -> dict[str, str]:
-        """What the file says stands for where it lies."""
+        """Its content's digest, in place of the path."""
         return {"path": self._saved().digest}
 
     def allocate(self, view: ModelView, budget: Budget) -> Allocation:
@@ -126,7 +126,7 @@ def read_allocation(path: str | Path) -> Saved:
 
 
 def _check(saved: Saved) -> None:
-    """Whoever wrote a file, what it says can be weighed and shown.
+    """Check that a file, whoever wrote it, can be weighed and shown.
 
     Raises:
         ValueError, TypeError: it is no allocation.

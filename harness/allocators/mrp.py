@@ -41,7 +41,7 @@ class Mrp:
     headroom: float = 0.15
     """How far below the budget every unit starts."""
     step: float = 0.05
-    """What the most redundant unit loses at a turn."""
+    """Fraction the most redundant unit loses at a turn."""
     decay: float = 1.0
     """The factor of the step at every turn."""
     least_step: float = 0.05

@@ -26,7 +26,7 @@ from harness.core.search import Candidate, SearchState, Space, best_first, stopp
 from harness.runtime.errors import UserError
 
 SETTINGS = ("sensitivity", "per", "sensitivity_windows", "probes", "start", "population", "crossover", "mutation")
-"""What the candidates of a generation depend on, beside `Search`: not how many generations there are."""
+"""Settings that a generation's candidates depend on, beside `Search`: not how many generations there are."""
 
 
 @component("allocator", "msp")
@@ -45,7 +45,7 @@ class Msp(Search):
     sensitivity: Sensitivity = "fisher"
     """Trace of the Fisher information, or of the loss's Hessian."""
     per: Literal["matrix", "parameter"] = "parameter"
-    """Whether the trace of a matrix counts whole or per parameter."""
+    """Trace of a matrix that counts: whole or per parameter."""
     sensitivity_windows: int = 32
     """Calibration windows of the trace."""
     probes: int = 4

@@ -275,7 +275,7 @@ def _levels_of(block: Any, method: Any, levels: Mapping[str, Sequence[Pattern]])
 
 @contextmanager
 def dense_again(decoder: Decoder, scope: Sequence[int], *, touched: bool = True) -> Iterator[None]:
-    """Whatever is written into the blocks of `scope` inside is undone at the end."""
+    """Undo at the end whatever is written into the blocks of `scope` inside."""
     kept: list[tuple[nn.Linear, Tensor]] = []
     if touched:
         for index in scope:

@@ -57,7 +57,7 @@ class CachedValue:
         return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.purpose)[:64]}_{_digest(self.depends_on)[:16]}"
 
     def read(self) -> Any | None:
-        """What was written last, or None; so it is, with a warning, where the file is damaged or belongs elsewhere."""
+        """Value written last, or None; so it is, with a warning, where the file is damaged or belongs elsewhere."""
         if self.cache.folder is None or self.key in self.cache._kept:
             return self.cache._kept.get(self.key)
         path = self.cache.folder / f"{self.key}.json"

@@ -267,7 +267,7 @@ def _forward(
     directions: Directions,
     tokens: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What a block gives (1, L, D) and the tangent of it, J (ḣ, z): Jᵀλ is linear in λ, and its derivative is J."""
+    """The output (1, L, D) of a block and its tangent, J (ḣ, z): Jᵀλ is linear in λ, and its derivative is J."""
     hidden = hidden.detach().requires_grad_()
     with state.at(index), _differentiable(weights) as leaves:
         output = state.run_block(index, hidden, tokens)

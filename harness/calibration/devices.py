@@ -35,7 +35,7 @@ def over_devices(decoder: Decoder, batches: Sequence[Tensor]) -> list[tuple[Deco
 
 
 def each(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    """What the work gives for the share of each device, all at the same time, without gradients."""
+    """The results of the work on each device's share, all at the same time, without gradients."""
 
     def quietly(item: T) -> U:
         with torch.no_grad():  # a thread records gradients even where the caller does not

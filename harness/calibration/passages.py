@@ -58,7 +58,7 @@ def _through_sublayers(
 
 
 def _run(stream: Stream, index: int, before: Tensor, tokens: Tensor, *without: Unit) -> Tensor:
-    """What a block gives (B, L, D), without some of its units."""
+    """Output (B, L, D) of a block without some of its units."""
     with gated(stream.decoder, Cut(frozenset(without))):
         return stream.with_oom_backoff(partial(stream.run_block, index, before, tokens))
 

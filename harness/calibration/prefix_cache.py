@@ -1,4 +1,4 @@
-"""What a walk over pruned blocks leaves behind, so that the next one begins where it first differs from it."""
+"""States of a walk over pruned blocks, kept so that the next one begins where it first differs from it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ReferencedBlock(StreamedBlock):
 
     @torch.no_grad()
     def difference(self, sites: Sequence[str]) -> Difference:
-        """What the inputs of linears that read the same are, beside the dense model's on the same tokens.
+        """The inputs of linears that read the same, beside the dense model's on the same tokens.
 
         Raises:
             Failure: not even one window fits in memory.

@@ -38,7 +38,7 @@ PRUNES = ("core", "runtime", "methods", "calibration", "models")
 
 
 class Block(NamedTuple):
-    """What became of a block: site → weight (O, I), mask, warning; what the method told about it; what was counted."""
+    """The result for a block: site → weight (O, I), mask, warning; what the method told about it; what was counted."""
 
     pruned: Mapping[str, Pruned]
     diagnostics: Mapping[str, Any]
@@ -75,7 +75,7 @@ def forget(cache: Path | None, fingerprint: str) -> None:
 
 
 def cache_key_of(identity: Mapping[str, Any], method: Mapping[str, Any], seed: int, allocation: Allocation) -> str:
-    """What pruned weights depend on, as a hash: the run's identity, its allocation, the code and torch's version."""
+    """Hash of all that pruned weights depend on: the run's identity, its allocation, the code and torch's version."""
     asked = {site: [type(pattern).__name__, asdict(pattern)] for site, pattern in allocation.items()}
     parts = [dict(identity), dict(method), seed, asked, source_hash(), torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What points of one model share without a difference: statistics of dense inputs, equal decisions, scores, orders.
+"""Values that points of one model share unchanged: statistics of dense inputs, equal decisions, scores, orders.
 
 Every point's first block sees what the dense model gives it, so what is seen there is seen once; so are all blocks of a
 dense model, and with `inputs=dense` those of every point. Points whose decisions are equal up to a block have equal
@@ -103,7 +103,7 @@ class Store:
 
 @dataclass
 class ReuseCache:
-    """What one point takes from a store, and leaves there.
+    """A point's access to a store: what it takes and leaves.
 
     Args:
         cache_key: what its statistics depend on beside the weights: the calibration windows, and how they are computed.
@@ -145,7 +145,7 @@ class ReuseCache:
         return _Remembering(method, allocation, self)
 
     def taken(self, kind: str, store: Store, key: Hashable) -> Any | None:
-        """What is kept under a key, counted."""
+        """Value kept under a key, counted."""
         value = store.get(key)
         self.tally[kind] += value is not None
         return value
@@ -249,12 +249,12 @@ class CachedBlock(_Unseen):
         return {site: found[site] for group in groups.values() for site in group}
 
     def _kept(self, number: int) -> ActivationStats | None:
-        """What was asked of the inputs of this group, if it is kept."""
+        """Statistics asked of this group's inputs, if they are kept."""
         reuse, name = self._walk.reuse, self._asked[number]
         return reuse.taken("statistics", reuse.store, self._walk.key(self.index, number, name)) if name else None
 
     def weight_statistic(self, site: Site, make: Callable[[], Any]) -> Any:
-        """What a method knows of a dense weight alone (the order of its magnitudes), made once."""
+        """A method's statistic of a dense weight alone (the order of its magnitudes), made once."""
         key = ("weight", site, make)
         if (value := self._walk.reuse.taken("orders", self._walk.reuse.store, key)) is None:
             value = make()
@@ -314,7 +314,7 @@ def _own(pruned: Tensor, weight: Tensor) -> Tensor:
 
 
 def name_of(statistic: Statistic) -> str:
-    """What a statistic is known by: its two functions where a module holds them, empty for one made on the spot."""
+    """The name of a statistic: its two functions where a module holds them, empty for one made on the spot."""
     names = []
     for function in statistic:
         module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")

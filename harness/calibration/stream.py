@@ -82,7 +82,7 @@ class Stream:
         return [batch] if self._together is None else batch.split(self._together)
 
     def with_oom_backoff(self, work: Callable[[], T]) -> T:
-        """What `work` gives; where memory runs out it is done again, with half as many windows at once from then on.
+        """Result of `work`; where memory runs out it is done again, with half as many windows at once from then on.
 
         Raises:
             Failure: not even one window fits.
@@ -152,7 +152,7 @@ class Stream:
 
     @torch.no_grad()
     def arguments(self, batch: Tensor) -> list[dict[str, Any]]:
-        """What every block is called with for tokens (B, L), beside the hidden states."""
+        """Arguments of every block for tokens (B, L), beside the hidden states."""
         caught, self._gives_tuples = catch_arguments(self.model, self.blocks, batch)
         return caught
 

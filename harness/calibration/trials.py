@@ -125,7 +125,7 @@ def _logits(stream: Stream, hidden: Tensor) -> Tensor:
 
 
 def _distance(logits: Tensor, dense: Tensor | None, targets: Tensor, objective: Question) -> Tensor:
-    """What each position (p,) adds."""
+    """The term of each position (p,)."""
     if dense is None:
         return functional.cross_entropy(logits, targets, reduction="none")
     if objective == "distance":
@@ -166,7 +166,7 @@ def masked_losses(decoder: Decoder, geometry: Geometry, masks: Masks, windows: T
 def _masked_block(
     stream: Stream, parallel: bool, factors: Masks, index: int, hidden: Tensor, tokens: Tensor
 ) -> Tensor:  # fmt: skip
-    """What a block gives (rows, L, D), its sub-layers with the factors (rows,) that they have."""
+    """Output (rows, L, D) of a block, its sub-layers with the factors (rows,) that they have."""
     if not {"attention", "mlp"} & set(factors):
         return stream.run_block(index, hidden, tokens)
     without = {part: Cut(frozenset({Unit(part, index)})) for part in SUBLAYERS}

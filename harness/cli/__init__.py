@@ -1,1 +1,1 @@
-"""What the command line answers without a run: it imports neither torch nor Hydra unless a question needs them."""
+"""Answers of the command line without a run: it imports neither torch nor Hydra unless a question needs them."""

@@ -108,7 +108,7 @@ Defined = tuple[ast.ClassDef | ast.FunctionDef | ast.Assign | None, ast.Module]
 
 
 def _defined(name: str, tree: ast.Module) -> Defined:
-    """What a name stands for in a module, one of its own or one that it imports from the harness; and that module."""
+    """The definition of a name in a module, its own or one that it imports from the harness; and that module."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node, tree

@@ -67,7 +67,7 @@ def _of_files(kind: str) -> dict[str, str]:
 
 
 def _title(kind: str, name: str) -> str:
-    """What a file of `conf/` is, in a line."""
+    """Title of a file of `conf/`, in a line."""
     text = (CONF / kind / f"{name}.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     if kind == "study":

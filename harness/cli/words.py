@@ -1,4 +1,4 @@
-"""What can be typed: commands, kinds of things to list, the options of a run with their defaults."""
+"""Words to type: commands, kinds of things to list, the options of a run with their defaults."""
 
 from __future__ import annotations
 

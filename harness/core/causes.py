@@ -22,12 +22,12 @@ CAUSES = {
     "ties": "equal magnitudes at the threshold",
     "quotas": "quotas in whole weights of a row or column",
 }
-"""What can be counted, in the order in which it is."""
+"""Causes that can be counted, in that order."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of one matrix: weights, those asked to be zero, those that are; the excess that each cause explains.
+    """Counts of one matrix: weights, those asked to be zero, those that are; the excess that each cause explains.
 
     `broken` weights are not finite, `masked` ones are there though their mask says that they went.
     """
@@ -78,7 +78,7 @@ def read(found: Mapping[str, Tensor], asked: Mapping[str, Pattern]) -> dict[str,
 
 
 def _at_most(dense: Tensor, gone: Tensor, pattern: Pattern, unseen: Tensor | None) -> Iterable[Tensor]:
-    """What each cause can explain: weights too many, or too few where it is negative."""
+    """Weights that each cause explains: too many, or too few where it is negative."""
     given = gone & (dense == 0)
     before = _surplus(given, pattern)
     yield before

@@ -26,7 +26,7 @@ def dealt(worth: Tensor, of: int) -> Tensor:
 
 
 def kept_in(order: Tensor, score: Tensor, pattern: NofM) -> Tensor:
-    """What stays (O, I) of each group of an order: the highest scores (O, I)."""
+    """Weights (O, I) kept of each group of an order: the highest scores (O, I)."""
     kept = torch.empty(score.shape, dtype=torch.bool, device=score.device)
     kept[:, order] = keep(score[:, order], pattern)
     return kept

@@ -1,4 +1,4 @@
-"""What components give is looked at before it is used: a plugin's mistake is one sentence that names the component."""
+"""Checks of components' results before they are used: a plugin's mistake is one sentence that names the component."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _is_permutation(order: Any, width: int) -> bool:
 
 
 def block(method: str, results: Any, weights: Mapping[str, Tensor]) -> dict[str, Pruned]:
-    """What a method gave for all matrices of a block, by site.
+    """Check the results of a method for all matrices of a block, by site.
 
     Raises:
         Failure: it is no such mapping, or one of its results has not the right form.

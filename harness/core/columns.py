@@ -35,7 +35,7 @@ def prune_columns(
 
 
 def spare_dead(block: Tensor, dead: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int]) -> Tensor:
-    """What stays (O, B) of the weights whose inputs are `dead` (B,), for a column block of dense weights (O, B).
+    """Mask (O, B) of the weights kept where inputs are `dead` (B,), for a column block of dense weights (O, B).
 
     They go before every other weight, the smallest first and of equal ones the earliest, as far as the quota of their
     group reaches; in the columns of live inputs the answer means nothing. `patterns` and `sizes` are those of
@@ -45,7 +45,7 @@ def spare_dead(block: Tensor, dead: Tensor, patterns: Sequence[Pattern], sizes: 
 
 
 def _choose(scores: Tensor, patterns: Sequence[Pattern], sizes: Sequence[int], quota: Quota = "threshold") -> Tensor:
-    """What stays (O, B), each matrix being a group of its own, or every M weights of a row."""
+    """Mask (O, B) of weights kept, each matrix a group of its own, or every M weights of a row."""
     pattern = patterns[0]
     if isinstance(pattern, NofM):
         return keep(scores, pattern)

@@ -1,4 +1,4 @@
-"""What a component may say of itself beside what its kind has to do: every optional hook, with its default.
+"""Optional hooks of a component, beside what its kind has to do, each with its default.
 
 `@component` gives a class the defaults of the hooks that it leaves out, so that whoever asks reads a plain attribute;
 `completed` does the same for a class that was not announced. The required parts of a kind are in `interfaces.py`.
@@ -21,7 +21,7 @@ T = TypeVar("T", bound=type)
 
 
 class Component(Protocol):
-    """What components of every kind may say."""
+    """Hooks of components of every kind."""
 
     revision: int = 1
     """Raised when its numbers change on purpose; records of another revision are stale."""
@@ -38,20 +38,20 @@ class Component(Protocol):
         """
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
-        """What it asks for at a point, counted from the model's sizes."""
+        """Its cost at a point, counted from the model's sizes."""
         return Cost()
 
 
 class MethodHooks(Component, Protocol):
-    """What a method may say."""
+    """Hooks of a method."""
 
     statistic: Statistic | None = gram
-    """What it observes; None: nothing, so that no block runs for it. The default is for methods of whole blocks, which
+    """Statistic observed; None: nothing, so no block runs for it. The default is for methods of whole blocks, which
     need not say it; others have to."""
     weight_statistic: Any = None
-    """What is kept of a weight where points share a model, in place of what is observed (`core/histogram.py`)."""
+    """Statistic kept of a weight where points share a model, in place of what is observed (`core/histogram.py`)."""
     beside_dense: bool = False
-    """Whether it compares the pruned model with the dense one, and so gets blocks that are a `ReferencedView`."""
+    """True if it compares the pruned model with the dense one, and so gets blocks that are a `ReferencedView`."""
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         """Why it cannot give a matrix (O, I) this pattern; None where it can."""
@@ -67,14 +67,14 @@ class MethodHooks(Component, Protocol):
 
 
 class AllocatorHooks(Component, Protocol):
-    """What an allocator may say."""
+    """Hooks of an allocator."""
 
     needs_calibration: bool = True
-    """Whether it looks at the inputs of a matrix."""
+    """True if it looks at the inputs of a matrix."""
     uses_cache: bool = False
-    """Whether it keeps values in the cache folder (`Probe.cached`)."""
+    """True if it keeps values in the cache folder (`Probe.cached`)."""
     asks_for_traces: bool = False
-    """Whether it asks for traces of curvature, whose own revision is then part of a run's identity."""
+    """True if it asks for traces of curvature, whose own revision is then part of a run's identity."""
     levels: tuple[int, ...] = ()
     """The levels n of a mixed n:M budget that it may use; none: all."""
 
@@ -84,10 +84,10 @@ class AllocatorHooks(Component, Protocol):
 
 
 class PlannerHooks(Component, Protocol):
-    """What a planner may say."""
+    """Hooks of a planner."""
 
     needs_calibration: bool = True
-    """Whether it looks at calibration windows."""
+    """True if it looks at calibration windows."""
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
         """One pass over the calibration windows, unless it looks at none."""
@@ -95,22 +95,22 @@ class PlannerHooks(Component, Protocol):
 
 
 class ConversionHooks(Component, Protocol):
-    """What a conversion may say."""
+    """Hooks of a conversion."""
 
     needs_calibration: bool = True
-    """Whether it looks at calibration windows."""
+    """True if it looks at calibration windows."""
 
 
 class RecoveryHooks(Component, Protocol):
-    """What a recovery may say."""
+    """Hooks of a recovery."""
 
     needs_calibration: bool = False
-    """Whether it looks at calibration windows."""
+    """True if it looks at calibration windows."""
     keeps_zeros: bool = True
-    """Whether it leaves the zeros that pruning made; one that the shared loop trains has to say it."""
+    """True if it leaves the zeros that pruning made; one that the shared loop trains has to say it."""
 
     vectors: bool = False
-    """Whether it adapts norms and biases (n,) of the blocks in scope too."""
+    """True if it adapts norms and biases (n,) of the blocks in scope too."""
 
     def trials(self, steps: int) -> int:
         """Windows that it sends forward to choose what trains, over so many steps."""
@@ -118,7 +118,7 @@ class RecoveryHooks(Component, Protocol):
 
 
 class EvaluatorHooks(Component, Protocol):
-    """What an evaluator may say."""
+    """Hooks of an evaluator."""
 
     corpus: str | None = None
     """The text that it reads, of which it reads the `split`; None: its data are its own, see `data_hash`."""

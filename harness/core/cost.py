@@ -1,4 +1,4 @@
-"""What is left of a model behind a structural edit, counted without a model; and how far to go down a list of units.
+"""Sizes of a model behind a structural edit, counted without a model; and how far to go down a list of units.
 
 T tokens. Multiplications are counted as LLM-Pruner's `test_speedup.py` counts them (Ma et al. 2023, arXiv 2305.11627,
 Table 3): products of linears and head, attention's two products over all pairs of positions, one for each of its
@@ -91,7 +91,7 @@ def _in(number: int, count: int) -> bool:
 
 
 def _block(edit: Cut, geometry: Geometry, index: int, tokens: int, itemsize: int) -> Size:
-    """What a cut leaves of one block."""
+    """Size of what a cut leaves of one block."""
     if edit.gone("block", index):
         return Size(0, 0, 0, 0, 0)
     attention = mlp = Size(0, 0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""What a component costs, counted without a model: passes, sums, walks and bytes, which others turn into seconds.
+"""Costs of a component, counted without a model: passes, sums, walks and bytes, which others turn into seconds.
 
 A component says it by `cost(geometry, work) -> Cost`; `needs.py` reads the bytes, `study/estimate.py` the rest, by the
 rates of a device.
@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a component asks for; costs that follow one another add up.
+    """The cost of a component; costs that follow one another add up.
 
     Bytes are beside the weights, those of methods in the block at hand. Of a method, the walk over the blocks is not
     counted: its `statistic` says whether there is one.

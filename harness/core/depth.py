@@ -1,4 +1,4 @@
-"""What planners of depth have in common: which blocks or sub-layers may go, and how many of an order do."""
+"""Shared parts of depth planners: which blocks or sub-layers may go, and how many of an order do."""
 
 from __future__ import annotations
 

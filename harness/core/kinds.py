@@ -10,4 +10,4 @@ KINDS = {
 }
 """Kind → package."""
 DENSE = ("method", "none")
-"""What leaves a model as it is has no class."""
+"""The choice without a class: the model as it is."""

@@ -1,4 +1,4 @@
-"""What single methods remember of a linear's inputs: signed sums and how they vary (DSnoT), the last window (Thanos).
+"""Statistics of a linear's inputs for single methods: signed sums and how they vary (DSnoT), the last window (Thanos).
 
 Shapes: W windows of L tokens each, I inputs.
 """

@@ -148,7 +148,7 @@ def _drop_lowest(groups: Tensor, count: int) -> Tensor:
 
 
 PERMUTED = " permuted"
-"""What follows the name of a pattern that holds in another order of the inputs than their own."""
+"""The suffix of a pattern's name that holds in another order of the inputs than their own."""
 
 
 def satisfies(weight: Tensor, pattern: Pattern, order: Tensor | None = None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 IS_INSTALLED = (PACKAGE / "conf").is_dir()
-"""Whether the package is one that was built; a checkout has `conf/` beside `harness/`, an editable install uses it."""
+"""True if the package was built; a checkout has `conf/` beside `harness/`, an editable install uses it."""
 ROOT = PACKAGE.parent
 """The checkout. Of an installed package it is no place for anything."""
 CONF = PACKAGE / "conf" if IS_INSTALLED else ROOT / "conf"

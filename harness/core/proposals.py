@@ -11,7 +11,7 @@ from harness.core.allocation import Allocation, Budget, fit
 from harness.core.interfaces import ModelView, Site
 
 Granularity = Literal["block", "matrix"]
-"""What gets one sparsity."""
+"""The unit of one sparsity."""
 
 
 def min_max_shift(scores: Sequence[float], target: float, spread: float) -> list[float]:

@@ -187,7 +187,7 @@ class Departure:
 
 
 def solver_bytes(inputs: int, widest: int, weights: int, nodes: int, *, fast: bool) -> int:
-    """What solving takes beside the sums, about: counted for the arithmetic of a GPU (`fast`) or of float32.
+    """Bytes for solving beside the sums, about: counted for the arithmetic of a GPU (`fast`) or of float32.
 
     Args:
         inputs: elements of the matrices (I, I) of all distinct inputs of a block.

@@ -110,7 +110,7 @@ class Space:
         return f"{self.levels} of {self.budget.of}"
 
     def sum_of(self, candidate: Sequence[int]) -> int:
-        """What the budget fixes: Σ width · level."""
+        """The budget's sum, Σ width · level."""
         return sum(width * level for width, level in zip(self.widths, candidate, strict=True))
 
     @cached_property
@@ -214,7 +214,7 @@ class Space:
 
 
 class SearchState:
-    """What a search has found out, written after every generation; a killed search goes on from the last one.
+    """The findings of a search, written after every generation; a killed search goes on from the last one.
 
     Args:
         entry: where it is kept; what it holds from before is taken up.

@@ -1,4 +1,4 @@
-"""What solvers do between their products, as Triton kernels: every matrix is read and written once a step.
+"""Steps of solvers between their products, as Triton kernels: every matrix is read and written once a step.
 
 Shapes: R rows (outputs), I inputs.
 """
@@ -14,7 +14,7 @@ BLOCK = 1024
 """Numbers of one program where rows do not matter as a whole."""
 TINY = tl.constexpr(1e-30)
 LARGEST = tl.constexpr(60000.0)
-"""What half precision can hold, nearly."""
+"""The largest half-precision number, nearly."""
 
 
 def _grid(rows: int, inputs: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What calibration remembers of a linear's inputs: pure functions over windows.
+"""Statistics of a linear's inputs in calibration: pure functions over windows.
 
 Shapes: W windows of L tokens each, I inputs.
 """
@@ -18,7 +18,7 @@ from harness.core.linalg import Factor, Inverse, beside, damped_inverse, is_shor
 
 T = TypeVar("T")
 ActivationStats = Any
-"""What a statistic has accumulated; only the method that asked for it knows its form."""
+"""State of a statistic; only the method that asked for it knows its form."""
 
 
 class Statistic(NamedTuple):
@@ -100,7 +100,7 @@ class Gram:
         self._unchecked[damping] = beside(lambda: unchecked_factor(self._alive, damping), self.sums)
 
     def once(self, what: Hashable, make: Callable[[], T]) -> T:
-        """What is made of this matrix once for all linears with this input, at whatever sparsity: `make()` by name."""
+        """A value made of this matrix once for all linears with this input, at whatever sparsity: `make()` by name."""
         if what not in self._made:
             self._made[what] = make()
         return self._made[what]

@@ -57,7 +57,7 @@ def working_bytes(outputs: int, inputs: int, shortlist: int, *, cuda: bool) -> i
 
 
 def _terms(weight: Tensor, kept: Tensor, pull: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
-    """What coming back or going changes by itself, each at its place (R, I), and the size of what it is summed from."""
+    """The effect of each weight (R, I) coming back or going by itself, and the size of what it is summed from."""
     square, double = weight**2 * diagonal, 2 * weight * pull
     return torch.where(kept, square + double, square - double), square + double.abs()
 

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 TOLERANCE = 0.0005
-"""What achieved and asked sparsity may differ by, in fractions of zeros, without a word."""
+"""The gap between achieved and asked sparsity that goes unreported, in fractions of zeros."""

@@ -1,4 +1,4 @@
-"""Whether a calibration text and an evaluation text are, in part, the same."""
+"""Overlap of a calibration text with an evaluation text."""
 
 from __future__ import annotations
 

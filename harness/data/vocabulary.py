@@ -1,4 +1,4 @@
-"""Whether a model and a tokenizer know a text: tokens without a row in the embedding, and the unknown token."""
+"""Tokens of a text unknown to model or tokenizer: without a row in the embedding, or the unknown token."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _drawn: WeakKeyDictionary[Any, dict[Hashable, Tensor]] = WeakKeyDictionary()
 
 
 def once(tokenizer: Any, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
-    """What was drawn under a key, which tells the text by its hash, with this tokenizer; or what is drawn now."""
+    """The draw kept under a key, which tells the text by its hash, with this tokenizer; or one made now."""
     known = _drawn.setdefault(tokenizer, {})
     if key not in known:
         known[key] = draw()

@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, zero-shot tasks, achieved zeros."""
+"""Measures of a model: perplexity, zero-shot tasks, achieved zeros."""

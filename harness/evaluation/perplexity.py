@@ -132,7 +132,7 @@ def _mean_nll(decoder: Decoder, windows: Tensor, batch: int, device: torch.devic
 
 
 def _losses(decoder: Decoder, batches: Sequence[Tensor], device: torch.device, label: str) -> Iterator[Tensor]:
-    """What each batch (B, L) adds to the sum over windows of the mean over their targets.
+    """The term of each batch (B, L) in the sum over windows of the mean over their targets.
 
     A model that fits one device runs whole. Otherwise all batches go through one block after the other, so that each
     block is brought to its device once; what runs is the same, to the bit on equal devices.

@@ -43,7 +43,7 @@ class Measure:
 
 
 def measured(evaluator: Any, decoder: Decoder, tokenizer: Any, context: Context) -> list[dict[str, Any]]:
-    """What an evaluator measures of a model, as plain values that a record can hold.
+    """Measures of a model by an evaluator, as plain values that a record can hold.
 
     Raises:
         Failure: it yields something else than measures.
@@ -76,7 +76,7 @@ def _plain(who: str, one: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Context:
-    """What every evaluator is given beside the model: the window, the limit, and the seed of the run."""
+    """Arguments of every evaluator beside the model: the window, the limit, and the seed of the run."""
 
     window: int
     limit: int | None

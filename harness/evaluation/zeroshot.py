@@ -188,7 +188,7 @@ class ZeroShot:
         return templates() / known.template if known and known.template else installed_tasks()[self.task]
 
     def _template(self) -> dict[str, Any]:
-        """What the protocol says of the task: version, data set and split."""
+        """The protocol's facts of the task: version, data set and split."""
         known = TASKS.get(self.task)
         if known and not known.template:
             return {"version": EMBEDDED_VERSION, "dataset": self.task, "split": known.evaluated}

@@ -42,7 +42,7 @@ class ADMM:
     variant: Literal["default", "released"] = "default"
     """`released`: what the authors' code does where it differs."""
     ridge: float = 0.1
-    """What is added to the diagonal of the Gram matrix of inputs with norm 1."""
+    """The term added to the diagonal of the Gram matrix of inputs with norm 1."""
     iterations: int = 20
     """Steps of the alternating direction method."""
     gradual: int = 15
@@ -77,7 +77,7 @@ class ADMM:
         return Pruned(problem.back(x, weight), kept)
 
     def _kept(self, score: Tensor, pattern: Pattern, step: int) -> Tensor:
-        """What the step keeps, by the scores (O, I)."""
+        """Mask (O, I) of a step, by the scores."""
         left = 1 - step / self.gradual
         now = Unstructured(pattern.sparsity * (1 - left**3))
         if left == 0 or (self.variant == "released" and not isinstance(pattern, NofM)):

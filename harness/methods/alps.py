@@ -44,7 +44,7 @@ class ALPS:
     """
 
     ridge: float = 0.01
-    """What is added to the diagonal of the Gram matrix, in units of its mean."""
+    """The term added to the diagonal of the Gram matrix, in units of its mean."""
     rho: float = 0.1
     """The penalty ρ at the first step."""
     iterations: int = 300

@@ -93,7 +93,7 @@ class Asymmetric:
         return {site: pruned[site] for site in patterns}
 
     def _pruned(self, targets: Sequence[Tensor], stats: Any, patterns: Sequence[Pattern]) -> Sequence[Pruned]:
-        """What the inner method makes of matrices that read the same inputs, in one go where it can."""
+        """Results of the inner method for matrices that read the same inputs, in one go where it can."""
         if isinstance(self.inner, GroupedMethod):
             results = self.inner.prune_together(targets, stats, patterns)
             if all(result.ok is None or bool(result.ok) for result in results):
@@ -101,7 +101,7 @@ class Asymmetric:
         return [self.inner.prune(target, stats, pattern) for target, pattern in zip(targets, patterns, strict=True)]
 
     def _stats(self, block: ReferencedView, group: tuple[Site, ...], difference: Difference) -> Any:
-        """What the inner method wants to know of the inputs."""
+        """Statistics of the inputs for the inner method."""
         statistic = self.inner.statistic
         if statistic in (None, gram):
             return statistic and difference.gram

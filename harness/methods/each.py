@@ -81,7 +81,7 @@ class EachLinear:
         return lambda site: mlp if site in inside else attention
 
     def _stats(self, block: BlockView, patterns: Mapping[str, Pattern]) -> Mapping[str, ActivationStats]:
-        """What every linear's inputs were, or what is known of its weight where blocks keep such things."""
+        """Statistics of every linear's inputs, or of its weight where blocks keep such things."""
         if self.method.statistic:
             return block.observe(self.method.statistic)
         if self.method.weight_statistic is None or not isinstance(block, KnowingView):
@@ -118,7 +118,7 @@ def _together(
     state: ActivationStats,
     patterns: Sequence[Pattern],
 ) -> dict[str, Pruned]:
-    """What a method makes of matrices (O, I) that read the same inputs.
+    """Results of a method for matrices (O, I) that read the same inputs.
 
     Raises:
         Failure: it is not of the right form.
@@ -130,7 +130,7 @@ def _together(
 
 
 def prune_one(method: LinearMethod, site: Site, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
-    """What a method makes of one weight (O, I).
+    """Result of a method for one weight (O, I).
 
     Raises:
         Failure: it is not of the right form.
@@ -179,7 +179,7 @@ class _Watched:
         return self._block.feed_forward
 
     def observe(self, statistic: Statistic | Mapping[Site, Statistic]) -> Mapping[Site, ActivationStats]:
-        """What the block observes."""
+        """The block's statistics."""
         stats = self._block.observe(statistic)
         self.unseen |= {site: never_seen(state) for site, state in stats.items()}
         return stats

@@ -34,7 +34,7 @@ class ISC:
     """
 
     damping: float = 0.01
-    """What is added to the diagonal of the Gram matrix, in units of its mean."""
+    """The term added to the diagonal of the Gram matrix, in units of its mean."""
     blocksize: int = 128
     """Columns of a comparison group."""
     variant: Literal["default", "released"] = "default"

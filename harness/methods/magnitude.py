@@ -31,7 +31,7 @@ class Magnitude:
     weight_statistic = MagnitudeHistogram
 
     def score(self, weight: Tensor, stats: ActivationStats) -> Tensor:
-        """What weights (O, I) are compared by."""
+        """Scores to compare weights (O, I) by."""
         return weight.abs()
 
     def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:

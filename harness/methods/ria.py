@@ -44,7 +44,7 @@ class RIA:
     reallocation: bool = False
     """For N:M, permute the inputs before they are grouped."""
     importance: Importance = "sum"
-    """What inputs are sorted by: the sum of their scores, or of those that unstructured pruning leaves."""
+    """Order of the inputs: by the sum of their scores, or of those that unstructured pruning leaves."""
     lsa: bool = False
     """Improve the permutation by linear sum assignment."""
     variant: Literal["default", "released"] = "default"
@@ -59,7 +59,7 @@ class RIA:
             raise UserError("method.lsa=true starts from permuted inputs; set method.reallocation=true with it.")
 
     def score(self, weight: Tensor, stats: SquaredNorms) -> Tensor:
-        """What weights (O, I) are compared by; a row or column of zeros has scores of zero."""
+        """Scores to compare weights (O, I) by; a row or column of zeros has scores of zero."""
         size = weight.float().abs()
         relative = _over(size, size.sum(dim=0, keepdim=True)) + _over(size, size.sum(dim=1, keepdim=True))
         return relative * stats.mean_sq.sqrt() ** self.a

@@ -24,7 +24,7 @@ from harness.runtime.errors import UserError
 
 Divisor = Callable[[Inverse | Factor], Tensor]
 Dead = Literal["prune", "keep"]
-"""What becomes of weights whose input calibration never saw: all go, or as many as the quota lets."""
+"""The fate of weights whose input calibration never saw: all go, or as many as the quota lets."""
 LATER = {"identity": "unless default"}
 """A setting that came later: at its default, a run is the one that it was before."""
 
@@ -44,7 +44,7 @@ class SparseGPT:
     """
 
     damping: float = 0.01
-    """What is added to the diagonal of the Gram matrix, in units of its mean."""
+    """The term added to the diagonal of the Gram matrix, in units of its mean."""
     blocksize: int = 128
     """Columns of a comparison group."""
     dead: Dead = field(default="prune", metadata=LATER)

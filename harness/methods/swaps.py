@@ -93,7 +93,7 @@ class Swaps:
         return self._refined(weights, matrix, patterns, first)
 
     def _parts(self, stats: Gram | Mapping[str, ActivationStats]) -> tuple[ActivationStats, Tensor]:
-        """What the inner method saw, and the Gram matrix (I, I)."""
+        """Statistics of the inner method, and the Gram matrix (I, I)."""
         if isinstance(stats, Gram):
             return stats if self.inner.statistic is gram else None, stats.matrix
         return stats["inner"], stats["gram"].matrix
@@ -128,7 +128,7 @@ class Swaps:
 
 
 def _group_of(pattern: Pattern) -> int:
-    """What tells apart how rows are exchanged: the size of the groups, 0 without; the counts are those of the mask."""
+    """The kind of exchange within rows: the size of the groups, 0 without; the counts are those of the mask."""
     return pattern.of if isinstance(pattern, NofM) else 0
 
 

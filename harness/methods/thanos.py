@@ -38,7 +38,7 @@ class Thanos:
     """
 
     damping: float = 0.01
-    """What is added to the diagonal of the Gram matrix, in units of its mean."""
+    """The term added to the diagonal of the Gram matrix, in units of its mean."""
     blocksize: int = 512
     """Columns of a block."""
     outliers: float = 0.0

@@ -26,7 +26,7 @@ class Wanda:
     revision = 2  # 1: a plain sum of squares, whose rounding swapped one near tie at 90 %
 
     def score(self, weight: Tensor, stats: ActivationStats) -> Tensor:
-        """What weights (O, I) are compared by."""
+        """Scores to compare weights (O, I) by."""
         return weight.abs() * stats.mean_sq.sqrt()
 
     def prune(self, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:

@@ -1,4 +1,4 @@
-"""Whether every tensor of a checkpoint has one place in the model, and every place its tensor."""
+"""One place in the model for every tensor of a checkpoint, and one tensor for every place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the harness knows of a model family, as data: one entry each, where its matrices, heads and norms live."""
+"""Facts of the model families, as data: one entry each, where its matrices, heads and norms live."""
 
 from __future__ import annotations
 

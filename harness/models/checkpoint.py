@@ -43,7 +43,7 @@ NOT_ARCHITECTURE = (
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What `conf/model` says of a checkpoint; `path` is a folder or a hub id, already resolved for local names."""
+    """A checkpoint's entry in `conf/model`; `path` is a folder or a hub id, already resolved for local names."""
 
     name: str
     path: str
@@ -69,9 +69,9 @@ class Checkpoint:
     weights: tuple[Path, ...]
     revision: str | None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the headers of the weight files say, by the tensor's name."""
+    """Headers of the weight files, by the tensor's name."""
     memory: InMemory | None = None
-    """What stands for the files of a model that a caller has in memory."""
+    """Stand-in for the files of a model that a caller has in memory."""
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def weights_hash(checkpoint: Checkpoint) -> str:
 
 
 def architecture(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `config.json` says of the computation: equal weights under another norm's epsilon are another model.
+    """Settings of `config.json` for the computation: equal weights under another norm's epsilon are another model.
 
     A checkpoint with code of its own has the hashes of that code too.
     """
@@ -244,7 +244,7 @@ def tokenizer_files(folder: Path) -> dict[str, str]:
 
 
 INSIDE = "model."
-"""What stands in front of a decoder's names inside the model with a head; some checkpoints leave it out."""
+"""The prefix of a decoder's names inside the model with a head; some checkpoints leave it out."""
 
 
 def check_blocks(checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 MADE = "_is_hf_initialized"
-"""What transformers marks a module by that it has given its numbers, and gives none again."""
+"""The mark of a module that transformers has given its numbers, and gives none again."""
 
 
 def transposes(model: nn.Module) -> bool:

@@ -112,7 +112,7 @@ class Decoder:
 
 
 _CUTS: WeakKeyDictionary[nn.Module, Cut] = WeakKeyDictionary()
-"""What was cut from models."""
+"""Cuts made in models."""
 
 
 def remember_cut(decoder: Decoder) -> None:

@@ -40,7 +40,7 @@ def gated(decoder: Decoder, cut: Cut) -> Iterator[None]:
 
 
 def _replacements(decoder: Decoder, total: Cut) -> Iterator[Replacement]:
-    """What stands for blocks, sub-layers and norms that are gone."""
+    """Replacements of blocks, sub-layers and norms that are gone."""
     gone = set(total.blocks)
     for index in decoder.indices:
         block = decoder.block(index)

@@ -25,7 +25,7 @@ _ATTENTION = Flag(False, "attention_bias")
 
 
 class Facts(NamedTuple):
-    """What the blocks of a family have beside their matrices; the fields of `Geometry` say more.
+    """Facts of a family's blocks beside their matrices; the fields of `Geometry` say more.
 
     `norms` are counted as there, or follow from the configuration. `layer_norm`: norms have a bias beside their weight;
     `embedding_norm`: one stands behind the embedding; `norms_span`: those of heads span all of them. `rotated` is the

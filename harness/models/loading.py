@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAYS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
-"""What a model is to give, which is not for its checkpoint to say."""
+"""Outputs of a model, which are not for its checkpoint to say."""
 OURS = "transformers."
 """The package whose code a model runs unless code of its own was asked for."""
 
 _cached: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model's own configuration asks for a cache of keys and values."""
+"""Model → True if its own configuration asks for a cache of keys and values."""
 
 
 def resolve_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -138,7 +138,7 @@ def as_published(model: nn.Module) -> Iterator[None]:
 
 
 def _check_code(model: PreTrainedModel, choice: ModelChoice, attention: str) -> None:
-    """What runs is what the harness chose, whatever the checkpoint asks for.
+    """Check that the harness's choice runs, whatever the checkpoint asks for.
 
     Raises:
         UserError: it is not.

@@ -53,7 +53,7 @@ def available(device: torch.device) -> int:
 
 
 class Reclaimable(Protocol):
-    """Whoever keeps tensors between runs, and gives them up for one that needs their memory."""
+    """A holder of tensors between runs that gives them up for one that needs their memory."""
 
     def reclaimable(self, device: torch.device) -> int: ...
 

@@ -42,7 +42,7 @@ def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 @torch.no_grad()
 def last_output(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> Any:
-    """What the last block gives for tokens (B, L), by the model's own forward: the head does not run."""
+    """Output of the last block for tokens (B, L), by the model's own forward: the head does not run."""
     caught: list[Any] = []
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:
@@ -75,7 +75,7 @@ def logits_behind(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, *, tu
 
 
 def beside_hidden(block: nn.Module, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """What a block is called with by name, but for the hidden states, which come first; by place is by name too."""
+    """Arguments of a block by name, but for the hidden states, which come first; those by place are by name too."""
     by_place = list(inspect.signature(type(block).forward).parameters)[1:] if len(positional) > 1 else []
     placed = dict(zip(by_place[1:], positional[1:], strict=False))
     assert len(placed) == max(0, len(positional) - 1), "blocks take what they name"
@@ -119,7 +119,7 @@ def follow_tokens(blocks: nn.ModuleList) -> bool:
 
 @torch.no_grad()
 def catch_arguments(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> tuple[list[dict[str, Any]], bool]:
-    """What every block is called with beside the hidden states, and whether blocks give tuples.
+    """The arguments of every block beside the hidden states, and whether blocks give tuples.
 
     Blocks of one model may differ in it. Only the first one runs, to show what it gives; the others are called and pass
     it through, the head is not.

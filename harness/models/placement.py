@@ -31,9 +31,9 @@ class Where:
 
     device: torch.device
     offload: bool = False
-    """Whether blocks and activations wait in host memory."""
+    """True if blocks and activations wait in host memory."""
     parks: bool | None = None
-    """Whether activations alone do; None: once there is no room for them."""
+    """True if activations alone do; None: once there is no room for them."""
     others: Sequence[torch.device] = ()
     """Further devices that take a share of the windows."""
 

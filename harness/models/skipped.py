@@ -1,4 +1,4 @@
-"""What stands where a sub-layer or a norm is gone: the residual stream passes."""
+"""Stand-ins for a sub-layer or a norm that is gone: the residual stream passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def nothing(hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
-    """What a sub-layer gives that adds nothing: the residual stream where it is to add it itself, zeros elsewhere."""
+    """Output of a sub-layer that adds nothing: the residual stream where it is to add it itself, zeros elsewhere."""
     return torch.zeros_like(hidden_states) if residual is None else residual
 
 

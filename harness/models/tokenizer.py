@@ -59,7 +59,7 @@ def load_tokenizer(checkpoint: Checkpoint, choice: ModelChoice, config: Any = No
 
 
 def _why_none(path: str, folder: Path, error: Exception) -> str:
-    """What a user can mend, where transformers says something else.
+    """The user's remedy, where transformers says something else.
 
     Raises:
         UserError: one of the files is not in plain UTF-8.

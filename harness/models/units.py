@@ -28,7 +28,7 @@ class Heads(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """What is left of a linear: rows of its weight and bias, or columns of its weight."""
+    """Lines left of a linear: rows of its weight and bias, or columns of its weight."""
 
     name: str
     rows: Tensor | None = None

@@ -20,7 +20,7 @@ STORED = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit that safetensors has."""
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""What a text editor may put before a text; transformers does not read JSON behind it."""
+"""Marks of text editors in front of a text; transformers does not read JSON behind them."""
 HARMLESS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention|self_attn)\.(masked_)?bias|position_ids)$"
 )
@@ -28,7 +28,7 @@ HARMLESS = re.compile(
 
 
 class Tensor(NamedTuple):
-    """What a header says of one tensor."""
+    """A header's entry for one tensor."""
 
     dtype: str
     shape: tuple[int, ...]

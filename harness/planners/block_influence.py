@@ -37,7 +37,7 @@ class BlockInfluence:
     metric: Metric = "cosine"
     """How a change of the hidden states is measured."""
     part: Depth = "block"
-    """What goes: whole blocks, or attention and feed-forward parts in one order."""
+    """Units that go: whole blocks, or attention and feed-forward parts in one order."""
     amount: float = 1.0
     """How much goes, in units of `of`: a number of them, or a fraction, which the fewest units reach."""
     of: Of | None = None
@@ -61,7 +61,7 @@ class BlockInfluence:
         return Amount(self.amount, of, self.keep_first, self.keep_last)
 
     def identity(self) -> dict[str, Any]:
-        """What is counted, said or not."""
+        """The unit counted, said or not."""
         return {"of": self._amount.of}
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:

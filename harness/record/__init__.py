@@ -1,1 +1,1 @@
-"""What happened: schema, identity, provenance, trackers."""
+"""Records of runs: schema, identity, provenance, trackers."""

@@ -49,7 +49,7 @@ def dense_rows(frame: pd.DataFrame) -> pd.Series[bool]:
 
 
 def name_of_row(row: Mapping[str, Any]) -> str:
-    """What was done to the model of a row, in a word: its method, or what changed it where none pruned it."""
+    """Word for what was done to the model of a row: its method, or what changed it where none pruned it."""
     if is_dense(row):
         return "dense"
     return next(str(row[kind]) for kind in KINDS if kind in row and row[kind] not in ("", NONE))

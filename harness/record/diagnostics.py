@@ -1,4 +1,4 @@
-"""What components told of a record, as far as reports read it: searches, verifications, training losses.
+"""Diagnostics of a record's components, as far as reports read them: searches, verifications, training losses.
 
 All else in `blocks` and `allocation` is the components' own, and nobody looks into it.
 """

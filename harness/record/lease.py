@@ -260,7 +260,7 @@ def read(path: Path) -> Lease | None:
 
 
 def _check(owner: Any, matchers: tuple[RequestMatcher, ...]) -> None:
-    """Whoever wrote a lease, nothing in it may break a report, or the look for its process.
+    """Check that no lease, whoever wrote it, breaks a report, or the look for its process.
 
     Raises:
         ValueError, KeyError, TypeError, RecursionError: it is no lease.

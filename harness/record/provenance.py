@@ -15,7 +15,7 @@ from harness.core.places import IS_INSTALLED, ROOT
 
 PACKAGES = ("torch", "transformers", "hydra-core", "lm-eval", "datasets", "safetensors", "tokenizers")
 OTHER = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
-"""What makes git speak of another repository than this folder's, as inside a hook."""
+"""Variables that turn git to a repository other than this folder's, as inside a hook."""
 WAIT = 10.0
 """Seconds that git has for an answer."""
 

@@ -1,4 +1,4 @@
-"""What a configuration asks for, and which questions a record answers: how a study finds its records.
+"""Requests of configurations, and the questions that a record answers: how a study finds its records.
 
 A fingerprint needs the checkpoint and the texts; a question needs the configuration alone.
 """
@@ -94,7 +94,7 @@ class RequestIndex(Generic[T]):
 
 
 def request_key(config: Mapping[str, Any]) -> RequestKey:
-    """What a configuration asks for."""
+    """Key of a configuration's request."""
     asked = {key: value for key, value in config.items() if key not in NOT_ASKED and key not in LEFT_OPEN}
     model = config["model"]
     revision = model.get("revision")

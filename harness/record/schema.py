@@ -172,7 +172,7 @@ def unpack(path: Path) -> Iterator[Record]:
 
 
 def _check(record: Record) -> None:
-    """Whoever wrote a file, nothing in it may break a table, or lead out of a folder when it becomes a name.
+    """Check that no file, whoever wrote it, breaks a table, or leads out of a folder when it becomes a name.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is no record.
@@ -263,7 +263,7 @@ def read_all(folder: Path) -> Iterator[tuple[Path, Record]]:
 
 
 def hardware_name(hardware: Mapping[str, Any]) -> str:
-    """What `provenance` says of the machine, as tables print it: the GPU, or the number of CPU threads."""
+    """The machine in `provenance`, as tables print it: the GPU, or the number of CPU threads."""
     return str(hardware.get("gpu") or f"{hardware['threads']} CPU threads")
 
 

@@ -22,7 +22,7 @@ _out_of_reach: set[str] = set()
 
 
 class TrackerSettings(Protocol):
-    """What a tracker needs to know; `harness.config.Tracker` is one."""
+    """Settings of a tracker; `harness.config.Tracker` has them."""
 
     @property
     def name(self) -> str: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from harness.record.dense import KINDS, is_dense, is_pruned
 from harness.record.request import NOT_ASKED
 
 ORDER = ("model", "scope", "sparsity", "method", "allocator", "planner", "conversion", "recovery", "calibration")
@@ -38,16 +39,27 @@ def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The options in which runs differ, in the order of a table's columns.
 
     A setting (`method.blocksize`, `calibration.windows`) differs where it has several values for one model and one
-    choice of its group: what merely comes with another choice is no option that was varied. A dense run has whatever
-    value for what it does not use, so it counts for the model and the method alone.
+    choice of its group: what merely comes with another choice is no option that was varied. A run has whatever value
+    for what it does not use, so a dense one counts for the model and what changes models alone, and one that no method
+    pruned not for what pruning asks.
 
     Args:
         runs: options of runs, as `options_of` gives them.
     """
-    pruned = [options for options in runs if options["method"] != "none"] or runs
+    using = {
+        "all": runs,
+        "pruned": [options for options in runs if is_pruned(options)] or runs,
+        "changed": [options for options in runs if not is_dense(options)] or runs,
+    }
     names = dict.fromkeys(key for options in runs for key in options)
-    found = [key for key in names if _differs(key, runs if key in ("model", "method") else pruned)]
-    return sorted(found, key=place)
+    return sorted((key for key in names if _differs(key, using[_used_by(key)])), key=place)
+
+
+def _used_by(key: str) -> str:
+    """The runs that use an option: all, those that a method pruned, or those of which anything was changed."""
+    if key in ("model", *KINDS):
+        return "all"
+    return "pruned" if key.partition(".")[0] in ("sparsity", "allocator", "layer_error") else "changed"
 
 
 def _differs(key: str, runs: Iterable[Mapping[str, Any]]) -> bool:

@@ -65,7 +65,7 @@ def bars(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
 
 
 def _groups(pruned: pd.DataFrame) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """What tells groups of bars apart, and its values for each group."""
+    """Axes that tell groups of bars apart, and their values for each group."""
     several = [axis for axis in ("model", "allocator") if pruned[axis].nunique() > 1]
     keys = ["level", *several, *told_apart(pruned, but=("level", "allocator"))]
     return keys, list(dict.fromkeys(pruned[keys].itertuples(index=False, name=None)))

@@ -225,7 +225,7 @@ class Reported:
                 self.cells[self.key(row)].append(tables[place])
 
     def key(self, row: Values) -> tuple[Any, ...]:
-        """What makes two rows one cell; papers' rows are empty on the study's further axes."""
+        """The cell of a row; papers' rows are empty on the study's further axes."""
         place = tuple(f"{row[name]:.4f}" if name == "sparsity" else row[name] for name in JOIN)
         return (*place, *(row.get(axis, "") for axis in self.axes))
 

@@ -20,7 +20,7 @@ FIRST_TASK = {"seconds": "prune", "loss": "epoch 1", "fitness": "search", "spear
 
 
 def derived(record: Record, layout: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a study's `table:` asks for beside the record's own measures."""
+    """Values of a study's `table:` beside the record's own measures."""
     measures: list[dict[str, Any]] = []
     if layout.get("mean"):
         measures += _mean([measure for measure in record.measures if measure["metric"] == metric_of(layout)])
@@ -36,7 +36,7 @@ def derived(record: Record, layout: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def mean_name(tasks: Iterable[str]) -> str:
-    """What the mean over these tasks is called: `mean7` is that of Wanda's seven, for which numbers are reported."""
+    """The name of the mean over these tasks: `mean7` is that of Wanda's seven, for which numbers are reported."""
     known = set(tasks)
     return "mean7" if known == WANDA_SEVEN else f"mean of {len(known)}"
 

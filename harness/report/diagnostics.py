@@ -1,4 +1,4 @@
-"""What allocators told, as tidy tables: a row per generation of a search, a row per unit of a verification."""
+"""Allocators' diagnostics, as tidy tables: a row per generation of a search, a row per unit of a verification."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def number(value: float, metric: str) -> str:
 
 
 def line(record: Record) -> str:
-    """What came of a run, in a line: its measures by metric and the zeros that were counted; or why none."""
+    """Result of a run, in a line: its measures by metric and the zeros that were counted; or why none."""
     if record.status != "ok":
         return f"{record.status}: {record.reason}"
     by_metric: dict[str, list[str]] = {}

@@ -30,7 +30,7 @@ CHOOSE = "choose among the runs by their options, as in evaluation_limit=null or
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about: a study at a scale, the tasks it measures, the printed tables that it reproduces."""
+    """Subject of a report: a study at a scale, the tasks it measures, the printed tables that it reproduces."""
 
     study: str
     scale: str
@@ -51,7 +51,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What was written, and the texts that are printed."""
+    """Files written, and the texts that are printed."""
 
     folder: Path
     markdown: str

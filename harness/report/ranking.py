@@ -1,4 +1,4 @@
-"""What a study's `ranking:` asks for: the values of one axis (methods) against one another, over cells that all have.
+"""Rankings for a study's `ranking:`: the values of one axis (methods) against one another, over cells that all have.
 
 A cell is one combination of the axes in `over`, a block is a cell without its seed. A loss is a perplexity, or one over
 an accuracy: smaller is better, and a value that is not finite is the largest there is.
@@ -96,7 +96,7 @@ def _refuse_ambiguous(rows: pd.DataFrame, of: str, over: Sequence[str]) -> None:
 
 
 def _of_records(rows: pd.DataFrame, cells: Sequence[Cell]) -> dict[str, list[Any]]:
-    """What is asked and achieved, the seconds of pruning and the machine, for each row."""
+    """Sparsity asked and achieved, the seconds of pruning and the machine, for each row."""
     records = {cell.record.fingerprint: cell.record for cell in cells if cell.record}
     found: dict[str, list[Any]] = {"asked": [], "achieved": [], "seconds": [], "machine": []}
     for fingerprint in rows["fingerprint"]:
@@ -171,7 +171,7 @@ def standings(contest: Contest) -> pd.DataFrame:
 
 
 def group_columns(contest: Contest) -> list[str]:
-    """What the ratios are told apart by: the axes of a cell but model, seed and task."""
+    """The axes that tell the ratios apart: those of a cell but model, seed and task."""
     return [name for name in contest.over if name not in ("model", "seed", "task")]
 
 

@@ -88,7 +88,7 @@ def flagged(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """What `pairs.csv` says of a reported protocol and one of ours; `refused` with a reason, or a tolerance."""
+    """Row of `pairs.csv` for a reported protocol and one of ours; `refused` with a reason, or a tolerance."""
 
     kind: Literal["relative", "absolute", "z", "refused"]
     tolerance: float

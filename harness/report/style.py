@@ -1,4 +1,4 @@
-"""What the figures share: how a series of cells looks and is called, units, the legend, the files."""
+"""Style of the figures: how a series of cells looks and is called, units, the legend, the files."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def shown(data: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def unit_of(metric: str) -> str:
-    """What stands beside the axis of a metric."""
+    """The unit beside the axis of a metric."""
     return f"{metric} (%)" if metric.startswith("acc") else UNITS.get(metric, metric)
 
 

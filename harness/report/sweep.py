@@ -23,7 +23,7 @@ IN_ORDER = ("perplexity", "acc", "acc_norm")
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of a table: its axes and metric; what is left open follows from the runs."""
+    """The request for a table: its axes and metric; what is left open follows from the runs."""
 
     rows: tuple[str, ...] = ()
     """Axes that tell rows apart; further ones in which runs differ are added."""

@@ -81,7 +81,7 @@ def _counts(shown: pd.DataFrame, layout: Mapping[str, Any]) -> bool:
 
 
 def _parameters(sizes: Iterable[tuple[Any, Any]]) -> str:
-    """What the models of a row have, in millions, and of the dense one: a number, or the least and the most."""
+    """Parameters of a row's models, in millions, and of the dense one: a number, or the least and the most."""
     known = [(size, dense) for size, dense in sizes if is_number(size) and not pd.isna(size)]
     if not known:
         return ""
@@ -91,7 +91,7 @@ def _parameters(sizes: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _achieved(zeros: Iterable[tuple[Any, Any]]) -> str:
-    """What the cells of a row have: one fraction, or the least and the most; marked where one misses what was asked."""
+    """Zeros of a row's cells: one fraction, or the least and the most; marked where one misses what was asked."""
     known = [(achieved, missed) for achieved, missed in zeros if is_number(achieved) and not pd.isna(achieved)]
     if not known:
         return ""

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one sentence that tells what to do next."""
+"""Mistakes of a user, said in one sentence that tells what to do next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Refusal(UserError):
 
 
 class Failure(Exception):
-    """What stopped a run and is nobody's mistake (memory, a damaged file), as the one sentence of its failed record."""
+    """A stop that is nobody's mistake (memory, a damaged file), as the one sentence of a run's failed record."""
 
 
 def unknown(what: str, name: object, options: Iterable[str]) -> UserError:
@@ -31,7 +31,7 @@ LONGEST_REASON = 400
 
 
 def reason(error: BaseException) -> str:
-    """What another library says of an error, all of it in one line: its first line alone is often but a title."""
+    """Another library's text of an error, all of it in one line: its first line alone is often but a title."""
     text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
     return f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__

@@ -16,7 +16,7 @@ SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]",
     re.DOTALL,
 )
-"""What a terminal obeys."""
+"""Sequences a terminal obeys."""
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 """Control characters but for tab and line feed, what turns the direction of writing or shows nothing, lone halves."""
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")

@@ -59,7 +59,7 @@ class CopyStreams:
         return tensor, self.fetch([(host, tensor)], after)
 
     def arrived(self, tensor: Tensor, mark: Mark) -> Tensor:
-        """What was fetched, for the computation."""
+        """Fetched tensor, for the computation."""
         self.wait(mark)
         if self._there:
             tensor.record_stream(torch.cuda.current_stream(self.device))

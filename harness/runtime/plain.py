@@ -1,4 +1,4 @@
-"""What components tell, as a record can hold it."""
+"""Components' values, as a record can hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened to a run that a reader of its numbers should know: said at once, and kept for the record."""
+"""Events of a run that a reader of its numbers should know: said at once, and kept for the record."""
 
 from __future__ import annotations
 

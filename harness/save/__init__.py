@@ -86,7 +86,7 @@ def save_model(
 
 
 def _facts(decoder: Decoder, sites: Mapping[str, Mapping[str, Any]], form: Form) -> dict[str, Any]:
-    """What `MARK` says of the model itself."""
+    """Facts of the model itself in `MARK`."""
     facts: dict[str, Any] = {"sites": {site: dict(one) for site, one in sites.items()}}
     if decoder.cut:
         facts |= {"cut": decoder.cut.json(), "form": form}

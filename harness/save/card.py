@@ -34,7 +34,7 @@ def card(about: Mapping[str, Any]) -> str:
 
 
 def _done(about: Mapping[str, Any]) -> list[str]:
-    """What was done, a list."""
+    """List of what was done."""
     told = {name: about[name] for name in ("model", "method", "allocator", "planner", "recovery") if about.get(name)}
     lines = [f"* {name}: {value['name'] if isinstance(value, Mapping) else value}" for name, value in told.items()]
     for part, gone in about.get("cut", {}).items():

@@ -64,7 +64,7 @@ class Choices:
         return answer
 
     def _made(self, parts: Mapping[str, _Part], make: Callable[..., T], *options: str) -> T:
-        """What `make` makes of the values of these options."""
+        """Result of `make` for the values of these options."""
         key = (make, *[parts[option] for option in options])
         if key not in self._known:
             self._known[key] = make(*(parts[option].value for option in options))
@@ -111,7 +111,7 @@ class Choices:
         return chosen, settings
 
     def _choice(self, group: str, chosen: Sequence[str]) -> Any:
-        """What a group holds after these choices in it, the fixed settings of the group among it."""
+        """Content of a group after these choices in it, the fixed settings of the group among it."""
         own = self._own.get(group, [])
         named = [text for text in chosen if text.startswith(f"{group}=")]
         choice = named[-1].partition("=")[2] if named else self._base[group].value["name"]

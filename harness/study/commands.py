@@ -1,4 +1,4 @@
-"""What one can ask of a study: run, plan, status, retry, tables, compare, publish; and of a run or an allocation."""
+"""Commands of a study: run, plan, status, retry, tables, compare, publish; and of a run or an allocation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a point will cost, counted from the model's geometry: no checkpoint is needed.
+"""Cost of a point, counted from the model's geometry: no checkpoint is needed.
 
 The rates in 16 bits on a GPU are those that `benchmarks/plan.py` and `benchmarks/speed/block.py` measured on an H200;
 those of two CPU cores follow `benchmarks/speed/block.py --whole`, those of float32 on a GPU are assumptions. The memory
@@ -25,7 +25,7 @@ from harness.training.loop import TOKENS_AT_ONCE
 
 @dataclass(frozen=True)
 class Speed:
-    """What a kind of device reaches with weights of a width.
+    """Rates of a kind of device with weights of a width.
 
     `rate` are the operations a second of a forward's products, `gram` those of X Xᵀ counted whole, `fit` those of
     products in float32; `factor` and `spectrum` the n³ a second of a factor and of eigenvalues. The others are seconds:

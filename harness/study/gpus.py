@@ -153,7 +153,7 @@ class _Worker:
 
 
 def serve(lines: IO[str], answers: IO[str]) -> None:
-    """What a process does: a point for every line, an answer to each."""
+    """Serve points: one for every line, an answer to each."""
     for line in lines:
         task = json.loads(line)
         answers.write(json.dumps({"record": _run(task["label"], task["config"])}) + "\n")

@@ -100,7 +100,7 @@ def _cut(numbers: Sequence[int], costs: Mapping[int, float], limit: float) -> li
 
 
 def _shared(cfg: RunConfig) -> str:
-    """What points of one job have in common."""
+    """Settings that points of one job share."""
     return json.dumps([cfg.composed[key] for key in ("model", "dtype", "calibration")], sort_keys=True)
 
 

@@ -134,7 +134,7 @@ def is_of_launcher(override: str) -> bool:
 
 
 def around(launcher: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """What a launcher with these settings needs around it.
+    """Context that a launcher with these settings needs.
 
     Raises:
         UserError: SLURM's commands are not here, or joblib is to start no process.

@@ -1,4 +1,4 @@
-"""What a sweep says while it runs, and the table at its end."""
+"""Lines of a sweep while it runs, and the table at its end."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from harness.models.decoder import Decoder
 from harness.models.pieces import patched
 
 Parts = dict[str, Tensor]
-"""What is trained, by `<site>/<name of the part>`."""
+"""Trained tensors, by `<site>/<name of the part>`."""
 
 
 def start(adapters: Mapping[str, Adapter]) -> Parts:
@@ -35,7 +35,7 @@ def merged(weight: Tensor, adapter: Adapter, parts: Mapping[str, Tensor], streng
 
 
 def tensors_of(decoder: Decoder, index: int) -> dict[str, Tensor]:
-    """What of a block may be adapted: matrices (O, I) by site, norms and biases (n,) by their full names."""
+    """Adaptable tensors of a block: matrices (O, I) by site, norms and biases (n,) by their full names."""
     matrices = {site: linear.weight for site, linear in decoder.linears(index).items()}
     others = decoder.block(index).named_parameters()
     return matrices | {decoder.site(index, name): one for name, one in others if one.dim() == 1}
@@ -89,7 +89,7 @@ class Adapted:
         return total, moved
 
     def _forward(self, index: int, block: nn.Module) -> Callable[..., Any]:
-        """What a block runs; its activations are computed again for gradients if that is wanted.
+        """A block's forward; its activations are computed again for gradients if that is wanted.
 
         With nothing to train in front of it or in it, no gradient is recorded at all.
         """

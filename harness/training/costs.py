@@ -1,4 +1,4 @@
-"""What a recovery costs, counted from a model's sizes before there is a checkpoint.
+"""Costs of a recovery, counted from a model's sizes before there is a checkpoint.
 
 Shapes as elsewhere: L tokens, D hidden size, F feed-forward size, V vocabulary, O outputs, I inputs.
 """

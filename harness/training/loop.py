@@ -32,7 +32,7 @@ REVISION = 1
 TOKENS_AT_ONCE = {"cuda": 8192, "cpu": 2048}
 """Tokens that go through the model at once, at least a window's."""
 HALF_SCALE = 2.0**14
-"""What a loss in float16 is multiplied by at first, so that small gradients are no zeros."""
+"""The factor of a loss in float16 at first, so that small gradients are no zeros."""
 LEAST_SCALE = 2.0**-4
 MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq", "count": "step"}
 
@@ -278,7 +278,7 @@ class _Loop:
 
 @dataclass
 class _Trial:
-    """What a selector may ask in front of a step."""
+    """The view of a selector in front of a step."""
 
     loop: _Loop
     step: int

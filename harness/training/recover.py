@@ -1,4 +1,4 @@
-"""What a run does between pruning and evaluation: its recovery, trained by the harness or healing on its own.
+"""Steps of a run between pruning and evaluation: its recovery, trained by the harness or healing on its own.
 
 Shapes: O outputs, I inputs of a matrix.
 """

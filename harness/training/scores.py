@@ -20,7 +20,7 @@ from harness.training.loop import TOKENS_AT_ONCE, nll
 
 @dataclass(frozen=True)
 class Scores:
-    """What a recovery sees that chooses which weights train, see `ScoreView`."""
+    """View for a recovery that chooses which weights train, see `ScoreView`."""
 
     decoder: Decoder
     weights: Mapping[str, Tensor]

@@ -77,7 +77,7 @@ def _refit_and_prune(
 
 
 class _Sums:
-    """What one pass leaves for the next weights: every residual times its inputs (O, I), and what p showed."""
+    """Sums of one pass for the next weights: every residual times its inputs (O, I), and what p showed."""
 
     def __init__(self, problem: Problem) -> None:
         statistic = problem.inner.statistic

@@ -38,7 +38,7 @@ class Trace:
     ended: str = ""
 
     def add(self, errors: Sequence[float]) -> None:
-        """What one epoch gave: the loss, and the coupling where there is one."""
+        """Add one epoch: the loss, and the coupling where there is one."""
         self.loss.append(errors[0])
         self.coupling.extend(errors[1:])
 
@@ -60,7 +60,7 @@ class Trace:
 
 
 class Problem(NamedTuple):
-    """What is to be solved: the part's dense weights (O, I), what is asked of them, and its inputs.
+    """The problem to solve: the part's dense weights (O, I), what is asked of them, and its inputs.
 
     `x` are the inputs (L, D) window by window, `gram` is their Gram matrix, and `stats` what `inner` saw of them.
     """
@@ -98,7 +98,7 @@ class Problem(NamedTuple):
         return dict(zip(self.part.readers, outputs, strict=True))
 
     def hidden(self, up: Tensor, gate: Tensor | None) -> Tensor:
-        """What `down` reads (L, F): φ(gate) ⊙ up, or φ(up)."""
+        """Input (L, F) of `down`: φ(gate) ⊙ up, or φ(up)."""
         return self.part.activation(up) if gate is None else self.part.activation(gate) * up
 
     def squared_error(self, up: Tensor, gate: Tensor | None, y: Tensor, down: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ Activation = Callable[[Tensor], Tensor]
 STEPS = 2
 """Gauss-Newton steps of a variable inside an activation, each epoch anew."""
 SHORTER = 0.25
-"""What remains of a step that did not lower the cost."""
+"""The factor of a step that did not lower the cost."""
 
 
 class Penalties(NamedTuple):
