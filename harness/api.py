@@ -280,6 +280,8 @@ def _component(kind: str, asked: Component) -> Any:
     """
     if isinstance(asked, str | Mapping):
         return catalogue.build(kind, {"name": asked} if isinstance(asked, str) else asked)
+    if isinstance(asked, bool | int | float | list | tuple):
+        raise UserError(f"{kind}={asked!r} is neither a name ({', '.join(catalogue.names(kind))}) nor a {kind}.")
     try:
         instance = asked() if isinstance(asked, type) else asked
     except TypeError as error:
@@ -300,6 +302,8 @@ def _names(on: str | Iterable[str] | Mapping[str, Texts]) -> list[str]:
     Raises:
         UserError: one has no such name.
     """
+    if not isinstance(on, Iterable):
+        raise UserError(f"on={on!r} is neither a name, a list of names, nor texts by their names.")
     names = [] if isinstance(on, Mapping) else [on] if isinstance(on, str) else list(on)
     for name in names:
         if not isinstance(name, str) or name not in choices("evaluation"):

@@ -297,6 +297,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": DropLast()}, "lacks prune and statistic|lacks prune_block"),
     ({"method": {"name": "wanda", "grouping": "row"}}, "did you mean group"),
     ({"planner": Powered}, "lacks plan"),
+    ({"planner": True}, "planner=True is neither a name"),
+    ({"on": 3}, "on=3 is neither a name"),
     ({"sparsity": 1.5}, "sparsity=1.5"),
     ({"sparsity": "2of5"}, "not divisible by 5"),
     ({"scope": "0-9"}, "scope=0-9"),

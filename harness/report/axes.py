@@ -48,7 +48,7 @@ def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     using = {
         "all": runs,
-        "pruned": [options for options in runs if is_pruned(options)] or runs,
+        "pruned": [options for options in runs if is_pruned(options)],
         "changed": [options for options in runs if not is_dense(options)] or runs,
     }
     names = dict.fromkeys(key for options in runs for key in options)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.core.pattern import read_n_of_m
 from harness.core.tolerance import TOLERANCE
-from harness.record.dense import NONE, dense_rows, is_dense, name_of_row
+from harness.record.dense import BESIDE, NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
 from harness.report.numbers import number
@@ -112,8 +112,13 @@ def _spread(shown: pd.DataFrame, keys: Sequence[str]) -> Iterator[dict[str, Any]
 
 
 def _head(row: Mapping[str, Any], key: str, rank: Callable[[str, Any], Any]) -> tuple[str, tuple[Any, ...]]:
-    """The column of a row and its place; one that the axis does not concern has a column named by its method."""
+    """The column of a row and its place; one that the axis does not concern has a column named by its method.
+
+    What a model was pruned without (a planner, a recovery) is `none`.
+    """
     value = row.get(key, "")
+    if value == "" and key.partition(".")[0] in BESIDE and not is_dense(row):
+        return NONE, (0, (0, 0))
     if value == "" and key != "task":
         return name_of_row(row), (0, rank("method", row["method"]))
     return axis_text(value), (1, rank(key, value))

@@ -14,6 +14,7 @@ from harness.core.places import ROOT
 from harness.record import schema
 from harness.record.schema import Record
 from harness.report.axes import differing, options_of
+from harness.report.tables import _head
 
 PUBLISHED = ROOT / "results" / "published"
 
@@ -160,6 +161,23 @@ def test_what_comes_with_a_choice_is_no_axis() -> None:
     assert differing([options_of(run) for run in runs]) == ["model", "method", "method.damping"]
     inner = config(method={"name": "dsnot", "inner": {"name": "ria", "a": 0.5}})
     assert options_of(inner)["method.inner"] == "ria" and options_of(inner)["method.inner.a"] == 0.5
+
+
+def test_a_setting_of_a_planner_is_an_axis_where_no_method_prunes() -> None:
+    """Runs that differ in it alone are no two of one kind; what pruning would ask of them is no difference."""
+    cuts = [
+        config(method={"name": "none"}, planner={"name": "cut", "amount": amount}, sparsity=sparsity)
+        for amount, sparsity in ((1, 0.5), (2, 0.6))
+    ]
+    assert differing([options_of(run) for run in cuts]) == ["planner.amount"]
+    assert differing([options_of(run) for run in (*cuts, config())]) == ["method", "planner", "planner.amount"]
+
+
+def test_a_column_of_runs_without_a_recovery_is_called_none() -> None:
+    row = {"method": "wanda", "planner": "cut", "recovery": ""}
+    assert _head(row, "recovery", lambda key, value: (1, 1)) == ("none", (0, (0, 0)))
+    assert _head(row | {"recovery": "lora"}, "recovery", lambda key, value: (1, 1))[0] == "lora"
+    assert _head({"method": "none"}, "recovery", lambda key, value: (1, 1))[0] == "dense"
 
 
 @pytest.mark.parametrize(
