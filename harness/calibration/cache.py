@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.runtime.files import LOCK, held, in_use, write_atomically
+from harness.runtime.files import LOCK, atomically, held, in_use, write_atomically
 from harness.runtime.memory import GIB
 from harness.runtime.warn import warn
 
@@ -105,6 +105,22 @@ class CachedValue:
         except OSError as error:
             warn(f"cache={folder} cannot be written ({error.strerror}); {self.purpose} is not kept for other runs")
             self.cache._kept[self.key] = json.loads(text)["value"]
+
+
+def write_within(path: Path, content: bytes, gib: float | None) -> None:
+    """Write a file of an entry atomically, for which others of the cache make room.
+
+    Args:
+        path: the file, in the folder of its entry.
+        gib: what the cache may take; None: no limit.
+
+    Raises:
+        OSError: the cache may not take it, or the file cannot be written.
+    """
+    if not make_room(path.parent.parent, gib, len(content)):
+        raise OSError(0, f"cache_gib={gib:g} allows no more")
+    with atomically(path) as file:
+        file.write(content)
 
 
 def make_room(folder: Path, gib: float | None, needed: int, keep: Path | None = None) -> bool:

@@ -32,6 +32,7 @@ from harness.core.interfaces import Draws, Site, Trace
 from harness.core.linalg import products_like
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
+from harness.models.pieces import next_token_loss
 
 Weights = Mapping[Site, Tensor]
 Directions = Callable[[Weights], list[Tensor]]
@@ -172,8 +173,7 @@ def _differentiable(weights: Weights) -> Iterator[list[Tensor]]:
 
 def _loss(state: Stream, hidden: Tensor, tokens: Tensor) -> Tensor:
     """The loss of a window (1, L) from the last hidden state (1, L, D)."""
-    logits = state.logits(hidden)[:, :-1]  # (1, L-1, V)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return next_token_loss(state.logits(hidden), tokens)
 
 
 def _fisher_of(scope: Sequence[int], decoder: Decoder, windows: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.calibration.cache import make_room
+from harness.calibration.cache import write_within
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Pruned
-from harness.runtime.files import LOCK, atomically, taken
+from harness.runtime.files import LOCK, taken
 from harness.runtime.warn import warn
 
 SHARE = 0.1
@@ -142,10 +142,7 @@ class FinishedBlocks:
             content = self._packed(index, block)
             name = f"{index}_{hashlib.sha256(content).hexdigest()}.safetensors"
             try:
-                if not make_room(self._folder.parent, self._policy.gib, len(content)):
-                    raise OSError(0, f"cache_gib={self._policy.gib:g} allows no more")
-                with atomically(self._folder / name) as file:
-                    file.write(content)
+                write_within(self._folder / name, content, self._policy.gib)
             except OSError as error:
                 warn(f"blocks from {index} on are not kept for a restart: {self._folder.parent}: {error.strerror}")
                 self._folder = None

@@ -8,16 +8,11 @@ from typing import Literal
 
 from harness.core.cost import Of, first_units
 from harness.core.geometry import Geometry
-from harness.core.structure import SUBLAYERS, Cut, Part, Unit
+from harness.core.structure import Cut, Unit
 from harness.runtime.errors import Refusal, UserError
 
 Depth = Literal["block", "sublayer"]
 COUNTED: tuple[Of, ...] = ("blocks", "sublayers")
-
-
-def parts_of(part: Depth) -> tuple[Part, ...]:
-    """The parts whose units a planner of blocks or of sub-layers chooses among."""
-    return ("block",) if part == "block" else SUBLAYERS
 
 
 @dataclass(frozen=True)

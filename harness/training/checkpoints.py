@@ -19,9 +19,9 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.calibration.cache import make_room
+from harness.calibration.cache import write_within
 from harness.calibration.resume import SHARE, CheckpointPolicy
-from harness.runtime.files import LOCK, atomically, taken
+from harness.runtime.files import LOCK, taken
 from harness.runtime.warn import warn
 
 
@@ -95,10 +95,7 @@ class Checkpoints:
         content = self._packed(state)
         name = f"training_{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
-            if not make_room(self._folder.parent, self._checkpoint_policy.gib, len(content)):
-                raise OSError(0, f"cache_gib={self._checkpoint_policy.gib:g} allows no more")
-            with atomically(self._folder / name) as file:
-                file.write(content)
+            write_within(self._folder / name, content, self._checkpoint_policy.gib)
             for path in self._folder.glob("training_*.safetensors"):
                 if path.name != name:
                     path.unlink()

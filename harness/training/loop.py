@@ -20,6 +20,7 @@ from harness.calibration.progress import progress
 from harness.core.recoveries import Selector
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
+from harness.models.pieces import next_token_loss
 from harness.runtime.errors import Failure
 from harness.runtime.oom import with_oom_backoff
 from harness.runtime.plain import plain
@@ -299,8 +300,7 @@ class _Trial:
 
 def nll(model: nn.Module, tokens: Tensor) -> Tensor:
     """The mean negative log-likelihood of the L − 1 targets of windows (B, L), in nats, computed in float32."""
-    logits = model(tokens, use_cache=False).logits[:, :-1].float()
-    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return next_token_loss(model(tokens, use_cache=False).logits, tokens)
 
 
 def _best(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
