@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harness import compose
-from harness.calibration.batches import batched
+from harness.calibration.walk.batches import batched
 from harness.compress import prune
 from harness.config import RunConfig
 from harness.data.windows import calibration_windows

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
-from harness.calibration.batches import batched
-from harness.calibration.cache import Cache
-from harness.calibration.devices import ReplicatedBlock
-from harness.calibration.layer_error import WithLayerErrors
-from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
-from harness.calibration.reuse import ReuseCache
-from harness.calibration.stream import StreamedBlock
-from harness.calibration.structure_view import DecoderView
-from harness.calibration.walk import stream
+from harness.calibration.cache.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
+from harness.calibration.cache.reuse import ReuseCache
+from harness.calibration.cache.values import Cache
+from harness.calibration.views.structure import DecoderView
+from harness.calibration.walk.batches import batched
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.devices import ReplicatedBlock
+from harness.calibration.walk.layer_error import WithLayerErrors
+from harness.calibration.walk.reference import is_beside_dense, walk_for
+from harness.calibration.walk.stream import StreamedBlock
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from harness import session
-from harness.calibration import resume
+from harness.calibration.cache import resume
 from harness.config import RunConfig
 from harness.prepare import Run, look_up, prepare
 from harness.record import schema

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from harness.calibration import batches
+from harness.calibration.walk import batches
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.costs import Cost, Work

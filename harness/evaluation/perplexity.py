@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.batches import tokens_at_once, windows_of_logits
-from harness.calibration.devices import each
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream
-from harness.calibration.walk import Walk
+from harness.calibration.walk.batches import tokens_at_once, windows_of_logits
+from harness.calibration.walk.blocks import Walk
+from harness.calibration.walk.devices import each
+from harness.calibration.walk.stream import Stream
 from harness.catalogue import component
 from harness.core.costs import Cost, Work
 from harness.core.geometry import Geometry
@@ -30,6 +29,7 @@ from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
 from harness.runtime.errors import UserError
 from harness.runtime.oom import with_oom_backoff
+from harness.runtime.progress import progress
 
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
 """Tokens of the test splits, about; of another text 256 windows are counted, as of C4."""

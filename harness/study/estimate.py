@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.calibration import batches
+from harness.calibration.walk import batches
 from harness.config import RunConfig
 from harness.core.component import MethodHooks
 from harness.core.costs import Cost, Work

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny, windows
 
-from harness.calibration import batches
+from harness.calibration.walk import batches
 from harness.evaluation.perplexity import mean_nll
 from harness.models.anatomy import FAMILIES
 from harness.models.decoder import decoder_of

@@ -8,10 +8,10 @@ from helpers import tiny
 from torch import Tensor
 
 from harness.allocators.mrp import Mrp
-from harness.calibration.batches import batched
-from harness.calibration.model_view import LiveModelView
-from harness.calibration.prefix_cache import PrefixCache
-from harness.calibration.stream import Stream
+from harness.calibration.cache.prefixes import PrefixCache
+from harness.calibration.views.model import LiveModelView
+from harness.calibration.walk.batches import batched
+from harness.calibration.walk.stream import Stream
 from harness.core.allocation import Budget
 from harness.core.pattern import Pattern, Unstructured
 from harness.core.statistic import squared_norms

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.calibration.batches import CANDIDATE_TOKENS
-from harness.calibration.level_database import LevelDatabase, check_size, find_room
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream
-from harness.calibration.walk import stream
+from harness.calibration.levels.database import LevelDatabase, check_size, find_room
+from harness.calibration.walk.batches import CANDIDATE_TOKENS
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.stream import Stream
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Objective
 from harness.core.pattern import Pattern
@@ -30,6 +29,7 @@ from harness.core.search import CANDIDATE_LOGIT_BYTES
 from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.decoder import Decoder
 from harness.models.pieces import patched
+from harness.runtime.progress import progress
 
 STACKED = 1 << 21
 """Weights up to this size are multiplied as one batch on a GPU, whose launches they would not fill alone."""

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.calibration.gradients import BlockGradients, gate_gradients, gradients
-from harness.calibration.model_view import LiveModelView
-from harness.calibration.passages import passages
-from harness.calibration.trials import losses, masked_losses
+from harness.calibration.derivatives.gradients import BlockGradients, gate_gradients, gradients
+from harness.calibration.views.model import LiveModelView
+from harness.calibration.views.passages import passages
+from harness.calibration.views.trials import losses, masked_losses
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Passage, Question
 from harness.core.structure import Cut, Part, Unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.calibration.stream import Stream
+from harness.calibration.walk.stream import Stream
 from harness.models.decoder import Decoder
 from harness.models.pieces import FOLLOW_TOKENS, same_arguments
 from harness.runtime.errors import UserError

@@ -10,7 +10,7 @@ from helpers import TINY, tiny, windows
 from torch import Tensor
 from torch.nn import functional
 
-from harness.calibration.structure_view import DecoderView
+from harness.calibration.views.structure import DecoderView
 from harness.core.interfaces import Question
 from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Plan, Unit
 from harness.models.decoder import Decoder, decoder_of

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, StreamedBlock
-from harness.calibration.walk import stream
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.stream import Stream, StreamedBlock
 from harness.core.interfaces import Difference, behind
 from harness.core.linalg import is_short_on_gpu
 from harness.core.statistic import Gram, gram
 from harness.models.decoder import Decoder
 from harness.models.pieces import Stop
 from harness.runtime.memory import OffloadableTensors
+from harness.runtime.progress import progress
 
 ROUNDINGS = 4
 """Units in the last place by which a sum may differ from its terms."""

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from harness.calibration.devices import ReplicatedBlock, in_turn, over_devices
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream, StreamedBlock, _Unseen
+from harness.calibration.walk.devices import ReplicatedBlock, in_turn, over_devices
+from harness.calibration.walk.stream import Stream, StreamedBlock, _Unseen
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
+from harness.runtime.progress import progress
 
 
 def stream(

@@ -10,7 +10,7 @@ import torch
 from helpers import TINY, given_tokens, tiny
 from torch import nn
 
-from harness.calibration.checks import self_check
+from harness.calibration.walk.checks import self_check
 from harness.models.decoder import decoder_of
 from harness.models.pieces import follow_tokens
 from harness.runtime.errors import UserError

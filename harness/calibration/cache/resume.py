@@ -25,9 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.calibration.cache import write_within
+from harness.calibration.cache.values import write_within
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Pruned
+from harness.core.places import PACKAGE
 from harness.runtime.files import LOCK, taken
 from harness.runtime.warn import warn
 
@@ -84,9 +85,8 @@ def cache_key_of(identity: Mapping[str, Any], method: Mapping[str, Any], seed: i
 @lru_cache(maxsize=2)
 def source_hash(packages: tuple[str, ...] = PRUNES) -> str:
     """Of the code in some packages and of `compress.py`."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256((root / "compress.py").read_bytes())
-    for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
+    digest = hashlib.sha256((PACKAGE / "compress.py").read_bytes())
+    for path in sorted(path for package in packages for path in (PACKAGE / package).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -13,10 +13,10 @@ import torch
 from helpers import METHODS, TINY, everything, given_tokens, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.batches import TOKENS_PER_BATCH, batched
-from harness.calibration.model_view import LiveModelView
-from harness.calibration.stream import Stream
-from harness.calibration.walk import stream
+from harness.calibration.views.model import LiveModelView
+from harness.calibration.walk.batches import TOKENS_PER_BATCH, batched
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.stream import Stream
 from harness.compress import prune
 from harness.core.component import completed
 from harness.core.interfaces import Pruned

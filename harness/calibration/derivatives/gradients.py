@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from harness.calibration.curvature import _differentiable, _Float32Stream, _in_float32, _loss, _matrices, _norms
-from harness.calibration.progress import progress
+from harness.calibration.derivatives.curvature import (
+    _differentiable,
+    _Float32Stream,
+    _in_float32,
+    _loss,
+    _matrices,
+    _norms,
+)
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Site
 from harness.core.linalg import products_like
@@ -26,6 +32,7 @@ from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.units import channel_lines, channels, check_part, head_lines, heads
 from harness.runtime.memory import OffloadableTensors
+from harness.runtime.progress import progress
 
 Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Block, hidden states in front of it (1, L, D), gradient behind it (1, L, D), tokens (1, L) → gradient in front."""

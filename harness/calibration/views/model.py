@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.assembler import LevelAssembler, build_assembler, dense_again
-from harness.calibration.cache import Cache, CachedValue
-from harness.calibration.curvature import REVISION, fisher_trace, hessian_trace
-from harness.calibration.devices import ReplicatedBlock
-from harness.calibration.prefix_cache import PrefixCache
-from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.reuse import ReuseCache
-from harness.calibration.stream import StreamedBlock
-from harness.calibration.walk import stream
+from harness.calibration.cache.prefixes import PrefixCache
+from harness.calibration.cache.reuse import ReuseCache
+from harness.calibration.cache.values import Cache, CachedValue
+from harness.calibration.derivatives.curvature import REVISION, fisher_trace, hessian_trace
+from harness.calibration.levels.assembler import LevelAssembler, build_assembler, dense_again
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.devices import ReplicatedBlock
+from harness.calibration.walk.reference import is_beside_dense, walk_for
+from harness.calibration.walk.stream import StreamedBlock
 from harness.catalogue import name_of
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Database, Draws, Objective, Trace

@@ -15,8 +15,8 @@ from helpers import TINY, linears, tiny, windows
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from harness.calibration import curvature
-from harness.calibration.curvature import fisher_trace, hessian_trace
+from harness.calibration.derivatives import curvature
+from harness.calibration.derivatives.curvature import fisher_trace, hessian_trace
 from harness.models.decoder import decoder_of
 
 SMALL: dict[str, Any] = {"hidden_size": 4, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}

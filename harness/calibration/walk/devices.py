@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from harness.calibration.stream import Stream, StreamedBlock
+from harness.calibration.walk.stream import Stream, StreamedBlock
 from harness.core.interfaces import FeedForward
 from harness.core.statistic import ActivationStats, Statistic
 from harness.models.decoder import Decoder

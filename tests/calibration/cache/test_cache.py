@@ -14,10 +14,10 @@ import pytest
 import torch
 from helpers import tiny, windows
 
-from harness.calibration import model_view as probing
-from harness.calibration.cache import Cache, make_room
-from harness.calibration.level_database import LevelDatabase
-from harness.calibration.model_view import LiveModelView
+from harness.calibration.cache.values import Cache, make_room
+from harness.calibration.levels.database import LevelDatabase
+from harness.calibration.views import model as probing
+from harness.calibration.views.model import LiveModelView
 from harness.models.decoder import decoder_of
 
 MODEL = {"weights": "abc", "calibration": {"windows": 2}}

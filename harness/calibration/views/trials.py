@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.calibration.batches import CANDIDATE_TOKENS
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream
+from harness.calibration.walk.batches import CANDIDATE_TOKENS
+from harness.calibration.walk.stream import Stream
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Question
 from harness.core.search import CANDIDATE_LOGIT_BYTES
@@ -25,6 +24,7 @@ from harness.models.decoder import Decoder
 from harness.models.gates import gated
 from harness.models.machine import available
 from harness.models.units import check_part
+from harness.runtime.progress import progress
 
 STATES = 0.25
 """The share of the free memory that the hidden states of all candidates may take."""

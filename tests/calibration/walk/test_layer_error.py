@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import inputs, normal, seen_by
 
-from harness.calibration.layer_error import layer_error
+from harness.calibration.walk.layer_error import layer_error
 from harness.core.statistic import gram
 
 

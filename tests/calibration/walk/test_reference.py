@@ -10,7 +10,7 @@ import torch
 from helpers import TINY, linears, pattern, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.reference import stream_beside_dense
+from harness.calibration.walk.reference import stream_beside_dense
 from harness.compress import prune
 from harness.core.interfaces import Difference
 from harness.methods.magnitude import Magnitude

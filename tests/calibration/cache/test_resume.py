@@ -16,7 +16,7 @@ from helpers import METHODS, pattern, tiny, windows
 from safetensors import safe_open
 
 from harness import execute
-from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
+from harness.calibration.cache.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of
 from harness.compress import prune
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Unstructured
@@ -251,7 +251,7 @@ def test_what_waits_to_be_written_takes_no_memory(tmp_path: Path) -> None:
 def test_writing_takes_a_share_of_the_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds a block, four to write one: the next is written once 40 seconds of pruning are behind it."""
     now = [0.0]
-    monkeypatch.setattr("harness.calibration.resume.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("harness.calibration.cache.resume.time.perf_counter", lambda: now[0])
     blocks = FinishedBlocks(
         CheckpointPolicy(tmp_path / "blocks_f", "this", 10.0), lambda index: {"q": torch.ones(1, 1)}
     )

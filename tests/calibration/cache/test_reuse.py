@@ -10,11 +10,11 @@ import torch
 from helpers import METHODS, same, seen_by, tiny, windows
 from torch import Tensor
 
-from harness.calibration import reuse as shared
-from harness.calibration.batches import batched
-from harness.calibration.reuse import ReuseCache, Store, bytes_of, name_of
-from harness.calibration.stream import Stream
-from harness.calibration.walk import stream
+from harness.calibration.cache import reuse as shared
+from harness.calibration.cache.reuse import ReuseCache, Store, bytes_of, name_of
+from harness.calibration.walk.batches import batched
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.stream import Stream
 from harness.compress import prune
 from harness.core.allocation import Allocation
 from harness.core.linalg import damped_inverse

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.calibration.stream import StreamedBlock, _Unseen
-from harness.calibration.walk import stream
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.stream import StreamedBlock, _Unseen
 from harness.catalogue import describe
 from harness.core.allocation import Allocation
 from harness.core.interfaces import Pruned, Site

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.calibration.cache import is_working_folder, make_room
+from harness.calibration.cache.values import is_working_folder, make_room
 from harness.core.pattern import Pattern
 from harness.runtime.errors import Failure, UserError
 from harness.runtime.files import LOCK, in_use, taken

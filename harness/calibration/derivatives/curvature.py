@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream
+from harness.calibration.walk.stream import Stream
 from harness.core.interfaces import Draws, Site, Trace
 from harness.core.linalg import products_like
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
 from harness.models.pieces import next_token_loss
+from harness.runtime.progress import progress
 
 Weights = Mapping[Site, Tensor]
 Directions = Callable[[Weights], list[Tensor]]

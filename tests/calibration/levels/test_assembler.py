@@ -11,9 +11,9 @@ import torch
 from helpers import METHODS, TINY, given_tokens, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration import assembler as assembling
-from harness.calibration.assembler import LevelAssembler, build_assembler
-from harness.calibration.checks import self_check
+from harness.calibration.levels import assembler as assembling
+from harness.calibration.levels.assembler import LevelAssembler, build_assembler
+from harness.calibration.walk.checks import self_check
 from harness.core.pattern import NofM, Pattern, Unstructured
 from harness.models.decoder import decoder_of
 from harness.runtime.errors import UserError
@@ -47,7 +47,7 @@ def drawn(model: nn.Module, scope: range, count: int, ladder: list[Pattern] = RU
 def written(model: nn.Module, method: Any, candidate: dict[str, Pattern], scope: range) -> list[Tensor]:
     """The dense weights, after the candidate's have been put into the model, pruned with dense inputs."""
     decoder, kept = decoder_of(model), []
-    from harness.calibration.walk import stream
+    from harness.calibration.walk.blocks import stream
 
     pruned = {}
     for block in stream(decoder, [windows(3)], scope, edited=False, label=""):

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream
+from harness.calibration.walk.stream import Stream
 from harness.core.interfaces import Passage
 from harness.core.structure import Cut, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
+from harness.runtime.progress import progress
 
 
 @torch.no_grad()
