@@ -6,13 +6,13 @@ Shapes: B windows, L tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.calibration.walk.batches import tokens_at_once, windows_of_logits
 from harness.calibration.walk.blocks import Walk
@@ -25,6 +25,7 @@ from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.models.decoder import Decoder
+from harness.models.losses import Head, next_token_losses
 from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
 from harness.runtime.errors import UserError
@@ -161,15 +162,15 @@ def _losses_behind(stream: Stream) -> list[Tensor]:
     return [_loss(stream.model.config, stream.logits, hidden, tokens) for hidden, tokens in pairs]
 
 
-def _loss(config: Any, head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor) -> Tensor:
+def _loss(config: Any, head: Head, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Σ over windows (B, L) of the mean negative log-likelihood of their targets, in float64.
 
-    The head takes hidden states (B, L, D) a few windows at a time.
+    The head takes hidden states (B, L, D) a few windows at a time. The mean of a window is one of float32, as the
+    released codes have it.
     """
-    at_once = windows_of_logits(tokens.shape[1], config.get_text_config().vocab_size)
+    length = tokens.shape[1]
+    at_once = length * windows_of_logits(length, config.get_text_config().vocab_size)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    for states, targets in zip(hidden.split(at_once), tokens[:, 1:].split(at_once), strict=True):
-        logits = head(states)[:, :-1].float().flatten(0, 1)
-        losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
-        total += losses.view(len(targets), -1).mean(dim=1).double().sum()
+    for _, losses in next_token_losses(head, hidden, tokens, at_once):
+        total += losses.mean(dim=1).double().sum()
     return total

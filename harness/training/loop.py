@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from harness.core.recoveries import Selector
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
-from harness.models.pieces import next_token_loss
+from harness.models.losses import next_token_loss
 from harness.runtime.errors import Failure
 from harness.runtime.oom import with_oom_backoff
 from harness.runtime.plain import plain

@@ -31,7 +31,7 @@ from harness.core.interfaces import Draws, Site, Trace
 from harness.core.linalg import products_like
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
-from harness.models.pieces import next_token_loss
+from harness.models.losses import next_token_loss
 from harness.runtime.progress import progress
 
 Weights = Mapping[Site, Tensor]

@@ -28,6 +28,7 @@ from harness.core.pattern import Pattern
 from harness.core.search import CANDIDATE_LOGIT_BYTES
 from harness.methods.each import EachLinear, as_block_method, prune_one
 from harness.models.decoder import Decoder
+from harness.models.losses import logits_in_pieces, window_losses
 from harness.models.pieces import patched
 from harness.runtime.progress import progress
 
@@ -124,49 +125,43 @@ class LevelAssembler:
             return torch.cat([self._stream.run_block(index, part, behind) for part, behind in pairs])
 
     def _loss(self, hidden: Tensor, chosen: range) -> float:
-        """Of one candidate's last hidden state (N, L, D), in float32, some positions at a time."""
-        targets = self._windows[chosen.start : chosen.stop, 1:].flatten()  # (P,)
-        first = chosen.start * (hidden.shape[1] - 1)
+        """The mean over all targets, from one candidate's last hidden state (N, L, D)."""
+        here = slice(chosen.start, chosen.stop)
+        if self._objective == "nll":
+            return float(window_losses(self._stream.logits, hidden, self._windows[here], self._at_once).mean())
+        dense, minus_entropy = (part[here] for part in self._dense)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for here, logits in self._logits(hidden):
-            if self._objective == "nll":
-                total += functional.cross_entropy(logits, targets[here], reduction="sum").double()
-            else:
-                dense, minus_entropy = (part[first + here.start : first + here.stop] for part in self._dense)
-                total += (minus_entropy - _dot(dense, logits) + logits.logsumexp(-1)).double().sum()
-        return float(total) / len(targets)
-
-    def _logits(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The positions that have a target, and their logits (p, V): some windows at a time, or parts of one."""
-        start, targets = 0, hidden.shape[1] - 1
-        size = max(1, CANDIDATE_LOGIT_BYTES[hidden.device.type] // (self._vocabulary * 4))
-        for windows in hidden[:, :-1].split(max(1, size // targets)):
-            for part in windows.split(min(size, targets), dim=1):  # the head treats every position alone
-                logits = self._stream.logits(part).flatten(0, 1).float()
-                yield slice(start, start + len(logits)), logits
-                start += len(logits)
+        for windows, positions, logits in logits_in_pieces(self._stream.logits, hidden, self._at_once):
+            crossed = _dot(dense[windows, positions], logits)
+            total += (minus_entropy[windows, positions] - crossed + logits.logsumexp(-1)).double().sum()
+        return float(total) / minus_entropy.numel()
 
     @property
     def _vocabulary(self) -> int:
         return int(self._decoder.config.get_text_config().vocab_size)
 
+    @property
+    def _at_once(self) -> int:
+        """Positions whose logits are there at once."""
+        return CANDIDATE_LOGIT_BYTES[self._windows.device.type] // (4 * self._vocabulary)
+
     @cached_property
     def _dense(self) -> tuple[Tensor, Tensor]:
-        """The dense model's probabilities p (N · (L-1), V), and Σ p log p (N · (L-1),)."""
+        """The dense model's probabilities p (N, L - 1, V), and Σ p log p (N, L - 1)."""
         hidden = self._before
         for index in (*self._scope, *self._decoder.behind(self._scope)):
             hidden = self._in_parts(index, hidden, self._windows)
-        dense = torch.empty(len(hidden) * (hidden.shape[1] - 1), self._vocabulary, device=hidden.device)
-        minus_entropy = dense.new_empty(len(dense))
-        for here, logits in self._logits(hidden):
-            dense[here] = logits.softmax(-1)
-            minus_entropy[here] = _dot(dense[here], logits.log_softmax(-1))
+        dense = torch.empty(len(hidden), hidden.shape[1] - 1, self._vocabulary, device=hidden.device)
+        minus_entropy = dense.new_empty(dense.shape[:2])
+        for windows, positions, logits in logits_in_pieces(self._stream.logits, hidden, self._at_once):
+            dense[windows, positions] = logits.softmax(-1)
+            minus_entropy[windows, positions] = _dot(dense[windows, positions], logits.log_softmax(-1))
         return dense, minus_entropy
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Row by row (p, V) → (p,), without a product in memory."""
-    return torch.bmm(one[:, None], other[:, :, None]).flatten()
+    """Position by position (b, p, V) → (b, p), without a product in memory."""
+    return torch.bmm(one.flatten(0, 1)[:, None], other.flatten(0, 1)[:, :, None]).view(one.shape[:-1])
 
 
 class _Levels:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.calibration.walk.batches import CANDIDATE_TOKENS
 from harness.calibration.walk.stream import Stream
@@ -22,6 +21,7 @@ from harness.core.search import CANDIDATE_LOGIT_BYTES
 from harness.core.structure import SUBLAYERS, UNCUT, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.models.gates import gated
+from harness.models.losses import logits_in_pieces, window_losses
 from harness.models.machine import available
 from harness.models.units import check_part
 from harness.runtime.progress import progress
@@ -101,33 +101,19 @@ def _run(stream: Stream, index: int, hidden: Tensor, tokens: Tensor, cut: Cut) -
 
 def _judged(stream: Stream, hidden: Tensor, dense: Tensor | None, tokens: Tensor, objective: Question) -> Tensor:
     """The loss (n,) of windows from their last hidden states (n, L, D), those of the dense model being `dense`."""
-    size = max(1, CANDIDATE_LOGIT_BYTES[hidden.device.type] // (4 * _vocabulary(stream)))
-    sums = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
-    positions = hidden.shape[1] - 1
-    for window in range(len(hidden)):
-        for start in range(0, positions, size):
-            here = slice(start, min(start + size, positions))
-            logits = _logits(stream, hidden[window, here])
-            reference = None if dense is None else _logits(stream, dense[window, here])
-            behind = slice(here.start + 1, here.stop + 1)
-            sums[window] += _distance(logits, reference, tokens[window, behind], objective).sum(dtype=torch.float64)
-    return sums / positions
-
-
-def _vocabulary(stream: Stream) -> int:
-    return int(stream.decoder.config.get_text_config().vocab_size)
-
-
-def _logits(stream: Stream, hidden: Tensor) -> Tensor:
-    """The logits (p, V) of some positions (p, D) of a window, in float32 at least: the head treats each alone."""
-    logits = stream.logits(hidden[None])[0]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _distance(logits: Tensor, dense: Tensor | None, targets: Tensor, objective: Question) -> Tensor:
-    """The term of each position (p,)."""
+    vocabulary = int(stream.decoder.config.get_text_config().vocab_size)
+    at_once = CANDIDATE_LOGIT_BYTES[hidden.device.type] // (4 * vocabulary)
     if dense is None:
-        return functional.cross_entropy(logits, targets, reduction="none")
+        return window_losses(stream.logits, hidden, tokens, at_once)
+    sums = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
+    pieces = (logits_in_pieces(stream.logits, states, at_once) for states in (hidden, dense))
+    for here, there in zip(*pieces, strict=True):
+        sums[here.windows] += _distance(here.logits, there.logits, objective).sum(dim=1, dtype=torch.float64)
+    return sums / (hidden.shape[1] - 1)
+
+
+def _distance(logits: Tensor, dense: Tensor, objective: Question) -> Tensor:
+    """The term of each position (b, p)."""
     if objective == "distance":
         return torch.linalg.vector_norm(dense - logits, dim=-1)
     expected, got = dense.log_softmax(-1), logits.log_softmax(-1)
