@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.calibration.walk.batches import tokens_at_once, windows_of_logits
+from harness.calibration.walk.batches import evaluation_tokens, windows_of_logits
 from harness.calibration.walk.blocks import Walk
 from harness.calibration.walk.devices import each
 from harness.calibration.walk.stream import Stream
@@ -118,7 +118,7 @@ def mean_nll(decoder: Decoder, windows: Tensor, device: torch.device, label: str
     Raises:
         Failure: not even one window fits into memory.
     """
-    tokens = tokens_at_once(decoder.model.dtype.itemsize, device.type == "cuda")
+    tokens = evaluation_tokens(decoder.model.dtype.itemsize, device.type == "cuda")
     batch = max(1, min(tokens // windows.shape[1], len(windows)))
     return with_oom_backoff(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
 

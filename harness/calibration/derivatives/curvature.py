@@ -3,9 +3,7 @@
 The loss of a window is its mean negative log-likelihood over L − 1 targets, as perplexity has it. Blocks are run again
 one at a time, so that never more than the graph and the gradients of one exist.
 
-Whatever the dtype of the model, all of this is computed in float32: float16 does not hold the second derivatives of a
-deep model, and bfloat16 moves squared gradients by percents. A block has float32 weights while it runs; what is outside
-the blocks has them throughout. The values are the model's own, so its traces are those of a float32 run.
+Whatever the dtype of the model, all of this is computed in float32 (`float32.py`).
 
 Shapes: N windows, L tokens, D hidden size, S sites, K probes.
 """
@@ -13,28 +11,32 @@ Shapes: N windows, L tokens, D hidden size, S sites, K probes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from harness.calibration.walk.stream import Stream
+from harness.calibration.derivatives.float32 import (
+    Float32Stream,
+    Weights,
+    differentiable,
+    in_float32,
+    matrices,
+    norms,
+    window_loss,
+)
 from harness.core.interfaces import Draws, Site, Trace
 from harness.core.linalg import products_like
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
-from harness.models.losses import next_token_loss
 from harness.runtime.progress import progress
 
-Weights = Mapping[Site, Tensor]
 Directions = Callable[[Weights], list[Tensor]]
 """Weights → the z of each, the same whenever it is asked."""
 REVISION = 2
@@ -72,9 +74,9 @@ def hessian_trace(
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),  # the fused kernels cannot be differentiated twice
         products_like(like),
-        _in_float32(decoder, batches) as state,
+        in_float32(decoder, batches) as state,
     ):
-        blocks = {index: _matrices(state, index) | _norms(state, index) for index in scope}
+        blocks = {index: matrices(state, index) | norms(state, index) for index in scope}
         rows = []
         for probe, window in progress(list(product(range(probes), range(len(windows)))), "Hessian trace"):
             directions = partial(_directions, draws, seed, f"{window}/{probe}")
@@ -102,97 +104,23 @@ def _copied(decoder: Decoder, device: torch.device) -> Decoder:
     return replace(decoder, model=copy.deepcopy(model, moved))
 
 
-@contextmanager
-def _in_float32(decoder: Decoder, batches: Sequence[Tensor]) -> Iterator[_Float32Stream]:
-    """A stream over windows (1, L), computed in float32 for as long as this lasts."""
-    inside = {id(tensor) for tensor in _tensors(decoder.modules)}
-    with _as_float32(tensor for tensor in _tensors(decoder.model) if id(tensor) not in inside):
-        yield _Float32Stream(decoder, batches)
-
-
-class _Float32Stream(Stream):
-    """A stream whose blocks are float32 while they run; whoever looks at their weights does so `at` the block."""
-
-    @contextmanager
-    def at(self, index: int) -> Iterator[None]:
-        """A block is on the device, in float32."""
-        block = self.decoder.block(index)
-        with self.placement.on_device(block), _as_float32(_tensors(block)):
-            yield
-
-    def arguments(self, batch: Tensor) -> list[dict[str, Any]]:
-        """As any stream: the first block runs."""
-        with self.at(self.decoder.indices[0]):
-            return super().arguments(batch)
-
-    def run_block(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """As any stream."""
-        with self.at(index):
-            return super().run_block(index, hidden, tokens)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-@contextmanager
-def _as_float32(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, tensors of 16 bits hold the same numbers in float32; behind it, what they held."""
-    short = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize == 2]
-    held = [tensor.data for tensor in short]
-    try:
-        for tensor in short:
-            tensor.data = tensor.data.float()
-        yield
-    finally:
-        for tensor, data in zip(short, held, strict=True):
-            tensor.data = data
-
-
-def _matrices(state: Stream, index: int) -> dict[Site, Tensor]:
-    return {site: linear.weight for site, linear in state.decoder.linears(index).items()}
-
-
-def _norms(state: Stream, index: int) -> dict[Site, Tensor]:
-    named = state.decoder.block(index).named_parameters()
-    norms = {name: p for name, p in named if p.dim() == 1 and name.endswith(".weight")}
-    return {state.decoder.site(index, name.removesuffix(".weight")): p for name, p in norms.items()}
-
-
-@contextmanager
-def _differentiable(weights: Weights) -> Iterator[list[Tensor]]:
-    """The weights as a list, requiring gradients for as long as this lasts."""
-    flags = [weight.requires_grad for weight in weights.values()]
-    try:
-        yield [weight.requires_grad_(True) for weight in weights.values()]
-    finally:
-        for weight, flag in zip(weights.values(), flags, strict=True):
-            weight.requires_grad_(flag)
-
-
-def _loss(state: Stream, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """The loss of a window (1, L) from the last hidden state (1, L, D)."""
-    return next_token_loss(state.logits(hidden), tokens)
-
-
 def _fisher_of(scope: Sequence[int], decoder: Decoder, windows: Tensor) -> Tensor:
     """Squared gradients (N, S) of windows (N, L)."""
     batches = windows.to(next(decoder.model.parameters()).device).split(1)
-    with _in_float32(decoder, batches) as state:
-        blocks = {index: _matrices(state, index) for index in scope}
+    with in_float32(decoder, batches) as state:
+        blocks = {index: matrices(state, index) for index in scope}
         pairs = progress(list(zip(state.hidden, batches, strict=True)), "Fisher trace")
         return torch.stack([_squared_gradients(state, blocks, hidden, tokens) for hidden, tokens in pairs])
 
 
-def _squared_gradients(state: _Float32Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor) -> Tensor:
+def _squared_gradients(state: Float32Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor) -> Tensor:
     """The squared gradient of each site (S,), for one window (1, L) with embeddings `hidden` (1, L, D)."""
     entering = [hidden]
     with torch.no_grad():
         for index in state.decoder.indices:
             entering.append(state.run_block(index, entering[-1], tokens))
     last = entering.pop().requires_grad_()
-    (gradient,) = grad(_loss(state, last, tokens), last)
+    (gradient,) = grad(window_loss(state, last, tokens), last)
     squares: list[Tensor] = []
     for index in reversed(state.decoder.indices[state.decoder.position(min(blocks)) :]):
         gradient, own = _block_squares(state, index, blocks.get(index, {}), entering.pop(), gradient, tokens)
@@ -201,20 +129,20 @@ def _squared_gradients(state: _Float32Stream, blocks: Mapping[int, Weights], hid
 
 
 def _block_squares(
-    state: _Float32Stream, index: int, weights: Weights, hidden: Tensor, gradient: Tensor, tokens: Tensor
+    state: Float32Stream, index: int, weights: Weights, hidden: Tensor, gradient: Tensor, tokens: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """From the gradient behind a block (1, L, D): the one in front of it, and the squared one of each weight.
 
     A function, so that the weights' gradients are gone before those of the next block exist.
     """
     hidden = hidden.detach().requires_grad_()
-    with state.at(index), _differentiable(weights) as leaves:
+    with state.at(index), differentiable(weights) as leaves:
         entering, *own = grad(state.run_block(index, hidden, tokens), [hidden, *leaves], gradient)
     return entering, [torch.linalg.vector_norm(one).square() for one in own]
 
 
 def _quadratic_forms(
-    state: _Float32Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor, directions: Directions
+    state: Float32Stream, blocks: Mapping[int, Weights], hidden: Tensor, tokens: Tensor, directions: Directions
 ) -> Tensor:
     """zᵀHz of each site (S,), for one window (1, L) with embeddings `hidden` (1, L, D).
 
@@ -233,7 +161,7 @@ def _quadratic_forms(
         entering.append(_forward(state, index, blocks.get(index, {}), *entering[-1], directions, tokens))
     last, tangent = entering.pop()
     last = last.requires_grad_()
-    (gradient,) = grad(_loss(state, last, tokens), last, create_graph=True)
+    (gradient,) = grad(window_loss(state, last, tokens), last, create_graph=True)
     (moving,) = grad(gradient, last, tangent)
     gradient = gradient.detach()
     forms: list[Tensor] = []
@@ -259,7 +187,7 @@ def _directions(draws: Draws, seed: int, number: str, weights: Weights) -> list[
 
 
 def _forward(
-    state: _Float32Stream,
+    state: Float32Stream,
     index: int,
     weights: Weights,
     hidden: Tensor,
@@ -269,7 +197,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output (1, L, D) of a block and its tangent, J (ḣ, z): Jᵀλ is linear in λ, and its derivative is J."""
     hidden = hidden.detach().requires_grad_()
-    with state.at(index), _differentiable(weights) as leaves:
+    with state.at(index), differentiable(weights) as leaves:
         output = state.run_block(index, hidden, tokens)
         dummy = torch.zeros_like(output, requires_grad=True)
         gradients = grad(output, [hidden, *leaves], dummy, create_graph=True)
@@ -278,7 +206,7 @@ def _forward(
 
 
 def _backward(
-    state: _Float32Stream,
+    state: Float32Stream,
     index: int,
     weights: Weights,
     hidden: Tensor,
@@ -294,7 +222,7 @@ def _backward(
     the Hessian of φ being symmetric, the gradient of <∇φ, (ḣ, z, λ̇)>, where the part of ∇φ for λ is the block's output.
     """
     hidden = hidden.detach().requires_grad_()
-    with state.at(index), _differentiable(weights) as leaves:
+    with state.at(index), differentiable(weights) as leaves:
         drawn = directions(weights)
         output = state.run_block(index, hidden, tokens)
         gradients = grad(output, [hidden, *leaves], gradient, create_graph=True)

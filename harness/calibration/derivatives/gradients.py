@@ -1,6 +1,6 @@
 """Gradients of the loss with respect to the weights, one block's in memory at a time, and to gates of its units.
 
-Whatever the dtype of the model, all of this is computed in float32, as in `curvature.py`. Shapes: N windows, L tokens,
+Whatever the dtype of the model, all of this is computed in float32 (`float32.py`). Shapes: N windows, L tokens,
 D hidden size, O outputs, I inputs.
 """
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from harness.calibration.derivatives.curvature import (
-    _differentiable,
-    _Float32Stream,
-    _in_float32,
-    _loss,
-    _matrices,
-    _norms,
+from harness.calibration.derivatives.float32 import (
+    Float32Stream,
+    differentiable,
+    in_float32,
+    matrices,
+    norms,
+    window_loss,
 )
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Site
@@ -83,7 +83,7 @@ def gradients(decoder: Decoder, windows: Tensor, scope: Sequence[int], *, square
     """
     like = next(decoder.model.parameters())
     batches = windows.to(like.device).split(1)
-    with products_like(like), _in_float32(decoder, batches) as state:
+    with products_like(like), in_float32(decoder, batches) as state:
         sums = _Sums(state, scope, len(batches), squares)
         for index in _backward(state, batches, scope, sums.step):
             if index in scope:
@@ -96,7 +96,7 @@ def gradients(decoder: Decoder, windows: Tensor, scope: Sequence[int], *, square
 class _Sums:
     """Means over windows of the gradients of one block."""
 
-    def __init__(self, state: _Float32Stream, scope: Sequence[int], windows: int, squares: bool) -> None:
+    def __init__(self, state: Float32Stream, scope: Sequence[int], windows: int, squares: bool) -> None:
         self._state, self._scope, self._windows, self._squares = state, scope, windows, squares
         self.clear()
 
@@ -107,13 +107,13 @@ class _Sums:
 
     def leaves(self, index: int) -> dict[Site, Tensor]:
         """The weights of a block whose gradients are asked for."""
-        return _matrices(self._state, index) | _norms(self._state, index) if index in self._scope else {}
+        return matrices(self._state, index) | norms(self._state, index) if index in self._scope else {}
 
     @torch.enable_grad()
     def step(self, index: int, hidden: Tensor, gradient: Tensor, tokens: Tensor) -> Tensor:
         """A `Step` that adds a window's gradients."""
         hidden, weights = hidden.detach().requires_grad_(), self.leaves(index)
-        with self._state.at(index), _differentiable(weights) as leaves:
+        with self._state.at(index), differentiable(weights) as leaves:
             entering, *own = grad(self._state.run_block(index, hidden, tokens), [hidden, *leaves], gradient)
         for site, one in zip(weights, own, strict=True):
             _add(self.mean, site, one / self._windows)
@@ -126,7 +126,7 @@ def _add(sums: dict[Site, Tensor], site: Site, value: Tensor) -> None:
     sums[site] = value if site not in sums else sums[site].add_(value)
 
 
-def _backward(state: _Float32Stream, batches: Sequence[Tensor], scope: Sequence[int], step: Step) -> Iterator[int]:
+def _backward(state: Float32Stream, batches: Sequence[Tensor], scope: Sequence[int], step: Step) -> Iterator[int]:
     """The blocks from the last one to the first of a scope, each once `step` has had all its windows."""
     indices = state.decoder.indices
     with torch.no_grad():
@@ -145,9 +145,9 @@ def _backward(state: _Float32Stream, batches: Sequence[Tensor], scope: Sequence[
 
 
 @torch.enable_grad()
-def _gradient_of_loss(state: _Float32Stream, hidden: Tensor, tokens: Tensor) -> Tensor:
+def _gradient_of_loss(state: Float32Stream, hidden: Tensor, tokens: Tensor) -> Tensor:
     hidden = hidden.detach().requires_grad_()
-    (gradient,) = grad(_loss(state, hidden, tokens), hidden)
+    (gradient,) = grad(window_loss(state, hidden, tokens), hidden)
     return gradient
 
 
@@ -168,7 +168,7 @@ def gate_gradients(
     batches = windows.to(like.device).split(1)
     shapes = {part: (geometry.blocks, geometry.count(part)) for part in parts}
     found = {part: torch.zeros(shape, dtype=torch.float64) for part, shape in shapes.items()}
-    with products_like(like), _in_float32(decoder, batches) as state:
+    with products_like(like), in_float32(decoder, batches) as state:
         for _ in _backward(state, batches, scope, partial(_gate_step, state, geometry, set(scope), found)):
             pass
     return {
@@ -179,7 +179,7 @@ def gate_gradients(
 
 @torch.enable_grad()
 def _gate_step(
-    state: _Float32Stream, geometry: Geometry, scope: set[int], found: dict[Part, Tensor], index: int, hidden: Tensor,
+    state: Float32Stream, geometry: Geometry, scope: set[int], found: dict[Part, Tensor], index: int, hidden: Tensor,
     gradient: Tensor, tokens: Tensor,
 ) -> Tensor:  # fmt: skip
     """A `Step` that adds a window's derivatives with respect to the gates of a block."""
@@ -214,7 +214,7 @@ def _gate(decoder: Decoder, index: int, part: str, stack: ExitStack) -> Tensor:
 
 
 def _add_sublayers(
-    state: _Float32Stream, parallel: bool, found: dict[Part, Tensor], index: int, ends: tuple[Tensor, Tensor],
+    state: Float32Stream, parallel: bool, found: dict[Part, Tensor], index: int, ends: tuple[Tensor, Tensor],
     gradient: Tensor, tokens: Tensor,
 ) -> None:  # fmt: skip
     """The derivative in front of what each sub-layer adds: with it goes the gradient behind the addition."""
