@@ -90,6 +90,15 @@ class Run:
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
 
+    @property
+    def context(self) -> Context:
+        """Arguments of every evaluator beside the model."""
+        return _context(self.cfg, self.inputs, self.device)
+
+
+def _context(cfg: RunConfig, inputs: Inputs, device: torch.device) -> Context:
+    return Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device, cfg.numerics == "exact")
+
 
 def look_up(cfg: RunConfig) -> Inputs:
     """Find every file of a run, downloading what only the hub has; says nothing about this machine.
@@ -170,7 +179,7 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
         )
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
-    context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
+    context = _context(cfg, inputs, device)
     protocols = {name: evaluator.protocol(context) for name, evaluator in cfg.evaluators.items()}
     described = {
         name: {"protocol": {"id": protocol_id(cfg, protocol), **protocol.settings}}

@@ -11,7 +11,7 @@ from harness.catalogue import name_of
 from harness.compress import Compressed, compress
 from harness.config import RunConfig
 from harness.core import causes
-from harness.evaluation.protocol import Context, measured
+from harness.evaluation.protocol import measured
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
 from harness.models.attention import in_pieces
 from harness.models.checkpoint import weights_hash
@@ -60,12 +60,11 @@ def compute(run: Run, session: Session | None = None) -> Record:
 
 def _measures(run: Run, session: Session, decoder: Decoder, tokenizer: Any) -> list[dict[str, Any]]:
     """Measures of the evaluators; of a dense model each evaluation is made once a process."""
-    context = Context(run.inputs.evaluation_window, run.cfg.evaluation_limit, run.cfg.seed, run.device)
     if is_dense(names_of(run.config)):
-        measures = session.dense_measures(run, decoder, tokenizer, context)
+        measures = session.dense_measures(run, decoder, tokenizer, run.context)
     else:
         judges = run.cfg.evaluators.values()
-        measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, context)]
+        measures = [one for judge in judges for one in measured(judge, decoder, tokenizer, run.context)]
     return [one | {"protocol": protocol_id(run.cfg, one["protocol"])} for one in measures]
 
 

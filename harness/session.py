@@ -208,7 +208,7 @@ def check_texts(run: Run, tokenizer: Any, rows: int) -> None:
                 held_out_windows(corpus, split, tokenizer, length),
             ]
         )
-    context = Context(inputs.evaluation_window, run.cfg.evaluation_limit, run.cfg.seed, run.device)
+    context = run.context
     for name, evaluator in run.cfg.evaluators.items():
         if (windows := evaluator.tokens(tokenizer, context)) is not None:
             texts[f"evaluation={name}"] = windows

@@ -82,3 +82,5 @@ class Context:
     limit: int | None
     seed: int
     device: torch.device
+    exact: bool = False
+    """Whether arithmetic is that of the released codes (`numerics=exact`)."""

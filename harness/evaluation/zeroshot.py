@@ -14,6 +14,7 @@ from harness.core.geometry import Geometry
 from harness.data.corpora import Local, local_file, read_known
 from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
+from harness.evaluation.prepared import prepared
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.evaluation.zeroshot_lm import (
     FEWSHOT_SEED,
@@ -31,6 +32,7 @@ from harness.evaluation.zeroshot_lm import (
     read_template,
     reports_accuracy,
     templates,
+    with_examples,
 )
 from harness.models.decoder import Decoder
 from harness.runtime.errors import UserError, unknown
@@ -60,7 +62,9 @@ class ZeroShot:
     """Gao et al., The Language Model Evaluation Harness: the answer with the highest log-likelihood is the model's.
 
     `acc` compares sums over an answer's tokens, `acc_norm` the sums divided by its characters. The papers' protocol is
-    zero-shot and without BOS. The batch size is part of the protocol, for it moves results in the third digit.
+    zero-shot and without BOS. Answers run behind one pass over their common context, many items in a row, the head
+    where a token of an answer is predicted; `numerics=exact` scores them one by one as lm-eval does, padded, in batches
+    of `batch_size`, which moves results in the third digit. The protocol says which.
     """
 
     task: str
@@ -70,7 +74,7 @@ class ZeroShot:
     add_bos_token: bool = False
     """Put a BOS in front of each question."""
     batch_size: int = 16
-    """Questions at a time; moves results in the third digit."""
+    """Answers at a time with `numerics=exact`; moves results in the third digit."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS and self.task not in (known := installed_tasks()):
@@ -99,7 +103,7 @@ class ZeroShot:
                 "fewshot_seed": FEWSHOT_SEED if self.fewshot else None,
                 "bos": "one, in front of the prompt" if self.add_bos_token else "none",
                 "limit": context.limit,
-                "batch_size": self.batch_size,
+                **({"batch_size": self.batch_size} if context.exact else {"answers": "behind a shared context"}),
                 "source": "local" if files else "hub",
                 "dataset": template["dataset"],
                 "split": template["split"],
@@ -121,11 +125,12 @@ class ZeroShot:
 
     def __call__(self, decoder: Decoder, tokenizer: Any, context: Context) -> Iterator[Measure]:
         with own_randomness(), quiet():
-            task = self.load()
-            lm = language_model(decoder.model, tokenizer, self.batch_size, self.add_bos_token)
-            scores = evaluate(lm, task, self.fewshot, context.limit)
-        notes = [f"hub revision {revision}" for revision in hub_revisions(task)]
-        if lm.batch_size < self.batch_size:
+            task = prepared((self, context.limit, self.data_hash(), self._template()["version"]), self._examples)
+            exact_batch = self.batch_size if context.exact else None
+            lm = language_model(decoder, tokenizer, task, self.add_bos_token, exact_batch)
+            scores = evaluate(lm, task.task, context.limit)
+        notes = [f"hub revision {revision}" for revision in hub_revisions(task.task)]
+        if context.exact and lm.batch_size < self.batch_size:
             notes.append(f"batches of {lm.batch_size}, not {self.batch_size}, after running out of memory")
         if lm.truncated:
             notes.append(f"{lm.truncated} requests were cut to the model's context of {lm.max_length} tokens")
@@ -137,6 +142,9 @@ class ZeroShot:
         for metric, score in scores.items():
             value, stderr = (None, None) if lm.undefined else (score.value, score.stderr)
             yield Measure(self.task, metric, value, stderr, protocol, score.samples, "; ".join(notes))
+
+    def _examples(self) -> Any:
+        return with_examples(self.load(), self.fewshot)
 
     def load(self) -> Any:
         """lm-eval's task with its documents: local files first, then the hub.

@@ -23,9 +23,12 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 import yaml
-from torch import nn
 
 from harness.data.vocabulary import check_tokens, embedding_rows
+from harness.evaluation.likelihoods import likelihoods
+from harness.evaluation.packing import Request
+from harness.evaluation.prepared import PreparedTask
+from harness.models.decoder import Decoder
 from harness.runtime.errors import Refusal, UserError
 from harness.runtime.oom import with_oom_backoff
 
@@ -160,8 +163,11 @@ def hub_revisions(task: Any) -> list[str]:
     return sorted({match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})", url))})
 
 
-def language_model(model: nn.Module, tokenizer: Any, batch_size: int, add_bos_token: bool) -> Any:
+def language_model(decoder: Decoder, tokenizer: Any, task: PreparedTask, bos: bool, exact_batch: int | None) -> Any:
     """lm-eval's Hugging Face model around ours, in its own context length, with log-probabilities in float32.
+
+    Args:
+        exact_batch: requests at a time by lm-eval's own loop; None: answers share their context, in batches of tokens.
 
     Raises:
         Refusal: a BOS is asked for and the tokenizer does not put exactly one in front.
@@ -176,32 +182,41 @@ def language_model(model: nn.Module, tokenizer: Any, batch_size: int, add_bos_to
         unknown = 0.0
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            if exact_batch:
+                return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            tokens = task.tokens(tokenizer, bos, [request.args for request in requests])
+            self._look_at(tokens.requests)
+            results = likelihoods(decoder, tokens, self.max_length, task.task.task_name)
+            self.undefined += sum(one.value != one.value for one in results)
+            return [(one.value, one.greedy) for one in results]
 
         def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
-            tokens = torch.tensor([token for _, query, answer in requests for token in (*query, *answer)])
-            self.unknown = check_tokens(tokens, self.tokenizer, embedding_rows(self.model), "the task")
-            too_long = sum(len(answer) > self.max_length for _, _, answer in requests)
-            if too_long:
-                raise Refusal(f"{too_long} answers are longer than the model's context of {self.max_length} tokens.")
-            self.truncated += sum(len(query) + len(answer) > self.max_length + 1 for _, query, answer in requests)
+            self._look_at([Request(tuple(query), tuple(answer)) for _, query, answer in requests])
             results = with_oom_backoff(
                 partial(self._in_batches, requests, options), self.batch_size, "zero-shot evaluation"
             )
             self.undefined += sum(likelihood != likelihood for likelihood, _ in results)
             return results
 
+        def _look_at(self, requests: Sequence[Request]) -> None:
+            tokens = torch.tensor([token for query, answer in requests for token in (*query, *answer)])
+            self.unknown = check_tokens(tokens, self.tokenizer, embedding_rows(self.model), "the task")
+            too_long = sum(len(answer) > self.max_length for _, answer in requests)
+            if too_long:
+                raise Refusal(f"{too_long} answers are longer than the model's context of {self.max_length} tokens.")
+            self.truncated += sum(len(query) + len(answer) > self.max_length + 1 for query, answer in requests)
+
         def _in_batches(self, requests: list[Any], options: Mapping[str, Any], size: int) -> list[tuple[float, bool]]:
             self.batch_size_per_gpu = size
             return super()._loglikelihood_tokens(requests, **options)
 
-    if add_bos_token:
+    if bos:
         _check_bos(tokenizer)
     return Scorer(
-        pretrained=model,
+        pretrained=decoder.model,
         tokenizer=copy.deepcopy(tokenizer),  # lm-eval sets its padding
-        batch_size=batch_size,
-        add_bos_token=add_bos_token,
+        batch_size=exact_batch or 1,
+        add_bos_token=bos,
         softmax_dtype=torch.float32,  # a sum of bfloat16 log-probabilities tells few endings apart
     )
 
@@ -213,16 +228,21 @@ def _check_bos(tokenizer: Any) -> None:
         raise Refusal("add_bos_token=true, but the tokenizer of this model does not put one BOS in front of a text.")
 
 
-def evaluate(lm: Any, task: Any, fewshot: int = 0, limit: int | None = None) -> dict[str, Score]:
-    """The accuracies of any lm-eval language model on one task, by lm-eval's evaluator.
+def with_examples(task: Any, fewshot: int) -> Any:
+    """A task that shows so many solved examples, drawn with lm-eval's seed."""
+    task.set_config(key="num_fewshot", value=fewshot)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return task
 
-    Equivalent to `simple_evaluate(model=lm, tasks=[task], num_fewshot=fewshot, limit=limit)` without its report on the
+
+def evaluate(lm: Any, task: Any, limit: int | None = None) -> dict[str, Score]:
+    """The accuracies of any lm-eval language model on one task (`with_examples`), by lm-eval's evaluator.
+
+    Equivalent to `simple_evaluate(model=lm, tasks=[task], limit=limit)` without its report on the
     machine (seconds for each task, and a question to the hub).
     """
     from lm_eval.evaluator import evaluate as run
 
-    task.set_config(key="num_fewshot", value=fewshot)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
     name = task.task_name
     with _templates_compiled_once():
         report: Any = run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +42,12 @@ def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def last_output(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> Any:
-    """Output of the last block for tokens (B, L), by the model's own forward: the head does not run."""
+def last_output(model: nn.Module, blocks: nn.ModuleList, batch: Tensor, **told: Any) -> Any:
+    """Output of the last block for tokens (B, L), by the model's own forward: the head does not run.
+
+    Args:
+        told: what the model is told beside the tokens, a mask and positions for one.
+    """
     caught: list[Any] = []
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:
@@ -52,7 +57,7 @@ def last_output(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> Any:
     handle = blocks[-1].register_forward_hook(stop)
     try:
         with suppress(Stop):
-            model(batch, use_cache=False)
+            model(batch, use_cache=False, **told)
     finally:
         handle.remove()
     return caught[0]
@@ -115,6 +120,32 @@ def follow_tokens(blocks: nn.ModuleList) -> bool:
     The first block's arguments are looked at again for every batch.
     """
     return bool(getattr(blocks, FOLLOW_TOKENS, False))
+
+
+@torch.no_grad()
+def arguments_of_blocks(
+    model: nn.Module, blocks: nn.ModuleList, batch: Tensor, tuples: bool, **told: Any
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The hidden states (B, L, D) in front of the first block, and each block's arguments beside them; no block runs.
+
+    Args:
+        tuples: whether the blocks give a tuple that opens with the hidden states.
+        told: what the model is told beside the tokens.
+    """
+    hidden: list[Tensor] = []
+    caught: list[dict[str, Any]] = []
+
+    def passing(block: nn.Module, *positional: Any, **named: Any) -> Any:
+        here = positional[0] if positional else named["hidden_states"]
+        hidden.append(here)
+        caught.append(beside_hidden(block, positional, named))
+        if len(caught) == len(blocks):
+            raise Stop  # in front of the head
+        return (here,) if tuples else here
+
+    with suppress(Stop), patched({block: partial(passing, block) for block in blocks}):
+        model(batch, use_cache=False, **told)
+    return hidden[0], caught
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from harness.data import zeroshot as data
 from harness.evaluation import zeroshot_lm
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
-from harness.evaluation.zeroshot_lm import evaluate, hub_task, quiet, templates
+from harness.evaluation.zeroshot_lm import evaluate, hub_task, quiet, templates, with_examples
 from harness.runtime.errors import UserError
 
 SAMPLES = {
@@ -80,9 +80,9 @@ class Stub(LM):
         raise NotImplementedError
 
 
-def score(lm: LM, task: Any, **options: Any) -> dict[str, zeroshot_lm.Score]:
+def score(lm: LM, task: Any, fewshot: int = 0) -> dict[str, zeroshot_lm.Score]:
     with quiet():
-        return evaluate(lm, task, **options)
+        return evaluate(lm, with_examples(task, fewshot))
 
 
 def requests(task: Any) -> list[tuple[str, str]]:

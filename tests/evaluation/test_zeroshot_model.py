@@ -24,6 +24,7 @@ from harness.models.decoder import decoder_of
 from harness.runtime.errors import Refusal, UserError
 
 CONTEXT = Context(window=32, limit=None, seed=0, device=torch.device("cpu"))
+EXACT = replace(CONTEXT, exact=True)
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "question", "answer", "a", ".", "?", ":"]
 
 
@@ -79,12 +80,13 @@ def test_bos_rule(facts: Path, model: LlamaForCausalLM, tokenizer: Any, add_bos_
     seen: list[torch.Tensor] = []
     hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     evaluator = ZeroShot("embedded-facts", add_bos_token=add_bos_token, batch_size=4)
-    list(evaluator(decoder_of(model), tokenizer, CONTEXT))
+    shared, exact = (list(evaluator(decoder_of(model), tokenizer, context)) for context in (CONTEXT, EXACT))
     hook.remove()
-    for tokens in seen:
+    assert [m.value for m in shared] == [m.value for m in exact] and shared[0].protocol != exact[0].protocol
+    for tokens in (one for one in seen if len(one) == 4):  # lm-eval's own batches
         assert ((tokens == 1).sum(dim=1) == int(add_bos_token)).all()
         assert not add_bos_token or (tokens[:, 0] == 1).all()
-    assert max(len(tokens) for tokens in seen) == 4
+    assert any(len(tokens) == 4 for tokens in seen)
     assert ("no-bos" in evaluator.protocol(CONTEXT).name) != add_bos_token
 
 
@@ -158,9 +160,10 @@ def test_limit_and_protocol(facts: Path, model: LlamaForCausalLM, tokenizer: Any
     ids = {
         str(whole),
         str(evaluator.protocol(limited)),
-        str(ZeroShot("embedded-facts", batch_size=4).protocol(CONTEXT)),
+        str(evaluator.protocol(EXACT)),
+        str(ZeroShot("embedded-facts", batch_size=4).protocol(EXACT)),
     }
-    assert len(ids) == 3
+    assert len(ids) == 4
     assert ZeroShot("boolq").protocol(CONTEXT).name == "boolq@lm-eval-2.0,0-shot,no-bos"
 
 
