@@ -133,8 +133,8 @@ def report(
     about = (
         f"{options.shape or options.folder.name}, {str(decoder.model.dtype).removeprefix('torch.')}"
         f"{', blocks in host memory' if options.offload else ''}{f', limit {options.limit}' if options.limit else ''}; "
-        f"a large product runs at {rate / 1e12:.1f} TFLOP/s; peak {gib(peak)} GiB. `first`: with requests and tokens to "
-        "be made."
+        f"a large product runs at {rate / 1e12:.1f} TFLOP/s; peak {gib(peak)} GiB. `first`: with requests and tokens "
+        "to be made."
     )
     raw = {
         task: {way: one._asdict() | {"values": None, "chosen": None} for way, one in by.items()}

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.walk.batches import LOGIT_BYTES
 from harness.evaluation.packing import Batch, Item, Request, batches_of, items_of, plain_rows, rows_of
 from harness.models.decoder import Decoder
 from harness.models.machine import available
@@ -28,7 +27,9 @@ from harness.runtime.progress import progress
 
 AT_ONCE = {"cpu": 2048, "cuda": 32768}
 """Tokens of a batch: fewer leave a GPU waiting for launches."""
-SHORTEST = {"cpu": 256, "cuda": 512}
+LOGIT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
+"""Logits that are there at once, in float32: on a CPU such as come from memory that the process has already."""
+SHORTEST = {"cpu": 128, "cuda": 512}
 """Tokens of a row, at least: longer rows leave less room, and attention reads their whole square."""
 STATES = 0.4
 """The share of the free memory that rows of a model in host memory may take while they wait for the next block."""
@@ -114,7 +115,7 @@ def _judged(model: nn.Module, blocks: nn.ModuleList, hidden: Tensor, batch: Batc
     """The same from the last hidden states (B, T, D) of one batch."""
     config: Any = model.config
     states = hidden.flatten(0, 1)[batch.places]
-    at_once = max(1, LOGIT_BYTES // (4 * config.get_text_config().vocab_size))
+    at_once = max(1, LOGIT_BYTES[states.device.type] // (4 * config.get_text_config().vocab_size))
     found = []
     for piece, targets in zip(states.split(at_once), batch.targets.split(at_once), strict=True):
         logits = logits_behind(model, blocks, piece[:, None], tuples=tuples)[:, 0]
