@@ -15,7 +15,7 @@ from harness.core.geometry import Geometry
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Statistic, gram, together
-from harness.methods.each import as_block_method, prune_one
+from harness.methods.each import as_block_method, prune_seen
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.alternating import alternate
 from harness.methods.sparsellm.problem import Problem
@@ -119,10 +119,7 @@ class SparseLLM:
         if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
         stats, state = self._observe(block, part)
-        first = {
-            site: prune_one(self.inner, site, block.weights[site], stats.get(site), pattern)
-            for site, pattern in patterns.items()
-        }
+        first = prune_seen(lambda site: self.inner, block.weights, stats, patterns)
         penalties = self._penalties(part)
         dense = {site: block.weights[site] for site in part.sites}
         problem = Problem(
