@@ -74,7 +74,7 @@ def test_chunks_give_what_single_windows_give(
     slow, fast, traces = _Tokens(problem), Chunks(problem), (Trace(), Trace())
     rough, known = (1e-5, 1e-3) if dtype == torch.float32 else (5e-3, 1e-2)
     for weights in (pruned, fewer):
-        one, other = (each.sweep(weights, trace, last=False) for each, trace in zip((slow, fast), traces))
+        one, other = (each.sweep(weights, trace, last=False) for each, trace in zip((slow, fast), traces, strict=True))
         assert one is not None and other is not None
         assert one.stats["gram"].windows == other.stats["gram"].windows == count
         pairs = [(one.cross[site], other.cross[site]) for site in problem.part.sites]

@@ -66,9 +66,7 @@ def refit(weight: Tensor, cross: Tensor, matrix: Gram, damping: float) -> Tensor
     return torch.addmm(weight.float(), cross, matrix.damped_inverse(damping).matrix)
 
 
-def _without_waiting(
-    problem: Problem, weights: Weights, sums: Sums, damping: float
-) -> dict[Site, Pruned] | None:
+def _without_waiting(problem: Problem, weights: Weights, sums: Sums, damping: float) -> dict[Site, Pruned] | None:
     """Weights fitted by factors that nobody has looked at yet, and pruned together where they read the same inputs.
 
     Returns:

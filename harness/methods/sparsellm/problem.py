@@ -84,9 +84,7 @@ class Problem(NamedTuple):
     ) -> dict[Site, Pruned]:
         """The same for matrices that read the same inputs; `ok` may be left open."""
         pruned = prune_group(self.inner, sites, dict(zip(sites, weights, strict=True)), stats, self.patterns)
-        return {
-            site: one._replace(weight=one.weight.to(self.dense[site].dtype)) for site, one in pruned.items()
-        }
+        return {site: one._replace(weight=one.weight.to(self.dense[site].dtype)) for site, one in pruned.items()}
 
     def before_activation(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
         """W_up x and W_gate x with their biases, (L, F) in float32; None where there is no gate."""
