@@ -1,7 +1,7 @@
 """SparseLLM on one LLaMA block: ours, and the authors' code beside it where it is.
 
     python -m benchmarks.speed.sparsellm --shape 7b --windows 32,128 --authors <clone>     # an H200
-    python -m benchmarks.speed.sparsellm --shape 135m --windows 128 --blocks 30     # SmolLM2's shape, SparseGPT beside it
+    python -m benchmarks.speed.sparsellm --shape 135m --windows 128 --blocks 30     # SmolLM2's shape
     python -m benchmarks.speed.sparsellm --shape 11m --windows 32 --length 512 --authors <clone>     # two CPU cores
 
 The clone is BaiTheBest/SparseLLM at commit 27fe26a.
@@ -98,7 +98,8 @@ def block_model(shape: Shape, device: torch.device, blocks: int = 1) -> LlamaFor
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.wide, num_hidden_layers=blocks,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary, max_position_embeddings=4096, use_cache=False,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary,
+        max_position_embeddings=4096, use_cache=False,
     )  # fmt: skip
     attention = "sdpa" if device.type == "cuda" else "eager"
     model = LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.float32)

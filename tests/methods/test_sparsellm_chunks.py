@@ -74,7 +74,8 @@ def test_chunks_give_what_single_windows_give(
     slow, fast, traces = _Tokens(problem), Chunks(problem), (Trace(), Trace())
     rough, known = (1e-5, 1e-3) if dtype == torch.float32 else (5e-3, 1e-2)
     for weights in (pruned, fewer):
-        one, other = (each.sweep(weights, trace, last=False) for each, trace in zip((slow, fast), traces, strict=True))
+        one = slow.sweep(weights, traces[0], last=False)
+        other = fast.sweep(weights, traces[1], last=False)
         assert one is not None and other is not None
         assert one.stats["gram"].windows == other.stats["gram"].windows == count
         pairs = [(one.cross[site], other.cross[site]) for site in problem.part.sites]
@@ -100,9 +101,14 @@ def test_the_fast_way_is_as_good(name: str, inner: Any, monkeypatch: pytest.Monk
         prune(decoder_of(model), [windows(12, 24)], range(2), method, dict.fromkeys(sites, pattern("0.5")), facts)
         return facts, float((model.get_submodule(sites[-1]).weight == 0).float().mean())
 
-    made = []
+    made: list[bool] = []
     sweep = Chunks.sweep
-    monkeypatch.setattr(Chunks, "sweep", lambda *a, **b: made.append(1) or sweep(*a, **b))
+
+    def counted(self: Chunks, weights: Any, trace: Trace, *, last: bool) -> Any:
+        made.append(last)
+        return sweep(self, weights, trace, last=last)
+
+    monkeypatch.setattr(Chunks, "sweep", counted)
     ours, zeros = told(SparseLLM(inner=inner, fallback=False))
     assert len(made) == 8
     monkeypatch.setattr("harness.methods.sparsellm.method.gram", gram)

@@ -75,13 +75,13 @@ def _without_waiting(problem: Problem, weights: Weights, sums: Sums, damping: fl
     part, seen = problem.part, sums.stats["gram"]
     seen.prepare(damping)  # beside what the readers need
     pruned: dict[Site, Pruned] = {}
-    sound = []
+    sound: list[Tensor] = []
     groups = ((part.readers, problem.gram, problem.stats), ((part.down,), seen, sums.stats.get("inner", seen)))
     for sites, matrix, stats in groups:
         factor = matrix.unchecked_factor(damping)
         fitted = [_refit_by(factor.factor, matrix, weights[site], sums.cross[site]) for site in sites]
         pruned |= problem.prune_together(sites, fitted, stats)
-        sound += [factor.ok, *(pruned[site].ok for site in sites if pruned[site].ok is not None)]
+        sound += [factor.ok, *(ok for site in sites if (ok := pruned[site].ok) is not None)]
     if not bool(torch.stack(sound).all()):
         return None
     return {site: result._replace(ok=None) for site, result in pruned.items()}
