@@ -30,7 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.speed.common import SHAPES, Shape, device, gib, give_positions, random_tokens, timed, write
 from benchmarks.speed.steps import stepwise
-from harness.calibration.walk.batches import batched, tokens_at_once
+from harness.calibration.walk.batches import batched
+from  import tokens_at_once
 from harness.calibration.walk.blocks import stream
 from harness.calibration.walk.stream import StreamedBlock
 from harness.compress import prune
