@@ -30,8 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.speed.common import SHAPES, Shape, device, gib, give_positions, random_tokens, timed, write
 from benchmarks.speed.steps import stepwise
-from harness.calibration.walk.batches import batched
-from  import tokens_at_once
+from harness.calibration.walk.batches import batched, calibration_tokens
 from harness.calibration.walk.blocks import stream
 from harness.calibration.walk.stream import StreamedBlock
 from harness.compress import prune
@@ -142,7 +141,7 @@ def run_ours(model: LlamaForCausalLM, ids: Tensor, how: Any, *, exact: bool = Fa
     decoder = decoder_of(model)
     blocks = range(len(decoder.modules))
     allocation = {site: Unstructured(SPARSITY) for index in blocks for site in decoder.linears(index)}
-    batches = batched(ids, tokens_at_once(model.dtype.itemsize, ids.is_cuda))
+    batches = batched(ids, calibration_tokens(model.dtype.itemsize, ids.is_cuda, exact=exact))
     with fused(decoder, wanted=ids.is_cuda and not exact):
         prune(decoder, batches, blocks, how, allocation, told, partial(stream, exact=exact))
     return told
