@@ -39,6 +39,7 @@ SHAPES = {
     "7b": Shape(4096, 11008, 32, 32, 32000),
     "1b": Shape(2048, 5504, 24, 16, 32000),
     "160m": Shape(768, 2048, 12, 12, 32000),
+    "135m": Shape(576, 1536, 30, 9, 49152),
     "11m": Shape(256, 704, 8, 4, 16384),
 }
 """More kinds of tokens than hidden size, so that inputs have full rank."""

@@ -47,30 +47,7 @@ class EachLinear:
         return self.method
 
     def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
-        stats, weights, method_of = self._stats(block, patterns), block.weights, self.method_for(block)
-        waits = any(weight.is_cuda for weight in weights.values())
-        if not waits:
-            _refuse_overflow(stats)
-        pruned: dict[str, Pruned] = {}
-        groups = _with_the_same(stats, patterns, method_of)
-        for sites in groups:
-            if isinstance(method := method_of(sites[0]), GroupedMethod):
-                method.prepare(stats[sites[0]])
-        for sites in groups:
-            state, method = stats.get(sites[0]), method_of(sites[0])
-            if isinstance(method, GroupedMethod):
-                asked = [patterns[site] for site in sites]
-                pruned |= _together(method, sites, weights, state, asked)
-            else:
-                for site in sites:
-                    made = method.prune(weights[site], state, patterns[site])
-                    pruned[site] = checked.pruned(name_of(method), site, made, weights[site])
-        if waits:
-            _refuse_overflow(stats)
-        for site in _not_ok(pruned):
-            pruned[site] = prune_one(method_of(site), site, weights[site], stats.get(site), patterns[site])
-        unseen = {site: never_seen(stats.get(site)) for site in patterns}
-        return {site: pruned[site]._replace(ok=None, unseen=unseen[site]) for site in patterns}
+        return prune_seen(self.method_for(block), block.weights, self._stats(block, patterns), patterns)
 
     def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
         """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
@@ -87,6 +64,52 @@ class EachLinear:
         if self.method.weight_statistic is None or not isinstance(block, KnowingView):
             return {}
         return {site: block.weight_statistic(site, self.method.weight_statistic) for site in patterns}
+
+
+def prune_seen(
+    method_of: Callable[[Site], LinearMethod],
+    weights: Mapping[Site, Tensor],
+    stats: Mapping[Site, ActivationStats],
+    patterns: Mapping[Site, Pattern],
+) -> dict[Site, Pruned]:
+    """Matrices pruned from what their inputs showed, those with the same inputs in one go where the method can.
+
+    Raises:
+        UserError: inputs are not finite.
+    """
+    waits = any(weight.is_cuda for weight in weights.values())
+    if not waits:
+        _refuse_overflow(stats)
+    pruned: dict[Site, Pruned] = {}
+    groups = _with_the_same(stats, patterns, method_of)
+    for sites in groups:
+        if isinstance(method := method_of(sites[0]), GroupedMethod):
+            method.prepare(stats[sites[0]])
+    for sites in groups:
+        pruned |= prune_group(method_of(sites[0]), sites, weights, stats.get(sites[0]), patterns)
+    if waits:
+        _refuse_overflow(stats)
+    for site in _not_ok(pruned):
+        pruned[site] = prune_one(method_of(site), site, weights[site], stats.get(site), patterns[site])
+    unseen = {site: never_seen(stats.get(site)) for site in patterns}
+    return {site: pruned[site]._replace(ok=None, unseen=unseen[site]) for site in patterns}
+
+
+def prune_group(
+    method: LinearMethod,
+    sites: Sequence[Site],
+    weights: Mapping[Site, Tensor],
+    state: ActivationStats,
+    patterns: Mapping[Site, Pattern],
+) -> dict[Site, Pruned]:
+    """Results of a method for weights (O, I) that read the same inputs, left open if they are sound where it says so.
+
+    Raises:
+        Failure: one is not of the right form.
+    """
+    if isinstance(method, GroupedMethod):
+        return _together(method, sites, weights, state, [patterns[site] for site in sites])
+    return {site: prune_one(method, site, weights[site], state, patterns[site]) for site in sites}
 
 
 def _refuse_overflow(stats: Mapping[str, ActivationStats]) -> None:

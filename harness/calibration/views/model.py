@@ -129,6 +129,8 @@ class LiveModelView:
                 if self._prefix:
                     assert isinstance(block, StreamedBlock)
                     self._prefix.add(block.index, patterns, block.stream.hidden)
+                    if block.index != self._scope[-1]:
+                        block.keep_outputs()  # whoever looks at it as it is now runs it as the stream would
                 if not at_once:
                     yield block
             if at_once:

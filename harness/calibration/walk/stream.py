@@ -191,6 +191,10 @@ class StreamedBlock:
         self._placement.wrote(self._module)
         self._outputs, self.written = None, True
 
+    def keep_outputs(self) -> None:
+        """From now on run the block to its end when it is observed, and not again when the stream moves on."""
+        self._needs_outputs = True
+
     def renew(self) -> None:
         """The weights of the block were written on another device, which this one follows."""
         self._placement.wrote(self._module)

@@ -1,5 +1,7 @@
 """The default variant: exact updates, one pass over the tokens an epoch.
 
+The passes are here as `numerics=exact`, float32 and a CPU have them; `chunks.py` has those of the fast mode.
+
 Between epochs only x, y, z (and s) stay, window by window; p and every other intermediate live for one window, and what
 the next weights need of them is summed on the way. Shapes: L tokens of one window, O outputs, I inputs of a linear.
 """
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 
 from harness.core.interfaces import Pruned, Site
 from harness.core.linalg import products_like
-from harness.core.statistic import Gram, gram, together
+from harness.core.statistic import Gram
+from harness.methods.sparsellm.chunks import Chunks
 from harness.methods.sparsellm.problem import Problem, Trace, Weights, squared_sum
+from harness.methods.sparsellm.sums import Sums
 from harness.methods.sparsellm.updates import Coupling, gated_z, inside, relu_z
 from harness.runtime.errors import UserError
 from harness.runtime.memory import OffloadableTensors
@@ -29,7 +33,7 @@ def alternate(
     Returns:
         The part pruned, and how it went. It ends early, with the last weights of finite error, where an update fails.
     """
-    tokens, trace = _Tokens(problem), Trace()
+    tokens, trace = Chunks(problem) if problem.gram.fast else _Tokens(problem), Trace()
     before = pruned = dict(first)
     while True:
         weights = {site: result.weight for site, result in pruned.items()}
@@ -41,7 +45,8 @@ def alternate(
             return pruned, trace
         before = pruned
         try:
-            pruned = _refit_and_prune(problem, weights, sums, damping, trace)
+            soon = _without_waiting(problem, weights, sums, damping) if problem.gram.fast else None
+            pruned = soon or _refit_and_prune(problem, weights, sums, damping, trace)
         except UserError as error:  # the Gram matrix of p cannot be factorised at any damping
             trace.ended = str(error)
             return pruned, trace
@@ -61,8 +66,36 @@ def refit(weight: Tensor, cross: Tensor, matrix: Gram, damping: float) -> Tensor
     return torch.addmm(weight.float(), cross, matrix.damped_inverse(damping).matrix)
 
 
+def _without_waiting(problem: Problem, weights: Weights, sums: Sums, damping: float) -> dict[Site, Pruned] | None:
+    """Weights fitted by factors that nobody has looked at yet, and pruned together where they read the same inputs.
+
+    Returns:
+        None if that was not sound: a matrix could not be factorised at this damping.
+    """
+    part, seen = problem.part, sums.stats["gram"]
+    seen.prepare(damping)  # beside what the readers need
+    pruned: dict[Site, Pruned] = {}
+    sound: list[Tensor] = []
+    groups = ((part.readers, problem.gram, problem.stats), ((part.down,), seen, sums.stats.get("inner", seen)))
+    for sites, matrix, stats in groups:
+        factor = matrix.unchecked_factor(damping)
+        fitted = [_refit_by(factor.factor, matrix, weights[site], sums.cross[site]) for site in sites]
+        pruned |= problem.prune_together(sites, fitted, stats)
+        sound += [factor.ok, *(ok for site in sites if (ok := pruned[site].ok) is not None)]
+    if not bool(torch.stack(sound).all()):
+        return None
+    return {site: result._replace(ok=None) for site, result in pruned.items()}
+
+
+def _refit_by(factor: Tensor, matrix: Gram, weight: Tensor, cross: Tensor) -> Tensor:
+    """`refit` by U with Uᵀ U = (G + λ I)⁻¹, which is multiplied out where there are more outputs than inputs."""
+    if len(weight) <= weight.shape[1]:
+        return torch.addmm(weight.float(), cross @ factor.T, factor)
+    return torch.addmm(weight.float(), cross, matrix.once(("inverse", id(factor)), lambda: factor.T @ factor))
+
+
 def _refit_and_prune(
-    problem: Problem, weights: Weights, sums: _Sums, damping: float, trace: Trace
+    problem: Problem, weights: Weights, sums: Sums, damping: float, trace: Trace
 ) -> dict[Site, Pruned]:
     pruned = {}
     for site in problem.part.sites:
@@ -74,30 +107,6 @@ def _refit_and_prune(
         if (used := matrix.damped_inverse(damping).damping) != damping:
             trace.raised.append(f"epoch {len(trace.loss) + 1}, {site}: {used:g}")
     return pruned
-
-
-class _Sums:
-    """Sums of one pass for the next weights: every residual times its inputs (O, I), and what p showed."""
-
-    def __init__(self, problem: Problem) -> None:
-        statistic = problem.inner.statistic
-        parts = {"gram": gram} if statistic in (None, gram) else {"gram": gram, "inner": statistic}
-        self._statistic = together(parts)
-        down = problem.dense[problem.part.down]
-        self.stats = self._statistic.init(down.shape[1], down.device)
-        self.cross = {
-            site: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            for site, weight in problem.dense.items()
-        }
-        self._scale = 2 / len(problem.x)  # the unit of `gram`
-
-    def add(self, site: Site, residual: Tensor, inputs: Tensor) -> None:
-        """One window's residual (L, O) and inputs (L, I) of a matrix."""
-        self.cross[site].addmm_(residual.T, inputs.float(), alpha=self._scale)
-
-    def see(self, p: Tensor) -> None:
-        """One window of p (L, F), the inputs of `down`."""
-        self.stats = self._statistic.see(self.stats, p[None], exact=False)
 
 
 class _Tokens:
@@ -115,9 +124,9 @@ class _Tokens:
                 if gate is not None:
                     self.s.append(gate)
 
-    def sweep(self, weights: Weights, trace: Trace, *, last: bool) -> _Sums | None:
+    def sweep(self, weights: Weights, trace: Trace, *, last: bool) -> Sums | None:
         """One pass over the tokens: the loss of these weights and, unless it is the last, p, z and s anew."""
-        problem, sums = self.problem, None if last else _Sums(self.problem)
+        problem, sums = self.problem, None if last else Sums(self.problem)
         part = problem.part
         down = weights[part.down].float()
         coupling = None if last else Coupling(down, problem.penalties.beta, problem.penalties.gamma)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from harness.core.geometry import Geometry
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Statistic, gram, together
-from harness.methods.each import as_block_method, prune_one
+from harness.methods.each import as_block_method, prune_seen
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.alternating import alternate
+from harness.methods.sparsellm.chunks import windows_at_once
 from harness.methods.sparsellm.problem import Problem
 from harness.methods.sparsellm.released import released_epochs, replay
 from harness.methods.sparsellm.updates import Penalties
@@ -25,9 +27,9 @@ from harness.runtime.errors import Refusal, UserError
 from harness.runtime.memory import OffloadableTensors, joined
 
 WINDOW_TENSORS = 10
-"""About so many tensors as large as p, in float32, while the variables of one window move."""
+"""About so many tensors as large as p, in float32, while the variables of one window, or of a chunk, move."""
 UPDATES = 3
-"""Times the launches of a forward that the updates of a window take."""
+"""Times the launches of a forward that the updates of a window take, or of a chunk of windows."""
 
 
 @component("method", "sparsellm")
@@ -84,15 +86,21 @@ class SparseLLM:
         """
         hidden, wide, later = geometry.hidden, geometry.wide, self.epochs - 1
         updates = 2 * work.tokens * (wide**2 + (2 * geometry.readers + 3) * hidden * wide) * work.blocks
-        inner = self.inner.cost(geometry, work).operations
+        inner, together = self.inner.cost(geometry, work).operations, self._together(geometry, work)
         return replace(
             observing(self.statistic, geometry, work),
             column_walks=self.epochs,
             operations=self.epochs * inner + later * updates,
-            launches=later * UPDATES * work.windows * work.blocks,
+            launches=later * UPDATES * math.ceil(work.windows / together) * work.blocks,
             kept_bytes=work.tokens * self._kept(geometry, work.itemsize),
-            working_bytes=self._passing(geometry, work.length) if later else 0,
+            working_bytes=self._passing(geometry, together * work.length) if later else 0,
         )
+
+    def _together(self, geometry: Geometry, work: Work) -> int:
+        """Windows that move at once."""
+        if self.variant == "released" or not work.fast:
+            return 1
+        return min(work.windows, windows_at_once(work.length, geometry.wide))
 
     def _kept(self, geometry: Geometry, itemsize: int) -> int:
         """Bytes of a token between epochs, on the GPU or in host memory: x and y in the model's dtype, z and s in
@@ -106,7 +114,7 @@ class SparseLLM:
         return 2 * geometry.hidden * itemsize + variables
 
     def _passing(self, geometry: Geometry, length: int) -> int:
-        """Bytes beside a pass over the tokens: sums for the next weights, `down` in float64, one window's p."""
+        """Bytes beside a pass over the tokens: sums for the next weights, `down` in float64, p of so many tokens."""
         hidden, wide = geometry.hidden, geometry.wide
         sums = 4 * ((geometry.readers + 1) * hidden * wide + wide**2)
         return sums + (4 + 8) * hidden * wide + WINDOW_TENSORS * 4 * length * wide
@@ -119,10 +127,7 @@ class SparseLLM:
         if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
         stats, state = self._observe(block, part)
-        first = {
-            site: prune_one(self.inner, site, block.weights[site], stats.get(site), pattern)
-            for site, pattern in patterns.items()
-        }
+        first = prune_seen(lambda site: self.inner, block.weights, stats, patterns)
         penalties = self._penalties(part)
         dense = {site: block.weights[site] for site in part.sites}
         problem = Problem(

@@ -17,7 +17,7 @@ from harness.core.interfaces import FeedForward, LinearMethod, Pruned, Site
 from harness.core.linalg import is_short_on_gpu
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Gram
-from harness.methods.each import prune_one
+from harness.methods.each import prune_group, prune_one
 from harness.methods.sparsellm.updates import Penalties
 from harness.runtime.memory import OffloadableTensors
 
@@ -78,6 +78,13 @@ class Problem(NamedTuple):
         """The inner method's answer to a float32 weight, in the dtype of the model."""
         pruned = prune_one(self.inner, site, weight, stats, self.patterns[site])
         return pruned._replace(weight=pruned.weight.to(self.dense[site].dtype))
+
+    def prune_together(
+        self, sites: Sequence[Site], weights: Sequence[Tensor], stats: ActivationStats
+    ) -> dict[Site, Pruned]:
+        """The same for matrices that read the same inputs; `ok` may be left open."""
+        pruned = prune_group(self.inner, sites, dict(zip(sites, weights, strict=True)), stats, self.patterns)
+        return {site: one._replace(weight=one.weight.to(self.dense[site].dtype)) for site, one in pruned.items()}
 
     def before_activation(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
         """W_up x and W_gate x with their biases, (L, F) in float32; None where there is no gate."""

@@ -50,6 +50,10 @@ class Coupling:
         q = (y - a @ self.down.T) @ self._inverse
         return torch.addmm(a, q, self.down), self.ratio * q
 
+    def left(self, without: Tensor) -> Tensor:
+        """y − W p (T, D) from y − W a (T, D)."""
+        return (without @ self._inverse).mul_(self.ratio)
+
 
 def gated_z(m: Tensor, gate: Tensor, p: Tensor, alpha: float, gamma: float) -> Tensor:
     """argmin over z of α (z − m)² + γ (p − g z)², g = φ(s); all (T, F)."""
