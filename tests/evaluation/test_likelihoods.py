@@ -127,7 +127,7 @@ def test_tokens_are_lm_evals(bos: bool) -> None:
     )
     texts = [
         ("The river", " is long"), ("The river ", "is long"), ("The river\n\n", " is"), ("", "Is it?"),
-        (f"{tokenizer.decode(theirs.prefix_token_id)}The", " end"), ("A bit", " c"), ("", f"{tokenizer.bos_token or ''}x"),
+        (f"{tokenizer.decode(theirs.prefix_token_id)}The", " end"), ("A bit", " c"),
     ]  # fmt: skip
     theirs.loglikelihood([type("Asked", (), {"args": pair}) for pair in texts], disable_tqdm=True)  # type: ignore[misc]
     assert encode(tokenizer, texts, bos) == seen
