@@ -84,15 +84,15 @@ class SparseLLM:
         """
         hidden, wide, later = geometry.hidden, geometry.wide, self.epochs - 1
         updates = 2 * work.tokens * (wide**2 + (2 * geometry.readers + 3) * hidden * wide) * work.blocks
-        inner = self.inner.cost(geometry, work).operations
-        return replace(
+        stats = replace(
             observing(self.statistic, geometry, work),
             column_walks=self.epochs,
-            operations=self.epochs * inner + later * updates,
+            operations=later * updates,
             launches=later * UPDATES * work.windows * work.blocks,
             kept_bytes=work.tokens * self._kept(geometry, work.itemsize),
             working_bytes=self._passing(geometry, work.length) if later else 0,
         )
+        return stats + self.inner.cost(geometry, work).arithmetic(self.epochs)
 
     def _kept(self, geometry: Geometry, itemsize: int) -> int:
         """Bytes of a token between epochs, on the GPU or in host memory: x and y in the model's dtype, z and s in
