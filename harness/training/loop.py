@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from harness.calibration.progress import progress
+from harness.calibration.progress import training_steps
 from harness.core.recoveries import Selector
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
@@ -151,7 +151,8 @@ class _Loop:
         state, checked = self.state, checked_steps(self.settings, self.steps)
         if not state.curve:
             self._check()
-        for step in progress(range(state.step, self.steps), f"recover lr={rate:g}"):
+        tokens = self.settings.batch * self.text.length
+        for step in training_steps(range(state.step, self.steps), f"recover lr={rate:g}", tokens):
             if reason := self._step(step, rate):
                 warn(f"training at the learning rate {rate:g} stopped at step {step + 1} of {self.steps}: {reason}")
                 return f"step {step + 1} of {self.steps}: {reason}"
