@@ -176,8 +176,8 @@ def test_families_and_other_words(typed: Callable, tmp_path: Path) -> None:
     assert {line.split()[0] for line in texts | tasks} == {line.split()[0] for line in both} and not texts & tasks
     assert any(line.startswith("boolq") for line in tasks) and any(line.startswith("ptb") for line in texts)
     assert typed("describe", "planner", "none").out == typed("describe", "planner=none").out != ""
-    for words, expected in {"list methods extra": "takes one kind", "describe a b": "takes one name"}.items():
-        done = typed(*words.split())
+    for asked, expected in {"list methods extra": "takes one kind", "describe a b": "takes one name"}.items():
+        done = typed(*asked.split())
         assert done.status == 2 and expected in done.err and done.err.count("\n") == 1
     lost = typed("describe", "family=phj")
     assert lost.status == 2 and "did you mean" in lost.err
