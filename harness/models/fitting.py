@@ -50,7 +50,7 @@ def check_layout(decoder: Decoder, family: str) -> None:
         UserError: the first thing that is not.
     """
     for index in decoder.indices:
-        gone = {sublayer for sublayer in ("attention", "mlp") if decoder.cut.gone(sublayer, index)}  # type: ignore[arg-type]
+        gone = {sublayer for sublayer in ("attention", "mlp") if decoder.cut.gone(sublayer, index)}
         for why in _differences(decoder.block(index), decoder.anatomy, gone):
             raise _wrong(family, f"{why} (in block {index})")
 
@@ -136,8 +136,10 @@ def _of_activation(block: nn.Module, layout: Anatomy) -> Iterator[str]:
 
 def _of_gate(block: nn.Module, layout: Anatomy) -> Iterator[str]:
     """With a gate, twice as much is given in front of the activation as is read behind it."""
-    given = sum(int(block.get_submodule(name).out_features) for name in layout.mlp[0])  # type: ignore[arg-type]
-    read = int(block.get_submodule(layout.mlp_output).in_features)  # type: ignore[arg-type]
+    readers = [block.get_submodule(name) for name in layout.mlp[0]]
+    given = sum(module.out_features for module in readers if isinstance(module, nn.Linear))
+    down = block.get_submodule(layout.mlp_output)
+    read = down.in_features if isinstance(down, nn.Linear) else 0
     if given != (2 if layout.gated else 1) * read:
         mend = f"; set gated={given == 2 * read}" if given in (read, 2 * read) else ""
         gives = f"{' and '.join(layout.mlp[0])} give {given} features"
