@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Component = Any
-"""A component by its name; by its settings with a name, as a record has them; its class; or an instance of it."""
+"""A component by its name; by its settings with a name, as a record has them; or an instance of it."""
 Texts = Iterable[str] | Tensor
 """Documents, or windows (N, L) of token ids."""
 WINDOWS = 128
@@ -273,21 +273,18 @@ def _is_none(asked: Component) -> bool:
 
 
 def _component(kind: str, asked: Component) -> Any:
-    """A component from its name, its settings with a name, its class, or as it is; it need not be registered.
+    """A component from its name, its settings with a name, or as it is; it need not be registered.
 
     Raises:
-        UserError: no such component or settings; or it lacks what its kind has to have.
+        UserError: no such component or settings; it is a class; or it lacks what its kind has to have.
     """
     if isinstance(asked, str | Mapping):
         return catalogue.build(kind, {"name": asked} if isinstance(asked, str) else asked)
     if isinstance(asked, bool | int | float | list | tuple):
         raise UserError(f"{kind}={asked!r} is neither a name ({', '.join(catalogue.names(kind))}) nor a {kind}.")
-    try:
-        instance = asked() if isinstance(asked, type) else asked
-    except TypeError as error:
-        raise UserError(
-            f"{kind}={asked.__name__} cannot be made without settings ({error}); give an instance."
-        ) from error
+    if isinstance(asked, type):
+        raise UserError(f"{kind}={asked.__name__} is a class; give an object of it, {kind}={asked.__name__}().")
+    instance = asked
     if lacking := catalogue.adopted(kind, instance):
         raise UserError(
             f"{kind}={type(instance).__name__} is neither a name ({', '.join(catalogue.names(kind))}) nor a {kind}: it "

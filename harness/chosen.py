@@ -20,6 +20,8 @@ from harness.runtime.errors import UserError, unknown
 
 COMPONENT = re.compile(rf"\+{{0,2}}((?:{'|'.join(COMPONENT_GROUPS)})(?:\.\w+)*?)(\.name)?=")
 """An override that may choose a component: where it stands, and whether it is called by its name."""
+SETTING = re.compile(rf"((?:{'|'.join(COMPONENT_GROUPS)})(?:\.\w+)*)\.(\w+)=")
+"""An override that sets something in a component: where the component stands, and the name of the setting."""
 _NO_NAME = object()
 
 
@@ -29,6 +31,14 @@ class Within(NamedTuple):
     kind: str
     name: str | None
     default: str | None
+
+
+class Asked(NamedTuple):
+    """A setting that a point asks for: its option, the choice that it is of, and whether that choice has it."""
+
+    option: str
+    choice: str
+    has: bool
 
 
 def by_path(text: str) -> str:
@@ -119,6 +129,47 @@ def settings_of(parent: str, overrides: Sequence[str]) -> list[str]:
         for name in item.split(".") if item else ():
             settings = settings.get(name) if isinstance(settings.get(name), Mapping | DictConfig) else {}
     return [str(key) for key in settings if key != "name"]
+
+
+def apportioned(points: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+    """The points of a sweep, each with those settings of components alone that its own choices have.
+
+    In `recovery=none,lora recovery.tokens=1000` the setting goes to the points with `lora`. Points that become the same
+    one by that are one. What no choice of the sweep has stays, to be refused as in a single run.
+
+    Returns:
+        The points, and a sentence on each setting that goes to some of them alone.
+    """
+    asked = [_asked(point) for point in points]
+    choices_of: dict[str, dict[str, bool]] = {}
+    for one in (one for mine in asked for one in mine.values()):
+        choices_of.setdefault(one.option, {})[one.choice] = one.has
+    shared = {option: of for option, of in choices_of.items() if len(set(of.values())) > 1}
+    found: list[list[str]] = []
+    seen = set()
+    for point, mine in zip(points, asked, strict=True):
+        left = [text for text in point if text not in mine or mine[text].has or mine[text].option not in shared]
+        if len(left) == len(point) or tuple(left) not in seen:
+            found.append(left)
+        seen.add(tuple(left))
+    return found, [_said(option, of) for option, of in shared.items()]
+
+
+def _asked(point: Sequence[str]) -> dict[str, Asked]:
+    """The overrides of a point that set something in a component."""
+    found = {}
+    for text in point:
+        if match := SETTING.match(text):
+            path, name = match.groups()
+            inner = within(point).get(path)
+            choice = f"{path}={inner.name if inner else _choice(path.partition('.')[0], point)}"
+            found[text] = Asked(f"{path}.{name}", choice, name in settings_of(path, point))
+    return found
+
+
+def _said(option: str, choices_of: Mapping[str, bool]) -> str:
+    has, lacks = ([choice for choice, has in choices_of.items() if has is it] for it in (True, False))
+    return f"{option} goes to {' and '.join(has)}, not to {' or '.join(lacks)}, which has no such setting"
 
 
 def _choice(group: str, overrides: Sequence[str]) -> str:

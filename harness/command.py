@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 
 from harness import compose, groups
+from harness.chosen import apportioned
 from harness.config import RunConfig
 from harness.execute import check_points, execute, execute_each
 from harness.overrides import last_of, plugins_in, points, read, say, value_of
@@ -57,11 +58,12 @@ def asked_for(arguments: list[str]) -> Callable[[], int]:
     lists = points(overrides)
     if not options.multirun and len(lists) > 1:
         raise UserError("these overrides make a sweep; add -m to run its points.")
+    lists, apart = apportioned(lists)
     composed = [(" ".join(point), _composed(point, alone=len(lists) == 1)) for point in lists]
     if cluster != "local" and not options.multirun:
         raise UserError(f"cluster={cluster} runs the points of sweeps and studies; add -m, or leave it out.")
     ready = check_points(composed, here=cluster in compose.THIS_MACHINE)
-    say(replaced)
+    say([*replaced, *apart])
     if cluster == "local":
         return partial(_sweep, [label for label, _ in composed], ready) if options.multirun else partial(_run, ready[0])
     return partial(_over_gpus, composed) if cluster == "gpus" else partial(_launched, cluster, overrides, composed)

@@ -200,6 +200,8 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         raise unknown("option", extra.pop(), groups.options())
     integer(composed, "seed")
     one_of(composed, "scale", SCALES)
+    if composed["save_form"] == "sliced" and composed["save"] is None:
+        raise UserError("save_form=sliced says how a model is saved, and none is: add save=<folder>, or leave it out.")
     made = made or partial(_made, composed)
     pattern = made(parse_pattern, "sparsity")
     allocator = made(_allocator, "allocator")

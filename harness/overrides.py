@@ -143,6 +143,8 @@ def _check_choice(text: str, override: Override) -> None:
     if override.is_sweep_override():
         values = [] if not override.is_choice_sweep() else getattr(override.value(), "list", [])
     several = [value for value in values if isinstance(value, list)]
+    if several and group != "evaluation" and not several[0]:
+        raise UserError(f"{text}: {group} takes one choice, not an empty list; known: {', '.join(choices(group))}.")
     if several and group != "evaluation":
         raise UserError(f"{text}: {group} takes one choice; -m {group}={','.join(map(str, several[0]))} makes a sweep.")
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]

@@ -18,6 +18,7 @@ from harness.data.overlap import refuse_overlap
 from harness.evaluation.protocol import Context
 from harness.models.anatomy import revised_layout
 from harness.models.checkpoint import Checkpoint, architecture, find_checkpoint, tokenizer_hashes, weights_hash
+from harness.models.fitting import check_before_loading
 from harness.models.geometry import of_config
 from harness.models.loading import resolve_dtype
 from harness.models.machine import other_gpus, resolve_device
@@ -106,7 +107,9 @@ def look_up(cfg: RunConfig) -> Inputs:
     Raises:
         UserError: a file is missing or not the one known, a window is longer than the context, …
     """
-    return look_at(cfg, find_checkpoint(cfg.model))
+    checkpoint = find_checkpoint(cfg.model)
+    check_before_loading(checkpoint, cfg.model)
+    return look_at(cfg, checkpoint)
 
 
 def look_at(cfg: RunConfig, checkpoint: Checkpoint) -> Inputs:

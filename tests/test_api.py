@@ -262,7 +262,7 @@ def test_components_of_a_notebook_need_no_registration(tiny: Path) -> None:
     assert mine.record.fingerprint != small(tiny, Powered(2.0)).record.fingerprint
     assert {revision_of(code) for code in (CELL, f"# a comment\n{CELL}")} == {revision_of(CELL)}
     assert revision_of(CELL) != revision_of(CELL.replace("0.5", "0.6"))
-    stepped = small(tiny, Powered, allocator=Steps())
+    stepped = small(tiny, Powered(), allocator=Steps())
     achieved = {site.split(".")[2]: facts["achieved"] for site, facts in stepped.sites.items()}
     assert achieved == {"0": pytest.approx(0.25, abs=0.02), "1": pytest.approx(0.75, abs=0.02)}
     planned = small(tiny, None, planner=DropLast())
@@ -296,7 +296,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "wandaa"}, "did you mean wanda"),
     ({"method": DropLast()}, "lacks prune and statistic|lacks prune_block"),
     ({"method": {"name": "wanda", "grouping": "row"}}, "did you mean group"),
-    ({"planner": Powered}, "lacks plan"),
+    ({"planner": Powered()}, "lacks plan"),
+    ({"planner": Powered}, r"planner=Powered is a class; give an object of it, planner=Powered\(\)"),
     ({"planner": True}, "planner=True is neither a name"),
     ({"on": 3}, "on=3 is neither a name"),
     ({"sparsity": 1.5}, "sparsity=1.5"),

@@ -160,7 +160,7 @@ def test_a_sweep_over_it(typed: Callable, options: list[str], tmp_path: Path) ->
     inner = [yaml.safe_load(path.read_text())["config"]["method"]["inner"] for path in paths]
     assert [one["name"] for one in inner] == ["wanda", "ria"]
     assert ["a" in one for one in inner] == [False, True]
-    refused = typed("-m", *options, "method=dsnot", "method.inner=wanda,ria", "method.inner.a=0.4")
+    refused = typed("-m", *options, "method=dsnot", "method.inner=wanda,magnitude", "method.inner.a=0.4")
     assert refused.status == 2 and "method.inner=wanda" in refused.err and "setting of method.inner: 'a'" in refused.err
 
 

@@ -14,6 +14,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from harness.catalogue import KINDS
 from harness.core.places import ROOT
 from harness.data.corpora import EMBEDDED
+from harness.models import anatomy
 from harness.models.anatomy import FAMILIES
 from tests.commands import but
 
@@ -88,7 +89,7 @@ def test_the_evaluator(run: Callable) -> None:
 
 
 def test_the_family(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "granite", FAMILIES["llama"])  # goes again with the test
+    monkeypatch.setitem(anatomy._KNOWN, "granite", FAMILIES["llama"])  # goes again with the test
     torch.manual_seed(0)
     config = GraniteConfig(
         vocab_size=976, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -97,7 +98,7 @@ def test_the_family(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     GraniteForCausalLM(config).save_pretrained(tmp_path / "my-granite")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "my-granite" / name).write_bytes((EMBEDDED / "embedded-llama" / name).read_bytes())
-    del FAMILIES["granite"]
+    del anatomy._KNOWN["granite"]
     record = run("my_family.py")
     assert record["sparsity"]["achieved"] == 0.5
     assert len(record["sites"]) == 14

@@ -57,6 +57,8 @@ compdef _harness_python python python3 .venv/bin/python
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH}
 OF_TABLES = ("records", "rows", "columns", "metric", "figure", "x", "title", "out")
+FIGURES = ("bars", "curves", "lines", "losses", "trajectory", "scatter")
+"""Kinds of figures, as `report/layout.py` has them, which is not imported here."""
 OF_STUDIES = ("study", "scale", "cluster")
 
 
@@ -145,6 +147,8 @@ def _values(command: str, before: Sequence[str], word: str) -> list[str]:
 
 
 def _choices(command: str, key: str, before: Sequence[str]) -> list[str]:
+    if command == "tables" and key == "figure":
+        return list(FIGURES)
     if command == "tables" and key in ("rows", "columns", "x"):
         return [option.name for option in words.options()] + ["task"]
     if key in KINDS:

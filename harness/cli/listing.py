@@ -9,7 +9,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -30,16 +30,56 @@ def show_list(arguments: Sequence[str]) -> int:
         UserError: no kind is named, or one that there is not.
     """
     names = [text for text in arguments if not text.startswith("plugins=")]
-    if len(names) != 1:
+    if not names:
         raise UserError(f"name what to list: {', '.join(words.kinds())}.")
-    kind = words.kinds().get(names[0], names[0])
+    if len(names) > 1:
+        raise UserError(f"list {' '.join(names)}: list takes one kind; describe NAME says what one of them is.")
+    kind = words.kinds().get(names[0]) or words.ALIASES.get(names[0], names[0])
     if kind not in words.kinds().values():
         raise unknown("kind", names[0], words.kinds())
-    rows = _of_files(kind) if kind in words.FILES else _of_components(kind, _plugins(arguments))
+    rows = _rows(kind, _plugins(arguments))
+    if names[0] in words.ALIASES:
+        wanted = "zero-shot" if names[0].startswith("task") else "perplexity"
+        rows = {name: title for name, title in rows.items() if _kind_of_evaluation(name) == wanted}
     width = max(map(len, rows), default=0)
     for name, title in rows.items():
         print(f"{name:{width}}  {title}".rstrip())
     return 0
+
+
+def _rows(kind: str, plugins: Sequence[str]) -> dict[str, str]:
+    if kind == words.FAMILY:
+        return {name: _title_of_family(layout) for name, layout in sorted(_families(plugins).items())}
+    return _of_files(kind) if kind in words.FILES else _of_components(kind, plugins)
+
+
+def _kind_of_evaluation(name: str) -> str:
+    text = (CONF / "evaluation" / f"{name}.yaml").read_text(encoding="utf-8")
+    return "perplexity" if "perplexity" in text else "zero-shot"
+
+
+def _families(plugins: Sequence[str]) -> Mapping[str, Any]:
+    from harness import catalogue  # which imports torch
+    from harness.models.anatomy import FAMILIES
+
+    for plugin in plugins:
+        catalogue.load_plugin(plugin)
+    return FAMILIES
+
+
+def _title_of_family(layout: Any) -> str:
+    gate = "with a gate" if layout.gated else "without a gate"
+    return f"blocks in {layout.blocks}, {len(layout.linears)} matrices a block, {gate}"
+
+
+def _family(name: str, layout: Any) -> str:
+    rows = [f"  {field.name} = {_shown_of_layout(getattr(layout, field.name))}" for field in dataclasses.fields(layout)]
+    head = f"family={name}  (the layout of models whose config.json has model_type={name})"
+    return "\n".join([head, "", *rows, "", "docs/extending.md says what each field means and how to bring a family."])
+
+
+def _shown_of_layout(value: Any) -> str:
+    return f"<{value.__qualname__.partition('.')[0].strip('_')}>" if inspect.isfunction(value) else repr(value)
 
 
 def _plugins(arguments: Sequence[str]) -> list[str]:
@@ -96,8 +136,12 @@ def describe(arguments: Sequence[str]) -> int:
         UserError: no name is given, or nothing is called so.
     """
     names = [text for text in arguments if not text.startswith("plugins=")]
-    if len(names) != 1:
+    if len(names) == 2 and (words.kinds().get(names[0]) or names[0]) in words.kinds().values():
+        names = [f"{words.kinds().get(names[0]) or names[0]}={names[1]}"]  # describe planner none
+    if not names:
         raise UserError("name what to describe: describe NAME, or describe KIND=NAME where two kinds have that name.")
+    if len(names) > 1:
+        raise UserError(f"describe {' '.join(names)}: describe takes one name, or KIND=NAME.")
     wanted, _, name = names[0].rpartition("=")
     if wanted and wanted not in words.kinds().values():
         raise unknown("kind", wanted, words.kinds().values())
@@ -105,6 +149,12 @@ def describe(arguments: Sequence[str]) -> int:
     known = {kind: [*_of_components(kind, plugins)] for kind in KINDS}
     known |= {kind: words.files(kind) for kind in words.FILES}
     found = [kind for kind, names in known.items() if name in names and wanted in ("", kind)]
+    if not found and wanted in ("", words.FAMILY):  # asked last, as it imports torch
+        layouts = _families(plugins)
+        if name in layouts:
+            print(_family(name, layouts[name]))
+            return 0
+        known[words.FAMILY] = [*layouts]
     if not found:
         among = [one for kind, names in known.items() if wanted in ("", kind) for one in names]
         raise unknown(wanted or "name", name, dict.fromkeys(among))

@@ -44,6 +44,7 @@ def tables(arguments: Sequence[str]) -> int:
     if not found:
         raise UserError(f"{folder} holds no records.")
     records = chosen(found, {key: value.split(",") for key, value in given.items() if key not in OWN})
+    _check_axes_typed(given)
     wish = Wish(
         tuple(filter(None, given.get("rows", "").split(","))),
         *(given.get(name, "") for name in ("columns", "metric", "figure", "x")),
@@ -63,6 +64,24 @@ def tables(arguments: Sequence[str]) -> int:
         print(f"{len(records) - len(cells)} runs have the options of a later one, which counts")
     print(f"table and figure: {outputs.folder}")
     return int(any(cell.state == "failed" for cell in cells))
+
+
+def _check_axes_typed(given: Mapping[str, str]) -> None:
+    """See that every axis has a name and one place.
+
+    Raises:
+        UserError: one is empty, or is named twice.
+    """
+    for option in ("rows", "columns", "x"):
+        if option in given and not all(name.strip() for name in given[option].split(",")):
+            raise UserError(f"{option}={given[option]} has an empty entry; name an option, as in {option}=method.")
+    if "," in given.get("columns", ""):
+        raise UserError(f"columns={given['columns']}: one axis makes the columns; further ones go to rows.")
+    rows = given.get("rows", "").split(",") if given.get("rows") else []
+    if twice := [name for name in rows if rows.count(name) > 1]:
+        raise UserError(f"rows={given['rows']} names {twice[0]} twice; name it once.")
+    if given.get("columns") in rows:
+        raise UserError(f"{given['columns']} is among rows and is columns too; it can be one of them.")
 
 
 def options(arguments: Sequence[str]) -> dict[str, str]:

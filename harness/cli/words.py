@@ -19,15 +19,15 @@ OF_STUDIES = {
     "prefetch": "download models and texts of a study, or of one run, so that runs work offline",
 }
 OTHERS = {
-    "list": "list methods, allocators, models, studies, …",
-    "describe": "what a component, model, study, text or task is, and its settings",
+    "list": "list methods, allocators, models, families, studies, …",
+    "describe": "what a component, model, family, study, text or task is, and its settings",
     "allocation": "what a record or a saved allocation asks of every matrix",
     "completion": "a script that completes this command: completion bash, completion zsh",
 }
 COMMANDS = {**OF_STUDIES, **OTHERS}
 FILES = {"model": "model", "study": "study", "calibration": "calibration", "evaluation": "evaluation"}
 """Kinds of things that are files of `conf/`, and their folders."""
-IRREGULAR = {"recovery": "recoveries", "study": "studies"}
+IRREGULAR = {"family": "families", "recovery": "recoveries", "study": "studies"}
 FLAGS = ("-m", "--help", "--version", "--cfg=job", "--info=defaults", "--hydra-help")
 SCALES = ("embedded", "proxy", "real", "paper")
 
@@ -46,13 +46,19 @@ class Option(NamedTuple):
         return tuple(text.rstrip(":") for text in listed[0].split(" | ") if "<" not in text) if listed else ()
 
 
+ALIASES = {"texts": "evaluation", "text": "evaluation", "tasks": "evaluation", "task": "evaluation"}
+"""Other words for what `list` shows: texts and tasks are evaluations."""
+FAMILY = "family"
+"""The kind of the layouts of model families, which are neither components nor files."""
+
+
 def plural(kind: str) -> str:
     return IRREGULAR.get(kind, f"{kind}s")
 
 
 def kinds() -> dict[str, str]:
     """The kinds of things there are by their plurals: `methods` → `method`."""
-    return {plural(kind): kind for kind in (*KINDS, *FILES)}
+    return {plural(kind): kind for kind in (*KINDS, *FILES, FAMILY)}
 
 
 @lru_cache(maxsize=1)

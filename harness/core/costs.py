@@ -70,6 +70,9 @@ class Cost:
         column_walks: how often the inputs of every block in scope are factorised and their columns walked over.
         operations: further operations in float32.
         launches: blocks times batches that these take.
+        halves: further operations of products in half precision.
+        factored: n³ of matrices that are factorised and inverted, but for those of column walks.
+        spectral: n³ of matrices whose eigenvectors are computed.
         spectra: matrices (·, D) whose singular values are computed.
         statistic_bytes: of what is accumulated over the inputs of a block.
         factor_bytes: of what is made of that, for all matrices of a block.
@@ -89,11 +92,19 @@ class Cost:
     statistic_bytes: float = 0.0
     factor_bytes: float = 0.0
     stored_bytes: float = 0.0
+    halves: float = 0.0
+    factored: float = 0.0
+    spectral: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """This and then that: steps do not overlap, what is kept stays."""
         sums = {name: value + vars(other)[name] for name, value in vars(self).items()}
         return replace(Cost(**sums), working_bytes=max(self.working_bytes, other.working_bytes))
+
+    def arithmetic(self, times: float = 1) -> Cost:
+        """Products, factors and eigenvectors alone, so many times over: what a method spends that others hold."""
+        counted = ("operations", "halves", "factored", "spectral")
+        return Cost(**{name: times * getattr(self, name) for name in counted})
 
 
 def observing(statistic: Statistic | None, geometry: Geometry, work: Work, factor_bytes: float | None = None) -> Cost:

@@ -37,10 +37,14 @@ class Amount:
         """
         if self.keep_first < 0 or self.keep_last < 0:
             raise UserError("planner.keep_first and planner.keep_last count blocks, from 0.")
+        if self.amount == 0:
+            raise UserError("planner.amount=0 takes nothing away; planner=none leaves the model as it is.")
         if self.of in COUNTED and (self.amount < 0 or self.amount != int(self.amount)):
             raise UserError(f"planner.amount={self.amount:g} has to be a whole number of {self.of}.")
         if self.of not in COUNTED and not 0 <= self.amount < 1:
-            raise UserError(f"planner.amount={self.amount:g} has to be a fraction of the {self.of}, from 0 to below 1.")
+            raise UserError(
+                f"planner.amount={self.amount:g} has to be a fraction of the {self.of}, above 0 and below 1."
+            )
 
     def free(self, units: Sequence[Unit], geometry: Geometry) -> tuple[Unit, ...]:
         """The units that may go."""

@@ -91,6 +91,11 @@ class Geometry:
         return 2 * self.hidden**2 + self.query**2 + self.wide**2
 
     @property
+    def input_cubes(self) -> int:
+        """Σ n³ over the distinct inputs of a block, of n channels each."""
+        return 2 * self.hidden**3 + self.query**3 + self.wide**3
+
+    @property
     def solver_elements(self) -> int:
         """Multiplications of one product of each matrix (O, I) of a block with a matrix (I, I) of its inputs."""
         attention = self.hidden**2 * (2 * self.hidden + 2 * self.key_value)

@@ -6,19 +6,19 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from harness.core.costs import Cost, Work, observing, products
+from harness.core.costs import Cost, Work, observing
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern
 from harness.core.products import WIDEST, Multiplier
-from harness.core.scaled import Scaled
+from harness.core.scaled import Scaled, Solves, solving
 from harness.core.statistic import ActivationStats, Gram, Statistic, gram, together
 
 STEPS, RIDGE = 10, 0.01
@@ -120,8 +120,7 @@ def refittable(method: M) -> M:
 
     def cost(self: Any, geometry: Geometry, work: Work) -> Cost:
         mine = own["cost"](self, geometry, work) if "cost" in own else observing(self.statistic, geometry, work)
-        more = products(geometry, work, STEPS + 2) if self.refit else 0
-        return replace(mine, operations=mine.operations + more)
+        return mine + solving(geometry, work, Solves(exact=2, rough=STEPS)) if self.refit else mine
 
     def prune_and_refit(self: Any, weight: Tensor, stats: ActivationStats, pattern: Pattern) -> Pruned:
         if not self.refit:

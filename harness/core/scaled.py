@@ -12,8 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from harness.core.costs import Cost, Work, products
+from harness.core.geometry import Geometry
 from harness.core.products import Multiplier, Rounding
-from harness.core.resolvent import Resolvent, Way
+from harness.core.resolvent import POWERS, Resolvent, Way
 from harness.core.statistic import Gram
 
 NEVER_ZERO = 1e-8
@@ -35,6 +37,36 @@ ARITHMETIC = {
 }
 """By the device; `fast` on a GPU where the sums were taken in another order too (`Gram.fast`). An iteration forgives
 what its inverses lack: masks differ as they do between two orders of sums, layer errors by a thousandth at most."""
+
+
+class Solves(NamedTuple):
+    """A solver's products with matrices (I, I), and their making, for the cost of its arithmetic.
+
+    Attributes:
+        steps: products of each matrix (O, I) with an inverse.
+        exact, rough: those with G, and those with G as directions need it (`Multiplier.rough`).
+        penalties: different ρ for each distinct input.
+        nodes: those of them on a GPU at which there are factors and powers; 0 where every ρ has a factor of its own.
+    """
+
+    steps: float = 0
+    exact: float = 0
+    rough: float = 0
+    penalties: float = 0
+    nodes: float = 0
+
+
+def solving(geometry: Geometry, work: Work, count: Solves) -> Cost:
+    """The cost of these products for the blocks in scope, by the arithmetic that the run takes."""
+    cubes = geometry.input_cubes * work.blocks
+    if work.fast:  # three products of halves are one that is split
+        powers = 2.0 * count.nodes * (POWERS - 1) * cubes
+        halves = products(geometry, work, count.steps + 3 * count.exact + count.rough) + powers
+        return Cost(halves=halves, factored=(count.nodes or count.penalties) * cubes)
+    operations = products(geometry, work, count.steps + count.exact + count.rough)
+    if work.cuda or not count.nodes:
+        return Cost(operations=operations, factored=count.penalties * cubes)
+    return Cost(operations=operations + 2.0 * count.penalties * cubes, spectral=cubes)
 
 
 class Scaled:

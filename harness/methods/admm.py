@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.costs import Cost, Work, observing, products, solver_inputs
+from harness.core.costs import Cost, Work, observing, solver_inputs
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Pattern, Unstructured, keep
 from harness.core.refit import refittable
-from harness.core.scaled import Scaled, solver_bytes
+from harness.core.scaled import Scaled, Solves, solver_bytes, solving
 from harness.core.statistic import Gram, gram
 from harness.runtime.errors import UserError
 
 RHO = 1.0
-PRODUCTS = 23
-"""Products of a matrix with one of its inputs, about."""
+EXACT = 3
+"""Products with G: the target, and the errors of two results."""
 
 
 @component("method", "admm")
@@ -58,7 +58,8 @@ class ADMM:
         """One inverse stays beside the Gram matrices."""
         lasting = solver_bytes(*solver_inputs(geometry), 1, fast=work.fast)
         stats = observing(self.statistic, geometry, work, lasting)
-        return replace(stats, operations=products(geometry, work, PRODUCTS))
+        solves = Solves(steps=self.iterations, exact=EXACT, penalties=1)
+        return replace(stats, column_walks=0) + solving(geometry, work, solves)
 
     @torch.no_grad()
     def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import component
-from harness.core.costs import Cost, Work, observing, products, solver_inputs
+from harness.core.costs import Cost, Work, observing, solver_inputs
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import Pattern, keep
 from harness.core.products import Multiplier
 from harness.core.refit import conjugate_gradients
 from harness.core.resolvent import POWERS
-from harness.core.scaled import Scaled, solver_bytes
+from harness.core.scaled import Scaled, Solves, solver_bytes, solving
 from harness.core.statistic import Gram, gram
 from harness.runtime.errors import UserError
 
@@ -28,8 +28,10 @@ LOOK, LEAST, SETTLED = 3, 30, 3e-4
 HIGHEST = 1e6
 NODES = 4
 """At so many ρ there are factors on a GPU: it rises to some sixteen times what it was."""
-PRODUCTS = 70
-"""Products of a matrix with one of its inputs, about: some fifty steps, and the refit."""
+STEPS, PENALTIES = 32, 11
+"""Steps of a matrix and values of ρ at one input, measured on the proxies and the embedded models: they hardly vary."""
+EXACT = 4
+"""Products with G: the target, the begin of the refit, and the errors of two results."""
 
 
 @component("method", "alps")
@@ -64,7 +66,8 @@ class ALPS:
         """Powers in half precision stay beside the Gram matrices, see `scaled.solver_bytes`."""
         lasting = solver_bytes(*solver_inputs(geometry), NODES * POWERS // 2 if work.fast else 1, fast=work.fast)
         stats = observing(self.statistic, geometry, work, lasting)
-        return replace(stats, operations=products(geometry, work, PRODUCTS))
+        solves = Solves(min(self.iterations, STEPS), EXACT, self.refit_steps, PENALTIES, NODES)
+        return replace(stats, column_walks=0) + solving(geometry, work, solves)
 
     @torch.no_grad()
     def prune(self, weight: Tensor, stats: Gram, pattern: Pattern) -> Pruned:

@@ -69,12 +69,12 @@ class Asymmetric:
         dense weights; the products of the inner method."""
         hidden, wide = geometry.hidden, geometry.wide
         block = 4 * hidden**2 + (geometry.readers + 1) * hidden * wide
-        return replace(
+        stats = replace(
             observing(self.statistic, geometry, work),
-            operations=self.inner.cost(geometry, work).operations,
             kept_bytes=work.tokens * hidden * work.itemsize,
             working_bytes=4 * (4 * max(hidden, wide) ** 2 + 3 * hidden * wide) + 4 * block,
         )
+        return stats + self.inner.cost(geometry, work).arithmetic()
 
     @torch.no_grad()
     def prune_block(self, block: ReferencedView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:

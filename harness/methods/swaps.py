@@ -60,12 +60,12 @@ class Swaps:
         """Gram matrices, the rows at once with their pairs and what is computed from both, and the inner method's."""
         inner, stats = self.inner.cost(geometry, work), observing(self.statistic, geometry, work)
         rows = largest(geometry, lambda out, into: working_bytes(out, into, self.shortlist, cuda=work.cuda))
-        return replace(
+        whole = replace(
             stats,
-            operations=inner.operations,
             factor_bytes=max(stats.factor_bytes, inner.factor_bytes),
             working_bytes=max(inner.working_bytes, rows),
         )
+        return whole + inner.arithmetic()
 
     def refuses(self, pattern: Pattern, shape: tuple[int, int]) -> str | None:
         return self.inner.refuses(pattern, shape)

@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -170,7 +171,7 @@ _FOUR_NORMS = Norms(
 _OF_BIGSCIENCE = (("self_attention.query_key_value",), ("self_attention.dense",))
 _MEGATRON = (("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",))
 
-FAMILIES = {
+_KNOWN = {
     "llama": _like_llama(keys=Keys(attention_bias="attention_bias", mlp_bias="mlp_bias")),
     "mistral": _like_llama(),
     "qwen2": _like_llama(),
@@ -281,20 +282,58 @@ FAMILIES = {
         norms_behind=True,
     ),
 }
-"""`model_type` of the Hugging Face configuration → layout."""
+FAMILIES: Mapping[str, Anatomy] = MappingProxyType(_KNOWN)
+"""`model_type` of the Hugging Face configuration → layout; `family` adds one."""
+_OURS = frozenset(_KNOWN)
 
 
 def family(name: str, layout: Anatomy) -> Anatomy:
     """Register the layout of a family that the harness does not bring, from a file that `plugins=` names.
 
-    It is checked against every model of the family, as ours are: it has to name 99 % of the weights of each block.
+    It is checked against every model of the family, as ours are (`fitting.py`). One that was registered before is
+    replaced, so that a notebook's cell can be mended and run again; ours cannot be.
 
     Raises:
-        UserError: the family has another layout.
+        UserError: the name or the layout is none, or the harness has another layout for the family.
     """
-    if FAMILIES.setdefault(name, layout) != layout:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"family({name!r}, …): a family's name is the model_type of its config.json.")
+    if not isinstance(layout, Anatomy):
+        raise UserError(f"family('{name}', …) takes an Anatomy, not a {type(layout).__name__}.")
+    if is_ours(name) and layout != FAMILIES[name]:
         raise UserError(f"the model family '{name}' has a layout; a plugin cannot bring another one.")
+    _check_fields(name, layout)
+    _KNOWN[name] = layout
     return layout
+
+
+def is_ours(family: str) -> bool:
+    """Return whether the harness brings the layout of a family."""
+    return family in _OURS
+
+
+def _check_fields(name: str, layout: Anatomy) -> None:
+    """See that fields have the shape of their types: a group of one linear needs its comma.
+
+    Raises:
+        UserError: one has not.
+    """
+    who = f"the layout of family '{name}'"
+    for field in ("attention", "mlp"):
+        groups = getattr(layout, field)
+        if not _is_texts(groups, least=2, of=lambda group: _is_texts(group)) or len(groups[-1]) != 1:
+            raise UserError(
+                f"{who}: {field}={groups!r} has to be tuples of linears, those that read one input together, the last "
+                'of the one that writes to the residual stream, as in (("fc1",), ("fc2",)).'
+            )
+    if not (_is_texts(layout.parts, least=2) and len(layout.parts) == 2):
+        raise UserError(f"{who}: parts={layout.parts!r} has to be two modules, attention's and that of the mlp.")
+    if layout.order not in get_args(Order):
+        raise UserError(f"{who}: order={layout.order!r} is none of {', '.join(get_args(Order))}.")
+
+
+def _is_texts(value: Any, least: int = 1, of: Callable[[Any], bool] = lambda one: isinstance(one, str)) -> bool:
+    return isinstance(value, tuple | list) and len(value) >= least and all(map(of, value))
 
 
 _FIRST_LLAMA = "308bacc610f15a42"

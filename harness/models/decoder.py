@@ -14,6 +14,7 @@ from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
 from harness.models.conv1d import to_linears
+from harness.models.fitting import check_layout, check_linears, check_lists
 from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,24 +127,25 @@ def decoder_of(model: nn.Module) -> Decoder:
     Matrices that the family keeps transposed become ordinary linears.
 
     Raises:
-        UserError: unknown family, or the layout names less than 99 % of the blocks' matrix weights.
+        UserError: unknown family, the layout does not fit the model (`fitting.py`), or it names less than 99 % of the
+            blocks' matrix weights.
     """
     config: Any = model.config
     family = getattr(config, "model_type", "?")
     if family not in FAMILIES:
         raise no_layout(family)
     decoder = Decoder(cast("PreTrainedModel", model), FAMILIES[family], _CUTS.get(model, UNCUT))
+    check_lists(model, family, decoder.anatomy)
     if decoder.anatomy.conv1d:
         to_linears(model)
+    check_linears(decoder, family)
     for index in decoder.indices:
         matrices = sum(p.numel() for p in decoder.block(index).parameters() if p.dim() >= 2)
-        try:
-            named = sum(linear.weight.numel() for linear in decoder.linears(index).values())
-        except AttributeError as error:
-            raise UserError(f"the layout of family '{family}' does not fit block {index}: {error}.") from error
+        named = sum(linear.weight.numel() for linear in decoder.linears(index).values())
         if named < COVERAGE * matrices:
             raise UserError(
                 f"the layout of family '{family}' names {named / matrices:.1%} of the weights of block {index}; "
                 f"at least {COVERAGE:.0%} is needed (fused or expert weights are not covered)."
             )
+    check_layout(decoder, family)
     return decoder

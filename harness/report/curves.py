@@ -8,26 +8,37 @@ from typing import Any
 import pandas as pd
 
 from harness.record.dense import dense_rows
+from harness.report.layout import column_of
 from harness.report.style import Drawing, Style, dense_line, legend, plot, series, shown, styles, told_apart, unit_of
 
 
-def curves(plt: Drawing, data: pd.DataFrame, metric: str) -> Any:
-    """A panel per model and scope (rows) and task (columns), N:M as single points."""
+def curves(plt: Drawing, data: pd.DataFrame, metric: str, panels: Sequence[str] = ()) -> Any:
+    """A panel per model and scope (rows) and task (columns), N:M as single points.
+
+    Args:
+        panels: further axes whose values have rows of their own, for fewer series in each.
+    """
     data = shown(data, metric)
     pruned = data[~dense_rows(data)]
-    rows = list(dict.fromkeys(zip(pruned["model"], pruned["scope"], strict=True)))
+    split = ["model", "scope", *map(column_of, panels)]
+    rows = list(dict.fromkeys(pruned[split].itertuples(index=False, name=None)))
+    if panels:
+        models = list(dict.fromkeys(pruned["model"]))
+        rows.sort(key=lambda row: models.index(row[0]))
     tasks = list(dict.fromkeys(data["task"]))
-    others = told_apart(pruned, but=("scope", "level"))
+    others = told_apart(pruned, but=("level", *split[1:]))
     looks = styles(pruned, "method", others)
     size = (3.4 * len(tasks) + 1, 2.5 * len(rows) + 0.8)
     figure, axes = plt.subplots(len(rows), len(tasks), figsize=size, squeeze=False, layout="constrained")
-    for (model, scope), line in zip(rows, axes, strict=True):
+    for (model, scope, *further), line in zip(rows, axes, strict=True):
         for task, axis in zip(tasks, line, strict=True):
             here = data[(data["model"] == model) & (data["task"] == task)]
             dense_line(axis, here)
-            here = here[(here["scope"] == scope) & (~dense_rows(here))]
+            here = here[~dense_rows(here)]
+            for column, value in zip(split[1:], (scope, *further), strict=True):
+                here = here[here[column] == value]
             _panel(axis, here, ["method", *others], looks)
-            axis.set_title(f"{model}, {scope.replace('_', ' ')}: {task}", fontsize=8)
+            axis.set_title(f"{', '.join(map(str, (model, scope.replace('_', ' '), *further)))}: {task}", fontsize=8)
     axes[-1][0].set_xlabel("sparsity (fraction of zeros)")
     axes[0][0].set_ylabel(unit_of(metric))
     legend(figure, axes)

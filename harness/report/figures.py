@@ -57,7 +57,7 @@ def _panels(plt: Drawing, data: pd.DataFrame, metric: str, wanted: Mapping[str, 
     data = data.assign(level=[level(row) for row in data.itertuples()])
     match wanted["kind"]:
         case "curves":
-            return curves(plt, data, metric)
+            return curves(plt, data, metric, listed(wanted.get("panels", ())))
         case "lines":
             return lines(plt, data, metric, wanted["x"], wanted["lines"], wanted.get("panels", "task"))
         case "losses":

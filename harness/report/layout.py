@@ -7,7 +7,8 @@
     block: last              whose loss: a block by number, or the last one that has any
     rows: [model, sparsity]  axes of the study (`method.alpha` too), `variant` and `task`
     columns: task            one of the same
-    figure: bars             or curves (against sparsity), losses (against the epoch; `{kind: losses, block: 3}`), or
+    figure: bars             or curves (against sparsity; `{kind: curves, panels: allocator}` has rows of panels by
+                             another axis), losses (against the epoch; `{kind: losses, block: 3}`), or
                              `{kind: lines, x: calibration.windows, lines: method}`: against an axis, a line per value,
                              `{kind: trajectory, lines: allocator.start}`: the fitness of a search as it goes, a line
                              per value of one axis or of several (`[allocator.start, allocator.objective]`),

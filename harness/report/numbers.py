@@ -35,7 +35,23 @@ def line(record: Record) -> str:
         parts.append(f"{len(record.measures) - MOST} more measures")
     if (achieved := record.sparsity.get("achieved")) is not None:
         parts.append(f"sparsity {achieved:.4f}")
+    if cut := _cut(record):
+        parts.append(cut)
     return "; ".join(parts)
+
+
+def _cut(record: Record) -> str:
+    """What a planner took away, and the parameters that are left; empty where nothing went."""
+    edit = record.plan.get("edit") or {}
+    dense, left = record.parameters.get("dense"), record.parameters.get("model")
+    counted = {
+        part: len(gone) if isinstance(gone, list) else sum(map(len, gone.values())) for part, gone in edit.items()
+    }
+    gone = ", ".join(f"{count} {part}{'s' if count > 1 else ''}" for part, count in counted.items())
+    cut = [f"cut {gone}"] if gone else []
+    if dense and left and left != dense:
+        cut.append(f"{left:,} of {dense:,} parameters left ({left / dense:.1%})")
+    return ", ".join(cut)
 
 
 def seconds(record: Record) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from harness.report.presentation import LOOKS
 from harness.runtime import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888"]  # Okabe-Ito
+GROWN = 6
+"""How often a figure grows at most."""
 MARKERS = "osD^vP*X<"
 DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 NAMED = ("model", "method", "variant", "method.inner", "allocator", "scope")
@@ -71,10 +74,22 @@ def save(figure: Any, title: str, folder: Path, name: str) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             if not axis.get_label_text():
                 axis.set_label_coords(0, 0)  # or a place is found for it in every drawing
-    figure.get_layout_engine().execute(figure)
+    _lay_out(figure)
     figure.set_layout_engine(None)  # laid out once, not again for each file, for which one would be drawn in vain too
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+
+
+def _lay_out(figure: Any) -> None:
+    """Place what is in a figure, which grows until there is room beside its legend and names for the panels."""
+    for attempt in range(GROWN + 1):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            figure.get_layout_engine().execute(figure)
+        if not any("layout not applied" in str(one.message) for one in said):
+            return
+        if attempt < GROWN:
+            figure.set_size_inches(1.15 * figure.get_figwidth(), 1.4 * figure.get_figheight())
 
 
 class Style(NamedTuple):

@@ -154,7 +154,8 @@ def _asked(cost: Cost, geometry: Geometry, work: Work, speed: Speed) -> float:
     seconds += _through(cost.traced, geometry, work, replace(speed, rate=min(speed.rate, TRACED)))
     seconds += 2 * cost.summed * geometry.gram_elements * geometry.blocks / speed.gram
     seconds += cost.column_walks * geometry.blocks * _choosing(geometry, speed)
-    seconds += cost.operations / speed.fit + cost.launches * speed.launch
+    seconds += cost.operations / speed.fit + cost.halves / speed.rate + cost.launches * speed.launch
+    seconds += cost.factored / speed.factor + cost.spectral / speed.spectrum
     return seconds + cost.spectra * (speed.block + geometry.hidden**3 / speed.spectrum)
 
 

@@ -23,7 +23,7 @@ from harness.models.losses import next_token_loss
 from harness.runtime.errors import Failure
 from harness.runtime.oom import with_oom_backoff
 from harness.runtime.plain import plain
-from harness.runtime.progress import progress
+from harness.runtime.progress import training_steps
 from harness.runtime.warn import warn
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints, State
@@ -151,7 +151,8 @@ class _Loop:
         state, checked = self.state, checked_steps(self.settings, self.steps)
         if not state.curve:
             self._check()
-        for step in progress(range(state.step, self.steps), f"recover lr={rate:g}"):
+        tokens = self.settings.batch * self.text.length
+        for step in training_steps(range(state.step, self.steps), f"recover lr={rate:g}", tokens):
             if reason := self._step(step, rate):
                 warn(f"training at the learning rate {rate:g} stopped at step {step + 1} of {self.steps}: {reason}")
                 return f"step {step + 1} of {self.steps}: {reason}"

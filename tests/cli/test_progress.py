@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.calibration import progress
 from harness.record.schema import Record
 from harness.report.numbers import MOST, duration, line
 from harness.study.progress import SweepProgress, varying
@@ -65,3 +66,20 @@ def test_lines() -> None:
     assert varying(["a=1 b=2", "a=1 b=3"]) == ["b=2", "b=3"] and varying(["a=1"]) == varying(["a=1", "a=1"])[:1]
     hostile = SweepProgress({0: "model=\x1b[31mred"}).ended(0, record, is_new=True)
     assert "\x1b" not in hostile
+
+
+def test_a_run_says_what_a_planner_cut(typed: Callable, options: list[str]) -> None:
+    done = typed(*options, "planner=block_influence", "method=none")
+    counted = done.record["parameters"]
+    left = f"{counted['model']:,} of {counted['dense']:,} parameters left"
+    assert f"; cut 1 block, {left} (" in done.err
+    heads = Record("ok", "", "f", {}, plan={"edit": {"head": {"0": [1, 2], "3": [0]}, "mlp": [4]}})
+    assert line(heads) == "cut 3 heads, 1 mlp"
+
+
+def test_training_says_its_pace_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "SAID_AFTER", 0.0)
+    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
+    assert list(progress.training_steps(range(3, 8), "recover", 512)) == [3, 4, 5, 6, 7]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"recover: [\d,]+ tokens a second, about 0.0 min left of this learning rate", said)

@@ -15,8 +15,9 @@ from helpers import PLUGIN
 
 from harness import catalogue, groups
 from harness.cli import index, words
-from harness.cli.completion import candidates
+from harness.cli.completion import FIGURES, candidates
 from harness.core.places import ROOT
+from harness.report.layout import KINDS as KINDS_OF_FIGURES
 from harness.study import commands
 from harness.study.grid import study_names
 
@@ -73,6 +74,8 @@ def test_an_answer_needs_no_torch_and_a_second(arguments: str) -> None:
 
 def test_lists(typed: Callable) -> None:
     for plural, kind in words.kinds().items():
+        if kind == words.FAMILY:  # which are neither files nor components
+            continue
         done = typed("list", plural)
         names = [line.split()[0] for line in done.out.splitlines()]
         known = words.files(kind) if kind in words.FILES else [entry.name for entry in index.of_kind(kind)]
@@ -163,3 +166,40 @@ def test_bash_completes(command: str, tmp_path: Path) -> None:
     assert in_bash(f"{command} method=spa", command, tmp_path) == ["sparsegpt", "sparsellm"]  # behind the =
     assert in_bash(f"{command} descr", command, tmp_path) == ["describe"]
     assert in_bash(f"{command} list all", command, tmp_path) == ["allocators"]
+
+
+def test_families_and_other_words(typed: Callable, tmp_path: Path) -> None:
+    listed = typed("list", "families")
+    assert listed.status == 0 and "without a gate" in listed.out and listed.out == typed("list", "family").out
+    described = typed("describe", "family=phi")
+    assert described.status == 0 and "blocks = 'model.layers'" in described.out and "gated = False" in described.out
+    texts, tasks = (set(typed("list", kind).out.split("\n")) - {""} for kind in ("texts", "tasks"))
+    both = set(typed("list", "evaluations").out.split("\n")) - {""}
+    assert {line.split()[0] for line in texts | tasks} == {line.split()[0] for line in both} and not texts & tasks
+    assert any(line.startswith("boolq") for line in tasks) and any(line.startswith("ptb") for line in texts)
+    assert typed("describe", "planner", "none").out == typed("describe", "planner=none").out != ""
+    for asked, expected in {"list methods extra": "takes one kind", "describe a b": "takes one name"}.items():
+        done = typed(*asked.split())
+        assert done.status == 2 and expected in done.err and done.err.count("\n") == 1
+    lost = typed("describe", "family=phj")
+    assert lost.status == 2 and "did you mean" in lost.err
+
+
+def test_a_family_of_a_plugin_is_listed(typed: Callable, tmp_path: Path) -> None:
+    from harness.models import anatomy
+
+    (tmp_path / "mine.py").write_text(
+        "from harness.models.anatomy import Anatomy, family\n"
+        "family('mine', Anatomy('layers', (('q', 'k', 'v'), ('o',)), (('up',), ('down',)), 'act', gated=False))\n"
+    )
+    try:
+        assert "mine" in typed("list", "families", f"plugins={tmp_path / 'mine.py'}").out
+        assert "blocks = 'layers'" in typed("describe", "mine", f"plugins={tmp_path / 'mine.py'}").out
+    finally:
+        anatomy._KNOWN.pop("mine", None)
+
+
+def test_values_are_completed() -> None:
+    assert candidates(["method=wanda"], "save_form=") == ["save_form=padded", "save_form=sliced"]
+    assert candidates(["tables"], "figure=l") == ["figure=lines", "figure=losses"]
+    assert "families" in candidates(["list"], "fam") and set(FIGURES) == set(KINDS_OF_FIGURES)

@@ -212,3 +212,18 @@ def test_unlike_protocols_are_chosen_among(typed: Callable, folder: Path) -> Non
     path.write_text(json.dumps(content))
     done = typed("tables", f"records={folder}")
     assert done.status == 2 and "choose among the runs by their options" in done.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("rows=model columns=model", "model is among rows and is columns too"),
+        ("rows=model,,method", "rows=model,,method has an empty entry"),
+        ("columns=", "columns= has an empty entry"),
+        ("rows=model,model", "names model twice"),
+        ("columns=model,method", "one axis makes the columns"),
+    ],
+)
+def test_axes_that_mean_nothing(asked: str, expected: str, typed: Callable, folder: Path) -> None:
+    done = typed("tables", f"records={folder}", *asked.split())
+    assert done.status == 2 and expected in done.err and done.err.count("\n") == 1

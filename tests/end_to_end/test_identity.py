@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import execute
+from harness.models import anatomy
 from harness.models.anatomy import FAMILIES
 from harness.record.request import matcher_of_record, request_key
 from harness.record.schema import Record
@@ -62,7 +63,7 @@ def test_the_architecture_and_the_tokenizer_are_part_of_identity(
 def test_a_revised_layout_is_another_run(typed: Callable, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first = typed(*options, "method=magnitude").record["fingerprint"]
     whole = FAMILIES["llama"]
-    monkeypatch.setitem(FAMILIES, "llama", replace(whole, attention=whole.attention[::-1]))
+    monkeypatch.setitem(anatomy._KNOWN, "llama", replace(whole, attention=whole.attention[::-1]))
     again = typed(*options, "method=magnitude")
     assert "found" not in again.err and again.record["fingerprint"] != first
 

@@ -117,6 +117,8 @@ SIMPLE = {
     "model=${hydra:job.num}": "cannot be read",
     f"model.path={'x' * 300}": "cannot be looked at: File name too long",
     "plugins=5": "plugins=5 has to be modules or",
+    "calibration=[]": "calibration=[]: calibration takes one choice, not an empty list; known: c4",
+    "save_form=sliced": "save_form=sliced says how a model is saved, and none is: add save=<folder>",
 }
 
 
@@ -171,6 +173,8 @@ def test_flags_of_hydra(typed: Callable, options: list[str], tmp_path: Path) -> 
         ("plan study=owl_table3 --config-name=nope", "the configuration is the harness's own"),
         ("plan study=owl_table3 ~model", "takes away what a command needs"),
         ("plan study=owl_table3 tracker.name=foo", "unknown tracker 'foo'"),
+        ("planner=block_influence planner.amount=0", "planner.amount=0 takes nothing away; planner=none leaves"),
+        ("recovery=lora recovery.lr=[]", "recovery.lr=[] has to be a positive learning rate or a list"),
         ("method=sparsellm method.inner=3", "method.inner=3: method.inner is one method, given by its name: admm, "),
         ("evaluation=[embedded-b] evaluation.embedded-a.windows=1", "evaluation does not name embedded-a; add it, or"),
         ("evaluation=[embedded-a,embedded-a]", "evaluation names embedded-a twice; name it once."),

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness import groups
+from harness.chosen import apportioned
+from harness.overrides import points as listed
 from tests.commands import but
 
 
@@ -31,12 +34,50 @@ def test_a_setting_of_all_the_swept_allocators(typed: Callable, options: list[st
     assert settings(tmp_path / "records", "allocator", "generations") == {"msp": 1, "evopress": 1}
 
 
-def test_a_setting_that_one_of_the_choices_lacks_is_said_with_its_point(
-    typed: Callable, options: list[str], tmp_path: Path
-) -> None:
-    done = typed("-m", *but(options, "evaluation=[]"), "method=sparsellm,sparsegpt", "method.inner=wanda")
-    assert done.status == 2 and done.err.count("\n") == 1 and not done.out
-    assert "method=sparsegpt method.inner=wanda: unknown setting of method: 'inner'; known: " in done.err
+def test_a_setting_goes_to_the_choices_that_have_it(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    """In a sweep over kinds; whatever else is swept, a choice without the setting is one point."""
+    done = typed("-m", *but(options, "evaluation=[]"), "method=none,wanda,sparsegpt", "method.damping=0.02,0.03")
+    assert done.status == 0 and done.out.count("record: ") == 4, done.err
+    assert "note: method.damping goes to method=sparsegpt, not to method=none or method=wanda, which has no" in done.err
+    found = [json.loads(path.read_text())["config"]["method"] for path in (tmp_path / "records").glob("*.json")]
+    assert sorted((one["name"], one.get("damping")) for one in found if one["name"] == "sparsegpt") == [
+        ("sparsegpt", 0.02),
+        ("sparsegpt", 0.03),
+    ]
+    assert sorted(one["name"] for one in found if "damping" not in one) == ["none", "wanda"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "points"),
+    [
+        ("recovery=none,lora recovery.tokens=1000", ["recovery=none", "recovery=lora recovery.tokens=1000"]),
+        ("planner=none,block_influence planner.amount=1", ["planner=none", "planner=block_influence planner.amount=1"]),
+        ("allocator.spread=0.1 allocator=uniform,owl", ["allocator=uniform", "allocator.spread=0.1 allocator=owl"]),
+        (
+            "method=sparsellm,sparsegpt method.inner=wanda method.inner.group=matrix",
+            ["method=sparsellm method.inner=wanda method.inner.group=matrix", "method=sparsegpt"],
+        ),
+        (
+            "allocator=msp allocator.pruner=wanda,sparsegpt allocator.pruner.blocksize=64",
+            [
+                "allocator=msp allocator.pruner=wanda",
+                "allocator=msp allocator.pruner=sparsegpt allocator.pruner.blocksize=64",
+            ],
+        ),
+        ("method=wanda,ria method.foo=1", ["method=wanda method.foo=1", "method=ria method.foo=1"]),
+        ("method=wanda method.damping=1 seed=0,0", ["method=wanda method.damping=1 seed=0"] * 2),
+    ],
+)
+def test_which_settings_a_point_is_given(overrides: str, points: list[str]) -> None:
+    groups.register()
+    assert [" ".join(point) for point in apportioned(listed(overrides.split()))[0]] == points
+
+
+def test_a_setting_that_no_choice_has_is_refused(typed: Callable, options: list[str], tmp_path: Path) -> None:
+    done = typed("-m", *but(options, "evaluation=[]"), "method=wanda,sparsegpt", "method.dampin=0.1")
+    assert done.status == 2 and done.err.count("\n") == 1 and "unknown setting of method: 'dampin'" in done.err
+    alone = typed("-m", *but(options, "evaluation=[]"), "method=none", "method.group=row")
+    assert alone.status == 2 and "unknown setting of method: 'group'; it has none" in alone.err
     assert not (tmp_path / "records").exists()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,16 +14,23 @@ import torch
 from helpers import inputs, linears, normal, pattern, seen_by, tiny, windows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from harness.compress import prune
-from harness.core import statistic
+from harness.core import scaled, statistic
+from harness.core.allocation import Budget
 from harness.core.columns import prune_columns
+from harness.core.costs import Work
+from harness.core.interfaces import GroupedMethod
 from harness.core.statistic import Gram, gram
+from harness.data.corpora import EMBEDDED
 from harness.methods.admm import ADMM
 from harness.methods.alps import ALPS
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of
+from harness.models.geometry import of_config
 
 BATCHES = [windows(2, 12), windows(2, 12, seed=1)]
 """Of 24 tokens, so that what linears give has another shape than a Gram matrix (32, 32) or (56, 56)."""
@@ -150,3 +159,50 @@ def test_alps_looks_once_for_matrices_in_step() -> None:
     alone = [ALPS(iterations=30).prune(weight, seen_by(gram, inputs(100, 32)), pattern("0.6")) for weight in weights]
     for one, other in zip(alone, ALPS(iterations=30).prune_together(weights, seen, [pattern("0.6")] * 3), strict=True):
         assert torch.equal(one.kept, other.kept) and torch.equal(one.weight, other.weight)
+
+
+@pytest.fixture(scope="module")
+def first_block() -> list[tuple[Tensor, list[Tensor]]]:
+    """Inputs (T, I) of the first block of a trained model, each with the matrices (O, I) that read it."""
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED / "embedded-llama", dtype=torch.float32)
+    decoder, seen = decoder_of(model), {}
+    linears = decoder.linears(0)
+    for site, linear in linears.items():
+        linear.register_forward_pre_hook(lambda _, given, site=site: seen.update({site: given[0].flatten(0, 1)}))
+    text = [tokens % model.config.vocab_size for tokens in (windows(8, 64), windows(8, 64, seed=1))]
+    with torch.no_grad():
+        model(torch.cat(text))
+    return [(seen[group[0]], [linears[site].weight.data for site in group]) for group in decoder.inputs(0)]
+
+
+def flops(method: Any, block: list[tuple[Tensor, list[Tensor]]]) -> float:
+    """Operations of all products while the matrices of a block are pruned, those that read one input together."""
+    total = 0
+    for tokens, weights in block:
+        stats = seen_by(gram, tokens)
+        with FlopCounterMode(display=False) as counter:
+            if isinstance(method, GroupedMethod):
+                method.prune_together(weights, stats, [pattern("0.6")] * len(weights))
+            else:
+                for weight in weights:
+                    method.prune(weight, stats, pattern("0.6"))
+        total += counter.get_total_flops()
+    return total
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_costs_are_those_of_the_arithmetic(
+    fast: bool, first_block: list[tuple[Tensor, list[Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `make plan` counts of solvers against the operations of their products, both ways of computing them."""
+    if fast:
+        monkeypatch.setitem(scaled.ARITHMETIC, "cpu", scaled.ARITHMETIC["fast"])
+    geometry = replace(of_config(json.loads((EMBEDDED / "embedded-llama" / "config.json").read_text())), blocks=1)
+    work = Work(1, 8, 128, 256, 128, 2 if fast else 4, cuda=fast, fast=fast, budget=Budget(0.6))
+    counted, foreseen = [], []
+    for method in (ADMM(), ALPS()):
+        cost = method.cost(geometry, work)
+        counted.append(flops(method, first_block))
+        foreseen.append(cost.operations + cost.halves + 2 * cost.factored)  # so narrow a factor is squared whole
+    assert foreseen[0] == pytest.approx(counted[0])
+    assert foreseen[1] / foreseen[0] == pytest.approx(counted[1] / counted[0], rel=0.15)

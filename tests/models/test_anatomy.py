@@ -13,6 +13,7 @@ from harness.compress import prune
 from harness.core.pattern import NofM, satisfies
 from harness.core.structure import Cut, Plan
 from harness.evaluation.zeros import achieved_sites, fraction_of_zeros
+from harness.models import anatomy
 from harness.models.anatomy import FAMILIES, FIRST_LAYOUTS, Anatomy, revised_layout
 from harness.models.decoder import decoder_of
 from harness.models.surgery import operate
@@ -76,12 +77,12 @@ def test_a_revised_layout_is_another_run_and_the_first_one_is_not_named(monkeypa
     assert set(FIRST_LAYOUTS) <= set(FAMILIES)
     assert not any(revised_layout(family) for family in FIRST_LAYOUTS) and revised_layout("gptj") is None
     first = FAMILIES["llama"]
-    monkeypatch.setitem(FAMILIES, "llama", replace(first, mlp=first.mlp[::-1]))
+    monkeypatch.setitem(anatomy._KNOWN, "llama", replace(first, mlp=first.mlp[::-1]))
     revised = revised_layout("llama")
     assert revised and revised_layout("mistral") is None
-    monkeypatch.setitem(FAMILIES, "llama", replace(first, gated=False))
+    monkeypatch.setitem(anatomy._KNOWN, "llama", replace(first, gated=False))
     assert revised_layout("llama") not in (None, revised)
-    monkeypatch.setitem(FAMILIES, "of-tomorrow", first)
+    monkeypatch.setitem(anatomy._KNOWN, "of-tomorrow", first)
     assert revised_layout("of-tomorrow"), "a family that came later says it"
 
 
@@ -114,7 +115,7 @@ def test_experts_under_a_known_name_are_refused(monkeypatch: pytest.MonkeyPatch)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
     config = AutoConfig.for_model("mixtral", intermediate_size=64, num_local_experts=4, num_key_value_heads=2, **sizes)
     attention = FAMILIES["llama"].attention
-    monkeypatch.setitem(FAMILIES, "mixtral", Anatomy("model.layers", attention, (), ""))
+    monkeypatch.setitem(anatomy._KNOWN, "mixtral", Anatomy("model.layers", attention, (), ""))
     said = refused(AutoModelForCausalLM.from_config(config))
     assert "the layout of family 'mixtral' names " in said and "% of the weights of block 0; at least 99%" in said
 
@@ -126,7 +127,9 @@ def test_a_layout_that_misses_weights_is_refused(left_out: str, monkeypatch: pyt
         return tuple(group for group in left if group)
 
     whole = FAMILIES["llama"]
-    monkeypatch.setitem(FAMILIES, "llama", Anatomy(whole.blocks, without(whole.attention), without(whole.mlp), ""))
+    monkeypatch.setitem(
+        anatomy._KNOWN, "llama", Anatomy(whole.blocks, without(whole.attention), without(whole.mlp), "")
+    )
     assert "fused or expert weights are not covered" in refused(tiny("llama"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from helpers import windows
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.core.structure import Cut, Plan, Unit
+from harness.models import anatomy
 from harness.models.anatomy import FAMILIES, Anatomy, Keys, Norms, family
 from harness.models.decoder import decoder_of
 from harness.models.gates import gated
@@ -49,7 +51,7 @@ def starcoder(tiny: Path, tmp_path: Path) -> Iterator[Path]:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     yield folder
-    FAMILIES.pop("starcoder2", None)
+    anatomy._KNOWN.pop("starcoder2", None)
 
 
 def test_a_layout_from_a_plugin_is_pruned_and_saved(
@@ -76,3 +78,60 @@ def test_a_plugin_cannot_change_a_family_that_is_known() -> None:
     other = Anatomy("model.layers", (), (), "", norms=Norms(), keys=Keys())
     with pytest.raises(UserError, match="the model family 'llama' has a layout"):
         family("llama", other)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            '"model.layers"',
+            '"model.layer"',
+            "blocks='model.layer' is no list of blocks of this model; it has model.layers.",
+        ),
+        (
+            "gated=False,",
+            "",
+            "gated=True does not fit: mlp.c_fc give 64 features and mlp.c_proj reads 64; set gated=False",
+        ),
+        (
+            "tied=True",
+            'parts=("attn", "mlp")',
+            "says that 'attn' is the attention, and it holds no self_attn.q_proj; write",
+        ),
+        ("tied=True", 'parts=("self_attn", "self_attn")', "holds no mlp.c_fc; write 'mlp'"),
+        ("tied=True", 'parts="mlp"', "parts='mlp' has to be two modules"),
+        ("tied=True", 'order="groups"', "three are order='separate'"),
+        ("tied=True", 'order="rows"', "order='rows' is none of separate, parts, groups"),
+        ("tied=True", 'norms=Norms(("ln_1",), ("ln_2",))', "which are input_layernorm, post_attention_layernorm"),
+        (
+            '"mlp.act"',
+            '"mlp.gelu"',
+            "activation='mlp.gelu' is no module of this block; beside matrices and norms it has",
+        ),
+        ('("mlp.c_fc",)', '("mlp.fc1",)', "it has no matrix 'mlp.fc1'; its matrices are self_attn.q_proj"),
+        ('("mlp.c_fc",)', '"mlp.c_fc"', "has to be tuples of linears"),
+        ("family(", "FAMILIES['starcoder2'] = dict(a=", "does not support item assignment"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_one_sentence(
+    old: str, new: str, expected: str, starcoder: Path, typed: Callable, options: list[str], tmp_path: Path
+) -> None:
+    """Before anything is loaded, in a sweep too: exit 2 and no record."""
+    source = STARCODER.replace("Keys, Norms, family", "FAMILIES, Keys, Norms, family").replace(old, new, 1)
+    if "dict(a=" in new:
+        source = "from harness.models.anatomy import FAMILIES\nFAMILIES['starcoder2'] = None"
+    (tmp_path / "starcoder.py").write_text(source, encoding="utf-8")
+    asked = [*(one for one in options if not one.startswith("model.path")), f"model.path={starcoder}"]
+    done = typed("-m", *asked, f"plugins={tmp_path / 'starcoder.py'}", "sparsity=0.5,0.6")
+    assert done.status == 2 and done.err.count("\n") == 1 and done.err.startswith("error: "), done.err
+    assert expected in done.err
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_layout_of_ones_own_can_be_mended_and_registered_again() -> None:
+    wrong = Anatomy("layers", (("q",), ("o",)), (("up",), ("down",)), "act")
+    try:
+        family("mine", wrong)
+        assert family("mine", replace(wrong, order="groups")) == FAMILIES["mine"]
+    finally:
+        anatomy._KNOWN.pop("mine", None)

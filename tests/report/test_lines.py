@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from harness.report.figures import draw
 from harness.report.layout import level
 from harness.report.lines import lines, losses
 from harness.report.reported import load_dense, load_pairs, load_reported
+from harness.report.style import Drawing, legend, save
 from harness.report.tidy import Cell, tidy
 from tests.report.test_further_axes import cell, grid
 
@@ -134,3 +137,18 @@ def test_without_a_cell_on_the_axis_there_is_no_picture(cells: list[Cell], tmp_p
     layout = {"rows": ["method"], "figure": {"kind": "lines", "x": "method.alpha", "lines": "method"}}
     draw(compared(cells, layout), layout, "A title", "proxy", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["figure.csv"]
+
+
+def test_a_figure_grows_until_its_legend_leaves_room(tmp_path: Path) -> None:
+    """Where matplotlib would warn that it laid out nothing; axes do not overlap afterwards."""
+    plt = Drawing()
+    figure, axes = plt.subplots(6, 1, figsize=(4, 3), squeeze=False, layout="constrained")
+    for number in range(60):
+        axes[0][0].plot([0, 1], [0, number], label=f"a method with a long name, setting {number}")
+    legend(figure, axes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(figure, "tall", tmp_path, "figure")
+    boxes = [axis.get_position() for axis in axes.flat]
+    assert figure.get_figheight() > 3 and min(box.height for box in boxes) > 0
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))

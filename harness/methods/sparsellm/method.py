@@ -86,15 +86,16 @@ class SparseLLM:
         """
         hidden, wide, later = geometry.hidden, geometry.wide, self.epochs - 1
         updates = 2 * work.tokens * (wide**2 + (2 * geometry.readers + 3) * hidden * wide) * work.blocks
-        inner, together = self.inner.cost(geometry, work).operations, self._together(geometry, work)
-        return replace(
+        together = self._together(geometry, work)
+        stats = replace(
             observing(self.statistic, geometry, work),
             column_walks=self.epochs,
-            operations=self.epochs * inner + later * updates,
+            operations=later * updates,
             launches=later * UPDATES * math.ceil(work.windows / together) * work.blocks,
             kept_bytes=work.tokens * self._kept(geometry, work.itemsize),
             working_bytes=self._passing(geometry, together * work.length) if later else 0,
         )
+        return stats + self.inner.cost(geometry, work).arithmetic(self.epochs)
 
     def _together(self, geometry: Geometry, work: Work) -> int:
         """Windows that move at once."""
