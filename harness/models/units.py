@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.core.structure import SUBLAYERS, Cut, Unit
+from harness.core.structure import SUBLAYERS, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.runtime.errors import Refusal
 
-WHOLE = {"head": "attention", "channel": "mlp"}
+WHOLE: dict[str, Part] = {"head": "attention", "channel": "mlp"}
 """The sub-layer that goes with the last unit of a part."""
 
 
