@@ -55,6 +55,11 @@ class DecoderView(LiveModelView):
         having = (index for index in self._scope if not cut.gone(WHOLE[part], index))
         return {index: self._decoder.site(index, name) for index in having}
 
+    @property
+    def biases(self) -> dict[str, Tensor]:
+        """Site → bias (O,), over the matrices of the blocks in scope that have one."""
+        return {site: linear.bias.data for site, linear in self._linears.items() if linear.bias is not None}
+
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]:
         """Hidden states in front of each block or sub-layer in scope and behind it, over the calibration windows."""
         sublayers, parallel = part == "sublayer", self.geometry.parallel

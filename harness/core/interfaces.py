@@ -262,8 +262,9 @@ class StructureView(ModelView, Protocol):
 
     `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
     are those of the blocks in scope, `writers` the matrices of each through which heads or channels write to the
-    residual stream, by block. `hidden` passes over the calibration windows. Losses are those of each cut, or of
-    each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one another in a batch.
+    residual stream, by block; `biases` (O,) are those that matrices in scope have. `hidden` passes over the calibration
+    windows. Losses are those of each cut, or of each sample of masks, on each window (·, N), in float64 on the CPU;
+    masks stand beside one another in a batch.
     `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
     (blocks, units) for heads and channels, (blocks,) for blocks and sub-layers.
     """
@@ -279,6 +280,9 @@ class StructureView(ModelView, Protocol):
     def units(self, part: Part) -> tuple[Unit, ...]: ...
 
     def writers(self, part: Part) -> Mapping[int, Site]: ...
+
+    @property
+    def biases(self) -> Mapping[Site, Tensor]: ...
 
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]: ...
 

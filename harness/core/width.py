@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +75,15 @@ class Width:
         if self.round_to < 1:
             raise UserError("planner.round_to counts channels, from 1.")
 
+    def with_ends(self, first: int | None, last: int | None, geometry: Geometry) -> Width:
+        """The same with so many blocks at the ends that stay; where nothing was said as LLM-Pruner's paper has it.
+
+        Of 32 blocks 4 and 2 stay there: an eighth and a sixteenth, rounded up.
+        """
+        first = -(-geometry.blocks // 8) if first is None else first
+        last = -(-geometry.blocks // 16) if last is None else last
+        return replace(self, keep_first=first, keep_last=last)
+
     def modules(self, view: StructureView) -> dict[Module, int]:
         """The modules that may lose units, and how many they have.
 
@@ -117,12 +126,19 @@ class Width:
             for rank in range(units)
         }
         edit = self.first_of(sorted(ranked, key=ranked.__getitem__), view.geometry)
-        return {module: len(edit.gone(*module)) for module in modules} | _whole(edit, modules)
+        return {module: len(edit.gone(*module)) for module in modules}
 
     def _rounded(self, module: Module, gone: int, units: int) -> int:
         if module.part != "channel" or self.round_to == 1 or gone == 0:
             return gone
         return max(0, gone - (gone - units) % self.round_to)
+
+    def share(self, modules: Counts, geometry: Geometry) -> float:
+        """The share of the units of these modules that the amount is, if all lose the same."""
+        if self.of == "units":
+            return self.amount
+        every = Cut(frozenset(Unit(*module, index) for module, units in modules.items() for index in range(units)))
+        return self.amount / removed(every, geometry, self.of)
 
     def lowest(self, scores: Scores, geometry: Geometry) -> Cut:
         """The units of lowest score, all modules compared with one another.
@@ -134,8 +150,11 @@ class Width:
         units = [Unit(*module, index) for module, found in scores.items() for index in range(len(found))]
         return self.first_of([units[at] for at in values.argsort(stable=True).tolist()], geometry)
 
-    def first_of(self, order: Sequence[Unit], geometry: Geometry) -> Cut:
+    def first_of(self, order: Sequence[Unit], geometry: Geometry, total: int | None = None) -> Cut:
         """The fewest units from the front of an order that take the amount away; of channels whole bundles.
+
+        Args:
+            total: how many units an amount of units is counted of, if others may not go.
 
         Raises:
             Refusal: all of them are not enough.
@@ -143,8 +162,10 @@ class Width:
         bundles = self._bundles(order, geometry)
         sizes = [len(bundle) for bundle in bundles]
         if self.of == "units":
-            total = len(order)
+            total = len(order) if total is None else total
             wanted = total - int(total * (1 - self.amount))
+            if wanted > sum(sizes):
+                raise Refusal(f"{wanted} heads and channels cannot go: of those that may, {sum(sizes)} can.")
             return _cut(bundles[: bisect_left(list(accumulate(sizes, initial=0)), wanted)])
         return self._fewest(bundles, sizes, self.of, geometry)
 
@@ -186,16 +207,6 @@ class Width:
                 bundles.append(waiting.pop(unit.block))
                 sizes[unit.block] = self.round_to
         return bundles
-
-
-def _whole(edit: Cut, modules: Counts) -> Counts:
-    """The modules of which nothing is left, whose units a cut may not name any more."""
-    gone: dict[Part, Part] = {"head": "attention", "channel": "mlp"}
-    return {
-        module: units
-        for module, units in modules.items()
-        if edit.gone("block", module.block) or edit.gone(gone[module.part], module.block)
-    }
 
 
 def _cut(bundles: Iterable[Sequence[Unit]]) -> Cut:
@@ -261,9 +272,8 @@ class _Zeroing:
     def prune_block(self, block: BlockView, patterns: Mapping[Site, Pattern]) -> dict[Site, Pruned]:
         mine = {module: self._writers[module.part][block.index] for module in self._modules if module[1] == block.index}
         stats = block.observe(dict.fromkeys(mine.values(), squared_norms)) if mine else {}
-        done = {
-            site: Pruned(weight, torch.ones_like(weight, dtype=torch.bool)) for site, weight in block.weights.items()
-        }
+        weights = block.weights
+        done = {site: Pruned(weight, torch.ones_like(weight, dtype=torch.bool)) for site, weight in weights.items()}
         scores = {
             module: input_norms(weights[site], stats[site], self._modules[module]) for module, site in mine.items()
         }
@@ -295,17 +305,13 @@ def told(view: StructureView, edit: Cut, scores: Scores) -> None:
     geometry = view.geometry
     shares: dict[str, float] = {of: removed(edit, geometry, of) for of in ("linears", "parameters")}
     units = {part: geometry.blocks * geometry.count(part) for part in INSIDE}
-    left = {part: [_left(edit, part, block, geometry) for block in range(geometry.blocks)] for part in INSIDE}
+    left = {
+        part: [geometry.count(part) - len(edit.gone(part, block)) for block in range(geometry.blocks)]
+        for part in INSIDE
+    }
     shares |= {f"{part}s": 1 - sum(left[part]) / units[part] for part in INSIDE}
     by_block: dict[str, dict[str, Any]] = {}
     for (part, block), found in scores.items():
         spread = {"mean": float(found.mean()), "std": float(found.std(correction=0))}
         by_block.setdefault(f"{part}s", {})[str(block)] = found.tolist() if part == "head" else spread
     view.log(removed=shares, left={f"{part}s": counts for part, counts in left.items()}, scores=by_block)
-
-
-def _left(edit: Cut, part: Part, block: int, geometry: Geometry) -> int:
-    whole: Part = "attention" if part == "head" else "mlp"
-    if edit.gone("block", block) or edit.gone(whole, block):
-        return 0
-    return geometry.count(part) - len(edit.gone(part, block))
