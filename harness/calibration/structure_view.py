@@ -18,6 +18,7 @@ from harness.core.interfaces import Masks, Passage, Question
 from harness.core.structure import Cut, Part, Unit
 from harness.models.geometry import of_config
 from harness.models.units import WHOLE
+from harness.models.written import dense_config
 from harness.runtime.errors import Failure
 
 
@@ -26,8 +27,8 @@ class DecoderView(LiveModelView):
 
     @cached_property
     def geometry(self) -> Geometry:
-        """The sizes of the model."""
-        return of_config(self._decoder.config.to_dict())
+        """The sizes of the dense model."""
+        return of_config({**self._decoder.config.to_dict(), **dense_config(self._decoder)})
 
     @cached_property
     def windows(self) -> Tensor:

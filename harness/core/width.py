@@ -78,10 +78,11 @@ class Width:
     def with_ends(self, first: int | None, last: int | None, geometry: Geometry) -> Width:
         """The same with so many blocks at the ends that stay; where nothing was said as LLM-Pruner's paper has it.
 
-        Of 32 blocks 4 and 2 stay there: an eighth and a sixteenth, rounded up.
+        Of 32 blocks 4 and 2 stay there: an eighth and a sixteenth, rounded up; of fewer than eight none.
         """
-        first = -(-geometry.blocks // 8) if first is None else first
-        last = -(-geometry.blocks // 16) if last is None else last
+        deep = geometry.blocks >= 8
+        first = -(-geometry.blocks // 8) * deep if first is None else first
+        last = -(-geometry.blocks // 16) * deep if last is None else last
         return replace(self, keep_first=first, keep_last=last)
 
     def modules(self, view: StructureView) -> dict[Module, int]:
@@ -105,6 +106,11 @@ class Width:
                 f"no block may lose heads or channels: the scope has {_span(in_scope)}, of which the first "
                 f"{self.keep_first} and the last {self.keep_last} of the model stay."
             )
+        wide = {"head": geometry.query, "channel": geometry.wide}
+        for part in INSIDE:
+            writers = view.writers(part)
+            if cut := [block for block in free if block not in writers or view.shapes[writers[block]][1] != wide[part]]:
+                raise Refusal(f"block {cut[0]} has lost {part}s before; plan the width of the dense model.")
         return {Module(part, block): geometry.count(part) for block in free for part in INSIDE}
 
     def evenly(self, view: StructureView, count: Count = floored) -> Counts:

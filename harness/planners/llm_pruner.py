@@ -46,15 +46,17 @@ class LLMPruner:
     """Calibration windows over which the loss is a mean; the paper has ten of 128 tokens."""
     amount: float = 0.2
     """The fraction that goes, of what `of` says; the fewest units reach it. The paper's 20 % is 0.25 of `units`."""
-    of: Of = "parameters"
+    of: Of = "linears"
     """`linears`: the weights of the blocks' matrices; `parameters`: all parameters; `units`: heads and channels of the
     blocks that may lose some, rounded as in the authors' code."""
     round_to: int = 1
     """Blocks keep a multiple of so many channels."""
     keep_first: int | None = None
-    """Blocks at the beginning of the model that stay whole; None: an eighth, 4 of 32 as in the paper."""
+    """Blocks at the beginning of the model that stay whole; None: an eighth, 4 of 32 as in the paper of
+    LLM-Pruner, and none of fewer than eight."""
     keep_last: int | None = None
-    """Blocks at its end that stay whole; None: a sixteenth, 2 of 32 as in the paper."""
+    """Blocks at its end that stay whole; None: a sixteenth, 2 of 32, and none of fewer
+    than eight blocks."""
 
     def __post_init__(self) -> None:
         if self.windows < 1:

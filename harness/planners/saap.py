@@ -16,6 +16,7 @@ No number of the paper is claimed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -47,7 +48,7 @@ class Saap:
     ½ (V / mean V + E / mean E), where V is the sum over its matrices of |Σ d|, E that of Σ |d|, and means are over all
     heads, or channels, that may go. That is Σ I / (2σ²) + log σ with the σ² of each that minimises its mean, up to a
     constant. A module, the heads or the channels of a block, loses a share in proportion to its indicator, not more
-    than twice that of all, and keeps a head and eight channels. What the paper says and what is chosen here stands at
+    than twice that of all, rounded up, and keeps a head and eight channels. What the paper says and what is chosen here stands at
     the top of the file.
     """
 
@@ -58,15 +59,17 @@ class Saap:
     """Calibration windows of which gradients are taken."""
     amount: float = 0.2
     """The fraction that goes, of what `of` says; the fewest units reach it."""
-    of: Of = "parameters"
+    of: Of = "linears"
     """`linears`: the weights of the blocks' matrices; `parameters`: all parameters; `units`: heads and channels of the
     blocks that may lose some."""
     round_to: int = 1
     """Blocks keep a multiple of so many channels."""
     keep_first: int | None = None
-    """Blocks at the beginning of the model that stay whole; None: an eighth, 4 of 32 as LLM-Pruner's."""
+    """Blocks at the beginning of the model that stay whole; None: an eighth, 4 of 32 as in the paper of
+    LLM-Pruner, and none of fewer than eight."""
     keep_last: int | None = None
-    """Blocks at its end that stay whole; None: a sixteenth, 2 of 32 as LLM-Pruner's."""
+    """Blocks at its end that stay whole; None: a sixteenth, 2 of 32, and none of fewer
+    than eight blocks."""
 
     def __post_init__(self) -> None:
         if self.windows < 1:
@@ -129,7 +132,7 @@ def order(scores: Scores, indicators: Mapping[Module, float], cap: float) -> lis
     when = dict[Unit, float]()
     for module, found in scores.items():
         units = len(found)
-        most = min(units - LEFT[module.part], int(units * cap))
+        most = min(units - LEFT[module.part], math.ceil(units * cap))
         for rank, index in enumerate(found.argsort(stable=True)[: max(0, most)].tolist()):
             when[Unit(*module, index)] = (rank + 1) / units / max(indicators[module], 1e-12)
     return sorted(when, key=lambda unit: when[unit])
