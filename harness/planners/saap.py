@@ -48,8 +48,8 @@ class Saap:
     ½ (V / mean V + E / mean E), where V is the sum over its matrices of |Σ d|, E that of Σ |d|, and means are over all
     heads, or channels, that may go. That is Σ I / (2σ²) + log σ with the σ² of each that minimises its mean, up to a
     constant. A module, the heads or the channels of a block, loses a share in proportion to its indicator, not more
-    than twice that of all, rounded up, and keeps a head and eight channels. What the paper says and what is chosen here stands at
-    the top of the file.
+    than twice that of all, rounded up, and keeps a head and eight channels. What the paper says and what is chosen here
+    stands at the top of the file.
     """
 
     fluctuation: Literal["spread", "mean"] = "spread"
