@@ -155,10 +155,14 @@ def hessian_trace(windows: int, probes: int, geometry: Geometry, work: Work) -> 
 
 
 def gradient_sums(windows: int, geometry: Geometry, work: Work, *, squares: bool) -> Cost:
-    """The cost of a view's `gradients` of so many windows: the passes of a Fisher trace, and the sums of one block."""
+    """The cost of a view's `gradients` of so many windows: the passes of a Fisher trace, and the sums of one block.
+
+    The states in front of every block wait for their gradients, those of all windows in float32.
+    """
     passes = fisher_trace(windows, geometry, work)
     sums = 4.0 * geometry.block_parameters * (2 if squares else 1)
-    return replace(passes, working_bytes=passes.working_bytes + sums)
+    states = 4.0 * windows * work.length * geometry.hidden * (geometry.blocks + 2)
+    return replace(passes, working_bytes=passes.working_bytes + sums, kept_bytes=states)
 
 
 def _curvature(geometry: Geometry, work: Work) -> float:
