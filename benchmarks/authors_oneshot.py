@@ -38,7 +38,7 @@ from benchmarks.authors_code import CODES
 from benchmarks.authors_table import table
 from benchmarks.speed.common import device, give_positions, measured_on
 from harness import catalogue
-from harness.calibration.batches import batched
+from harness.calibration.walk.batches import batched
 from harness.compress import prune
 from harness.core.pattern import parse_pattern
 from harness.data.corpora import assets

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from harness import compose
-from harness.calibration.batches import batched
+from harness.calibration.walk.batches import batched, calibration_tokens
 from harness.compress import prune
 from harness.config import RunConfig
 from harness.data.windows import calibration_windows
 from harness.evaluation.zeros import fraction_of_zeros
 from harness.models.attention import in_pieces
-from harness.needs import tokens_at_once
 from harness.prepare import Run, prepare
 from harness.session import Session
 
@@ -77,7 +76,8 @@ def judged(run: Run, session: Session, count: int) -> dict[str, Any]:
         calibration = calibration_windows(run.cfg.calibration, tokenizer, length)
         held = held_out(run.cfg, tokenizer, length, calibration, count)
         batches = batched(
-            calibration.to(run.device), tokens_at_once(run.cfg, run.dtype.itemsize, run.device.type == "cuda")
+            calibration.to(run.device),
+            calibration_tokens(run.dtype.itemsize, run.device.type == "cuda", exact=run.cfg.numerics == "exact"),
         )
         scope = range(len(decoder.modules))
         sites = [site for index in scope for site in decoder.linears(index)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness import catalogue
 from harness.borrowed import borrowed, checkpoint_of, decoder_in_memory, dtype_name
-from harness.calibration.checks import self_check
+from harness.calibration.walk.checks import self_check
 from harness.compose import choice_settings, compose_plain, typed
 from harness.config import RunConfig
 from harness.data.corpora import held, read_text

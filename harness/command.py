@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 
 from harness import compose, groups
 from harness.config import RunConfig
-from harness.execute import announce, check_points, execute, execute_each
+from harness.execute import check_points, execute, execute_each
 from harness.overrides import last_of, plugins_in, points, read, say, value_of
 from harness.prepare import Run
 from harness.report.numbers import line, seconds
@@ -157,9 +157,7 @@ def _composed(point: Sequence[str], *, alone: bool) -> RunConfig:
 
 def _run(run: Run) -> int:
     """Compute a run. Returns 1 if it has failed, else 0."""
-    path, record, is_new = execute(run, in_sweep=False)
-    if not is_new:
-        announce(record)
+    path, record, _ = execute(run, in_sweep=False)
     print(escape.terminal(f"{line(record)}; {seconds(record):.1f} s"), file=sys.stderr, flush=True)
     print(f"record: {path}", flush=True)
     return 1 if record.status == "failed" else 0
@@ -170,8 +168,6 @@ def _sweep(labels: Sequence[str], runs: Sequence[Run]) -> int:
     progress = SweepProgress(dict(enumerate(labels)))
     records = []
     for number, (path, record, is_new) in execute_each(dict(enumerate(runs)), lambda number: labels[number]):
-        if not is_new:
-            announce(record)
         print(progress.ended(number, record, is_new=is_new), file=sys.stderr, flush=True)
         print(f"record: {path}", flush=True)
         records.append(record)

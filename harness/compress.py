@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
-from harness.calibration.batches import batched
-from harness.calibration.cache import Cache
-from harness.calibration.devices import ReplicatedBlock
-from harness.calibration.layer_error import WithLayerErrors
-from harness.calibration.reference import is_beside_dense, walk_for
-from harness.calibration.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
-from harness.calibration.reuse import ReuseCache
-from harness.calibration.stream import StreamedBlock
-from harness.calibration.structure_view import DecoderView
-from harness.calibration.walk import stream
+from harness.calibration.cache.resume import Block, CheckpointPolicy, FinishedBlocks, cache_key_of, folder_of
+from harness.calibration.cache.reuse import ReuseCache
+from harness.calibration.cache.values import Cache
+from harness.calibration.views.structure import DecoderView
+from harness.calibration.walk.batches import batched, calibration_tokens
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.devices import ReplicatedBlock
+from harness.calibration.walk.layer_error import WithLayerErrors
+from harness.calibration.walk.reference import is_beside_dense, walk_for
+from harness.calibration.walk.stream import StreamedBlock
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import causes, checked
@@ -33,7 +33,6 @@ from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.methods.each import as_block_method
 from harness.models.decoder import Decoder
 from harness.models.surgery import operate
-from harness.needs import tokens_at_once
 from harness.prepare import Run
 from harness.record.stages import Stages
 from harness.recovered import converted, recovered
@@ -129,7 +128,7 @@ def _calibrated(run: Run, tokenizer: Any) -> list[Tensor]:
     if not run.inputs.needs_calibration:
         return []
     windows = calibration_windows(run.cfg.calibration, tokenizer, run.inputs.calibration_length)
-    at_once = tokens_at_once(run.cfg, run.dtype.itemsize, run.device.type == "cuda")
+    at_once = calibration_tokens(run.dtype.itemsize, run.device.type == "cuda", exact=run.cfg.numerics == "exact")
     return batched(windows.to(run.device), at_once)
 
 

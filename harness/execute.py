@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from harness import session
-from harness.calibration import resume
+from harness.calibration.cache import resume
 from harness.config import RunConfig
 from harness.prepare import Run, look_up, prepare
 from harness.record import schema
@@ -117,7 +117,7 @@ class Executed(NamedTuple):
     is_new: bool
 
 
-def execute(run: Run, *, in_sweep: bool, watch: Watch | None = None) -> Executed:
+def execute(run: Run, *, in_sweep: bool, watch: Watch | None = None, quiet: bool = False) -> Executed:
     """Compute a point unless its record is there, write the record, tell the tracker.
 
     In a sweep nothing but an interrupt stops: a refusal becomes a `skipped` record, a failure a `failed` one. A
@@ -125,11 +125,19 @@ def execute(run: Run, *, in_sweep: bool, watch: Watch | None = None) -> Executed
 
     Args:
         watch: given, a point that another process is at raises `LeaseTaken`; otherwise that process is waited for.
+        quiet: nothing is said of a record that was there.
 
     Raises:
         UserError: a user's mistake in a single run (no record is written), or the lease cannot be written.
         LeaseTaken: see `watch`.
     """
+    done = _executed(run, in_sweep, watch)
+    if not done.is_new and not quiet:
+        print(f"found {done.record.status} record of this run; force=true runs it again", file=sys.stderr)
+    return done
+
+
+def _executed(run: Run, in_sweep: bool, watch: Watch | None) -> Executed:
     commit()  # asked for once, before any work: a slow git delays a sweep, and costs no number
     if found := _earlier(run):
         return found
@@ -142,12 +150,9 @@ def execute(run: Run, *, in_sweep: bool, watch: Watch | None = None) -> Executed
         return _written(run, outcome.record)
 
 
-def announce(record: Record) -> None:
-    """Say of a point that it was not run."""
-    print(f"found {record.status} record of this run; force=true runs it again", file=sys.stderr)
-
-
-def execute_each(points: Mapping[K, Run], label: Callable[[K], str]) -> Iterator[tuple[K, Executed]]:
+def execute_each(
+    points: Mapping[K, Run], label: Callable[[K], str], *, quiet: bool = False
+) -> Iterator[tuple[K, Executed]]:
     """Execute the points of a sweep; those that other processes are at come last, and are theirs unless they fail.
 
     What points keep for one another ends with them.
@@ -157,8 +162,12 @@ def execute_each(points: Mapping[K, Run], label: Callable[[K], str]) -> Iterator
     Yields:
         The key of a point and its record.
     """
+
+    def attempt(key: K, watch: Watch) -> Executed:
+        return execute(points[key], in_sweep=True, watch=watch, quiet=quiet)
+
     try:
-        for key, done in taken_last(points, lambda key, watch: execute(points[key], in_sweep=True, watch=watch)):
+        for key, done in taken_last(points, attempt):
             if isinstance(done, str):
                 print(f"error: at the point {label(key)}: {done}", file=sys.stderr, flush=True)
             else:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from harness.calibration import batches
+from harness.calibration.walk import batches
 from harness.config import RunConfig
 from harness.core.allocation import Budget
 from harness.core.costs import Cost, Work
@@ -111,7 +111,7 @@ def need_of(
     passing += max(method.statistic_bytes, planner.working_bytes)
     pruning = max(passing, allocator.working_bytes, choosing)
     scoring = _scoring(cfg, geometry, work)
-    at_once = max(tokens if calibrated else 0, window, batches.tokens_at_once(itemsize, cuda))
+    at_once = max(tokens if calibrated else 0, window, batches.evaluation_tokens(itemsize, cuda))
     under_way = 2 * (AHEAD + 1) * at_once * geometry.hidden * itemsize if cuda else 0
     recovered = recovery_cost(cfg, geometry, work)
     recovering = recovered.kept_bytes + recovered.working_bytes
@@ -138,7 +138,7 @@ def work_of(cfg: RunConfig, geometry: Geometry, length: int, window: int, itemsi
         blocks=len(cfg.scope.blocks(geometry.blocks)),
         windows=cfg.calibration.windows,
         length=length,
-        at_once=tokens_at_once(cfg, itemsize, cuda),
+        at_once=batches.calibration_tokens(itemsize, cuda, exact=cfg.numerics == "exact"),
         window=window,
         itemsize=itemsize,
         cuda=cuda,
@@ -150,15 +150,6 @@ def work_of(cfg: RunConfig, geometry: Geometry, length: int, window: int, itemsi
 def is_fast(cfg: RunConfig, itemsize: int, cuda: bool) -> bool:
     """Return whether sums are taken in another order than the released codes', several windows at once."""
     return cuda and itemsize == 2 and cfg.numerics == "fast"
-
-
-def tokens_at_once(cfg: RunConfig, itemsize: int, cuda: bool) -> int:
-    """Tokens of a calibration batch; at least a window's."""
-    if cfg.numerics == "exact":
-        return 1  # so every window goes alone, as in the released codes
-    if not cuda:
-        return batches.CPU_TOKENS_PER_BATCH
-    return batches.SHORT_TOKENS_PER_BATCH if itemsize == 2 else batches.TOKENS_PER_BATCH
 
 
 def _states(cfg: RunConfig, geometry: Geometry, work: Work) -> float:
@@ -183,7 +174,7 @@ def _scoring(cfg: RunConfig, geometry: Geometry, work: Work) -> float:
     if not cfg.evaluators:
         return 0.0
     window, itemsize, vocabulary = work.window, work.itemsize, geometry.vocabulary
-    at_once = max(window, batches.tokens_at_once(itemsize, work.cuda))
+    at_once = max(window, batches.evaluation_tokens(itemsize, work.cuda))
     tokens = min(at_once, window * batches.windows_of_logits(window, vocabulary))
     logits = tokens * vocabulary * (4 + 4 + itemsize)
     own = max(evaluator.cost(geometry, work).working_bytes for evaluator in cfg.evaluators.values())

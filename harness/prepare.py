@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import catalogue
-from harness.calibration.curvature import REVISION as TRACES
+from harness.calibration.derivatives.curvature import REVISION as TRACES
 from harness.config import RunConfig
 from harness.core.training import Training
 from harness.data.corpora import read_text
@@ -86,7 +86,7 @@ class Run:
     facts: dict[str, Any]
     fingerprint: str
     cache_identity: Mapping[str, Any]
-    """The key of cached values of this run's model and calibration, see `calibration/cache.py`."""
+    """The key of cached values of this run's model and calibration, see `calibration/cache/values.py`."""
     config: Mapping[str, Any]
     """The configuration as the record keeps it: windows, seed, device and dtype as `null` and `auto` turned out."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
-from harness.calibration.resume import CheckpointPolicy, folder_of, source_hash
+from harness.calibration.cache.resume import CheckpointPolicy, folder_of, source_hash
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import checked

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.calibration.checks import self_check
-from harness.calibration.reuse import ReuseCache, Store, digest
+from harness.calibration.cache.reuse import ReuseCache, Store, digest
+from harness.calibration.walk.checks import self_check
 from harness.catalogue import describe
 from harness.config import RunConfig
 from harness.data.packed import held_out_windows, training_windows

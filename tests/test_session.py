@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness import compose, session
-from harness.calibration.stream import Stream
+from harness.calibration.walk.stream import Stream
 from harness.config import RunConfig
 from harness.data import windows
 from harness.evaluation.perplexity import Perplexity

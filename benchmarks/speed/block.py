@@ -41,9 +41,9 @@ from benchmarks.speed.common import (
     timed,
     write,
 )  # fmt: skip
-from harness.calibration.batches import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched
-from harness.calibration.reference import walk_for
-from harness.calibration.walk import stream
+from harness.calibration.walk.batches import CPU_TOKENS_PER_BATCH, SHORT_TOKENS_PER_BATCH, batched
+from harness.calibration.walk.blocks import stream
+from harness.calibration.walk.reference import walk_for
 from harness.compress import prune
 from harness.core.pattern import Unstructured
 from harness.core.statistic import gram

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.common import SHAPES, gib, random_model, random_tokens, timed, write
-from harness.calibration.batches import batched
+from harness.calibration.walk.batches import batched
 from harness.compress import prune
 from harness.core.pattern import Unstructured
 from harness.evaluation.perplexity import mean_nll

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from benchmarks.speed.common import SHAPES, device, gib, random_model, random_tokens, synchronise, write
-from harness.calibration.model_view import LiveModelView
+from harness.calibration.views.model import LiveModelView
 from harness.core.allocation import Budget
 from harness.core.interfaces import Database
 from harness.core.pattern import NofM

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.speed.common import SHAPES, Shape, device, gib, give_positions, random_tokens, timed, write
-from harness.calibration.batches import batched
+from harness.calibration.walk.batches import batched
 from harness.compress import prune
 from harness.core.pattern import Unstructured
 from harness.methods.sparsellm import SparseLLM

@@ -49,7 +49,7 @@ from harness.prepare import prepare
 TOLERANCE = 1e-3
 COUNTED = {
     "loads": ("harness.session.load_model",),
-    "block forwards": ("harness.calibration.stream.Stream.run_piece",),
+    "block forwards": ("harness.calibration.walk.stream.Stream.run_piece",),
     "factorisations": ("harness.core.statistic.damped_inverse", "harness.core.statistic.unchecked_factor"),
     "spectra": ("harness.allocators.alphapruning.power_law_exponent",),
     "evaluations": ("harness.evaluation.perplexity.mean_nll",),

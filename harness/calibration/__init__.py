@@ -1,1 +1,1 @@
-"""Walking the blocks of a model over calibration windows, and questions to the model."""
+"""A model asked over calibration windows: the walk over its blocks, derivatives, level databases, views, caches."""

@@ -6,19 +6,18 @@ Shapes: B windows, L tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.calibration.batches import tokens_at_once, windows_of_logits
-from harness.calibration.devices import each
-from harness.calibration.progress import progress
-from harness.calibration.stream import Stream
-from harness.calibration.walk import Walk
+from harness.calibration.walk.batches import evaluation_tokens, windows_of_logits
+from harness.calibration.walk.blocks import Walk
+from harness.calibration.walk.devices import each
+from harness.calibration.walk.stream import Stream
 from harness.catalogue import component
 from harness.core.costs import Cost, Work
 from harness.core.geometry import Geometry
@@ -26,10 +25,12 @@ from harness.data.corpora import corpus_named
 from harness.data.windows import evaluation_windows
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.models.decoder import Decoder
+from harness.models.losses import Head, next_token_losses
 from harness.models.pieces import first, last_output, logits_behind
 from harness.models.placement import placement_of
 from harness.runtime.errors import UserError
 from harness.runtime.oom import with_oom_backoff
+from harness.runtime.progress import progress
 
 TOKENS = {"wikitext2": 340_000, "ptb": 110_000, "embedded-a": 40_000, "embedded-b": 40_000, "embedded-c": 40_000}
 """Tokens of the test splits, about; of another text 256 windows are counted, as of C4."""
@@ -117,7 +118,7 @@ def mean_nll(decoder: Decoder, windows: Tensor, device: torch.device, label: str
     Raises:
         Failure: not even one window fits into memory.
     """
-    tokens = tokens_at_once(decoder.model.dtype.itemsize, device.type == "cuda")
+    tokens = evaluation_tokens(decoder.model.dtype.itemsize, device.type == "cuda")
     batch = max(1, min(tokens // windows.shape[1], len(windows)))
     return with_oom_backoff(lambda size: _mean_nll(decoder, windows, size, device, label), batch, "evaluation")
 
@@ -161,15 +162,15 @@ def _losses_behind(stream: Stream) -> list[Tensor]:
     return [_loss(stream.model.config, stream.logits, hidden, tokens) for hidden, tokens in pairs]
 
 
-def _loss(config: Any, head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor) -> Tensor:
+def _loss(config: Any, head: Head, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Σ over windows (B, L) of the mean negative log-likelihood of their targets, in float64.
 
-    The head takes hidden states (B, L, D) a few windows at a time.
+    The head takes hidden states (B, L, D) a few windows at a time. The mean of a window is one of float32, as the
+    released codes have it.
     """
-    at_once = windows_of_logits(tokens.shape[1], config.get_text_config().vocab_size)
+    length = tokens.shape[1]
+    at_once = length * windows_of_logits(length, config.get_text_config().vocab_size)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    for states, targets in zip(hidden.split(at_once), tokens[:, 1:].split(at_once), strict=True):
-        logits = head(states)[:, :-1].float().flatten(0, 1)
-        losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
-        total += losses.view(len(targets), -1).mean(dim=1).double().sum()
+    for _, losses in next_token_losses(head, hidden, tokens, at_once):
+        total += losses.mean(dim=1).double().sum()
     return total

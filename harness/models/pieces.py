@@ -150,8 +150,3 @@ def catch_arguments(model: nn.Module, blocks: nn.ModuleList, batch: Tensor) -> t
         for handle in handles:
             handle.remove()
     return caught, given[0]
-
-
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the L − 1 targets of tokens (B, L), in nats, in float32 from logits (B, L, V)."""
-    return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())

@@ -167,7 +167,7 @@ def _run_here(study: Study, ready: Mapping[int, Run]) -> dict[int, Found]:
     made = {}
     ran = 0
     progress = SweepProgress({number: str(study.points[number]) for number in ready})
-    for number, (path, record, here) in execute_each(ready, lambda number: str(study.points[number])):
+    for number, (path, record, here) in execute_each(ready, lambda number: str(study.points[number]), quiet=True):
         made[number] = (path, record)
         said = progress.ended(number, record, is_new=here)
         if here:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.calibration import batches
+from harness.calibration.walk import batches
 from harness.config import RunConfig
 from harness.core.component import MethodHooks
 from harness.core.costs import Cost, Work
@@ -181,5 +181,5 @@ def _recovering(cost: Cost, geometry: Geometry, length: int, speed: Speed, *, cu
 def _evaluation(cfg: RunConfig, geometry: Geometry, work: Work, speed: Speed) -> float:
     per_token = 2 * (geometry.blocks * geometry.block_parameters + geometry.vocabulary * geometry.hidden)
     tokens = sum(evaluator.cost(geometry, work).forwards for evaluator in cfg.evaluators.values())
-    count = tokens / max(batches.tokens_at_once(work.itemsize, work.cuda), work.window)
+    count = tokens / max(batches.evaluation_tokens(work.itemsize, work.cuda), work.window)
     return tokens * TOKEN + speed.forward(tokens * per_token, count * geometry.blocks)

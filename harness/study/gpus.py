@@ -21,7 +21,7 @@ import torch
 
 from harness import compose
 from harness.config import RunConfig
-from harness.execute import announce, execute
+from harness.execute import execute
 from harness.prepare import prepare
 from harness.runtime import streams
 from harness.runtime.errors import UserError
@@ -167,8 +167,6 @@ def _run(label: str, composed: Mapping[str, Any]) -> str:
     except UserError as error:
         print(f"error: at the point {label}: {error}", file=sys.stderr, flush=True)
         return ""
-    if not done.is_new:
-        announce(done.record)
     print(f"record: {done.path}", flush=True)
     return str(done.path)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness import compose
 from harness.config import RunConfig
-from harness.execute import announce, execute, taken_last
+from harness.execute import execute, taken_last
 from harness.prepare import Run, prepare
 from harness.record import schema
 from harness.record.lease import Watch
@@ -160,8 +160,6 @@ def _run_point(run: Run, since: float, watch: Watch) -> tuple[Path, Record]:
     if run.cfg.force and found and found[1].status in schema.FINISHED and found[0].stat().st_mtime >= since:
         return found  # the job was stopped and queued again: what it forced once is done
     done = execute(run, in_sweep=True, watch=watch)
-    if not done.is_new:
-        announce(done.record)
     return done.path, done.record
 
 

@@ -1,6 +1,6 @@
 """Where training stands, kept in the cache so that the same run, killed and started again, goes on there to the bit.
 
-One safetensors file beside the finished blocks of the run (`calibration/resume.py`), named by the sha256 of its
+One safetensors file beside the finished blocks of the run (`calibration/cache/resume.py`), named by the sha256 of its
 content; a newer one takes the place of the last.
 """
 
@@ -19,8 +19,8 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.calibration.cache import write_within
-from harness.calibration.resume import SHARE, CheckpointPolicy
+from harness.calibration.cache.resume import SHARE, CheckpointPolicy
+from harness.calibration.cache.values import write_within
 from harness.runtime.files import LOCK, taken
 from harness.runtime.warn import warn
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from harness.calibration.progress import progress
 from harness.core.recoveries import Selector
 from harness.core.rng import rng
 from harness.core.training import Training, checked_steps, rates_of, share_at, steps_of
-from harness.models.pieces import next_token_loss
+from harness.models.losses import next_token_loss
 from harness.runtime.errors import Failure
 from harness.runtime.oom import with_oom_backoff
 from harness.runtime.plain import plain
+from harness.runtime.progress import progress
 from harness.runtime.warn import warn
 from harness.training.adapted import Adapted
 from harness.training.checkpoints import Checkpoints, State

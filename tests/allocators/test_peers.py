@@ -10,7 +10,7 @@ from helpers import ALLOCATORS, FakeBlock, FakeView, tiny, windows
 
 from harness import catalogue
 from harness.allocators.alphapruning import AlphaPruning
-from harness.calibration.model_view import LiveModelView
+from harness.calibration.views.model import LiveModelView
 from harness.core.allocation import Budget
 from harness.models.decoder import decoder_of
 from harness.runtime.errors import Refusal, UserError

@@ -9,7 +9,7 @@ import torch
 from helpers import ALLOCATORS, METHODS, FakeBlock, FakeView, inputs, normal, tiny, windows
 
 from harness import catalogue
-from harness.calibration.model_view import LiveModelView
+from harness.calibration.views.model import LiveModelView
 from harness.core.allocation import Budget, mean_sparsity
 from harness.core.interfaces import Allocator
 from harness.core.pattern import NofM, Unstructured, parse_pattern

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import components, tiny, windows
 
-from harness.calibration.structure_view import DecoderView
+from harness.calibration.views.structure import DecoderView
 from harness.core import checked
 from harness.core.cost import removed
 from harness.core.structure import Cut

@@ -11,7 +11,7 @@ from helpers import components, linears, pattern, tiny, windows
 from torch import Tensor, nn
 
 from harness import catalogue
-from harness.calibration.resume import CheckpointPolicy
+from harness.calibration.cache.resume import CheckpointPolicy
 from harness.core.pattern import NofM, keep, satisfies
 from harness.core.recoveries import Recovery, Selector, WholeRecovery
 from harness.core.rng import rng

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import inputs, linears, normal, pattern, tiny, windows
 
-from harness.calibration.curvature import fisher_trace, hessian_trace
+from harness.calibration.derivatives.curvature import fisher_trace, hessian_trace
 from harness.compress import prune
 from harness.core import columns
 from harness.core.linalg import mirrored

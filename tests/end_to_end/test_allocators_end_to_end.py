@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.calibration.assembler import LevelAssembler
+from harness.calibration.levels.assembler import LevelAssembler
 from tests.commands import Typed, save_tiny
 
 MSP = [
@@ -82,7 +82,7 @@ def test_another_method_takes_up_the_cached_search(
     first = typed(*options, *MSP, "method=wanda")
     kept = cached(cache)
     assert [name.split("_")[0] for name in kept] == ["fisher", "msp"]
-    for name in ("harness.calibration.model_view.build_assembler", "harness.calibration.model_view.fisher_trace"):
+    for name in ("harness.calibration.views.model.build_assembler", "harness.calibration.views.model.fisher_trace"):
         monkeypatch.setattr(name, lambda *_, **__: 1 / 0)
     second = typed(*options, *MSP, "method=magnitude")
     assert second.status == 0, second.err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny, windows
 
-from harness.calibration import batches
+from harness.calibration.walk import batches
 from harness.evaluation.perplexity import mean_nll
 from harness.models.anatomy import FAMILIES
 from harness.models.decoder import decoder_of
@@ -35,5 +35,5 @@ def test_it_is_the_models_own_loss(family: str, at_once: int, monkeypatch: Any) 
 
 
 def test_a_batch_fills_a_gpu_in_sixteen_bits_and_windows_are_never_cut() -> None:
-    assert batches.tokens_at_once(2, cuda=True) == 16384
-    assert batches.tokens_at_once(4, cuda=True) == batches.tokens_at_once(2, cuda=False) == 4096
+    assert batches.evaluation_tokens(2, cuda=True) == 16384
+    assert batches.evaluation_tokens(4, cuda=True) == batches.evaluation_tokens(2, cuda=False) == 4096

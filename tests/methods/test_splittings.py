@@ -9,7 +9,7 @@ import torch
 from helpers import pattern
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.calibration.walk import stream
+from harness.calibration.walk.blocks import stream
 from harness.core.statistic import Gram, gram
 from harness.data.corpora import EMBEDDED
 from harness.data.windows import Calibration, calibration_windows

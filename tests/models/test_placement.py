@@ -11,9 +11,9 @@ import torch
 from helpers import TINY, linears, pattern, tiny, windows
 from torch import Tensor
 
-from harness.calibration.curvature import fisher_trace, hessian_trace
-from harness.calibration.model_view import LiveModelView
-from harness.calibration.walk import stream
+from harness.calibration.derivatives.curvature import fisher_trace, hessian_trace
+from harness.calibration.views.model import LiveModelView
+from harness.calibration.walk.blocks import stream
 from harness.compress import prune
 from harness.core.interfaces import Database
 from harness.core.pattern import Unstructured
@@ -200,7 +200,7 @@ def test_several_devices_see_what_one_sees(family: str, method: str, offload: bo
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_perplexity_does_not_depend_on_the_number_of_devices(offload: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr("harness.calibration.batches.TOKENS_PER_BATCH", 48)  # batches of two windows
+    monkeypatch.setattr("harness.calibration.walk.batches.TOKENS_PER_BATCH", 48)  # batches of two windows
     losses = {mean_nll(decoder_of(placed(**where)[0]), windows(9), CPU) for where in (
         {}, {"offload": offload}, {"offload": offload, "others": [CPU]}, {"offload": offload, "others": [CPU] * 7},
     )}  # fmt: skip

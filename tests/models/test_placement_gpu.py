@@ -11,8 +11,8 @@ from helpers import pattern, windows
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.calibration.batches import batched
-from harness.calibration.walk import stream
+from harness.calibration.walk.batches import batched
+from harness.calibration.walk.blocks import stream
 from harness.compress import prune
 from harness.evaluation.perplexity import mean_nll
 from harness.methods.sparsegpt import SparseGPT

@@ -9,7 +9,7 @@ import torch
 from helpers import METHODS, TINY, normal, pattern, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.checks import self_check
+from harness.calibration.walk.checks import self_check
 from harness.compress import prune
 from harness.core.structure import Cut, Plan, Unit
 from harness.evaluation.zeros import fraction_of_zeros

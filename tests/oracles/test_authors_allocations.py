@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import catalogue
-from harness.calibration.batches import batched
-from harness.calibration.model_view import LiveModelView
+from harness.calibration.views.model import LiveModelView
+from harness.calibration.walk.batches import batched
 from harness.core.allocation import Budget, fit
 from harness.core.spectrum import power_law_exponent
 from harness.core.statistic import SquaredNorms, Statistic, squared_norms

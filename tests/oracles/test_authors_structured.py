@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.calibration.structure_view import DecoderView
+from harness.calibration.views.structure import DecoderView
 from harness.core.structure import Cut
 from harness.data.windows import Calibration, calibration_windows
 from harness.models.decoder import decoder_of

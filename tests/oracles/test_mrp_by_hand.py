@@ -8,7 +8,7 @@ from helpers import tiny, windows
 from torch import Tensor, nn
 
 from harness.allocators.mrp import Mrp
-from harness.calibration.model_view import LiveModelView
+from harness.calibration.views.model import LiveModelView
 from harness.core.allocation import Budget
 from harness.methods.wanda import Wanda
 from harness.models.decoder import decoder_of

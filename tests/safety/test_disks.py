@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.calibration.level_database import LevelDatabase
+from harness.calibration.levels.database import LevelDatabase
 from harness.core.pattern import Unstructured
 from harness.record import schema
 from harness.record.schema import Record

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from harness.calibration.resume import CheckpointPolicy, FinishedBlocks
+from harness.calibration.cache.resume import CheckpointPolicy, FinishedBlocks
 from harness.core.search import SearchState
 from harness.record import schema
 from harness.runtime import files

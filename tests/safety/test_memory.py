@@ -14,7 +14,7 @@ import torch
 from helpers import everything, pattern, tiny, windows
 from torch import nn
 
-from harness.calibration.walk import stream
+from harness.calibration.walk.blocks import stream
 from harness.compress import prune
 from harness.core.statistic import gram
 from harness.evaluation.perplexity import mean_nll

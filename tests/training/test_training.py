@@ -12,7 +12,7 @@ import torch
 from helpers import linears, pattern, tiny, windows
 from torch import Tensor, nn
 
-from harness.calibration.resume import CheckpointPolicy
+from harness.calibration.cache.resume import CheckpointPolicy
 from harness.core.pattern import keep
 from harness.core.rng import rng
 from harness.core.training import Training, share_at

@@ -1,0 +1,1 @@
+"""Read-only questions to the model, as allocators and planners ask them."""
