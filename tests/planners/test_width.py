@@ -12,7 +12,7 @@ from helpers import components, tiny, windows
 from torch import Tensor
 from torch.nn import functional
 
-from harness.calibration.structure_view import DecoderView
+from harness.calibration.views.structure import DecoderView
 from harness.core.cost import removed
 from harness.core.statistic import squared_norms
 from harness.core.structure import UNCUT, Cut, Plan, Unit
