@@ -222,5 +222,7 @@ def even_sizes(decoder: Decoder) -> Mapping[str, int]:
         sizes[keys.wide] = next(iter(found["mlp"]))
     if keys.head and keys.groups and len(found["attention"]) == 1:
         groups, queries, size = next(iter(found["attention"]))
+        if decoder.config.hidden_size % (groups * queries):  # which the classes of some families do not take
+            return sizes
         sizes |= {"num_attention_heads": groups * queries, keys.groups: groups, keys.head: size}
     return sizes

@@ -31,9 +31,12 @@ def plain_config(decoder: Decoder) -> Any:
     wide = [channels(decoder, index) for index in _having(decoder, "mlp")]
     if keys.wide and wide:
         setattr(config, keys.wide, max(wide))
-    groups = [heads(decoder, index) for index in _having(decoder, "attention")]
+    groups_of = _having(decoder, "attention")
+    groups = [heads(decoder, index) for index in groups_of]
     if keys.head and keys.groups and groups and not decoder.anatomy.slopes:
         most, queries, size = max(groups)
+        while config.hidden_size % (most * queries) and most < dense_count(decoder, "head", groups_of[0]):
+            most += 1  # the classes of some families take no other number of heads
         setattr(config, keys.head, size)
         setattr(config, keys.groups, most)
         config.num_attention_heads = most * queries
@@ -190,6 +193,14 @@ def dense_sizes(decoder: Decoder) -> dict[str, int]:
         groups, queries = dense_count(decoder, "head", having[0]), heads(decoder, having[0]).queries
         sizes |= {"num_attention_heads": groups * queries, keys.groups: groups, keys.head: head_size(decoder.config)}
     return sizes
+
+
+def dense_config(decoder: Decoder) -> dict[str, int]:
+    """Entries of the dense model's `config.json` that may have changed since; none where nothing was cut."""
+    if not decoder.cut:
+        return {}
+    sizes = {"num_hidden_layers": decoder.dense_blocks, **dense_sizes(decoder)}
+    return {decoder.config.attribute_map.get(name, name): size for name, size in sizes.items()}
 
 
 def count(model: nn.Module) -> int:
