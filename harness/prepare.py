@@ -109,8 +109,8 @@ def look_at(cfg: RunConfig, checkpoint: Checkpoint) -> Inputs:
     if checkpoint.blocks is not None:
         cfg.scope.blocks(checkpoint.blocks)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
-    length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
-    evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
+    length = within("calibration.length", cfg.calibration.length or window, checkpoint)
+    evaluation_window = within("evaluation_window", cfg.evaluation_window or window, checkpoint)
     needed = uses_calibration(cfg)
     data = {name: _evaluator_facts(evaluator) for name, evaluator in cfg.evaluators.items()}
     pruning = (cfg.method, cfg.allocator) if cfg.method is not None else ()
@@ -142,7 +142,7 @@ def _training_text(cfg: RunConfig, length: int, checkpoint: Checkpoint) -> Train
         if evaluator.corpus is not None:
             evaluated = (evaluator.corpus, evaluator.split)
             refuse_overlap((str(corpus), split), evaluated, what="training", advice="train")
-    return TrainingText(str(corpus), split, _within("recovery.length", settings.length or length, checkpoint))
+    return TrainingText(str(corpus), split, within("recovery.length", settings.length or length, checkpoint))
 
 
 def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
@@ -233,7 +233,12 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
+def within(option: str, length: int, checkpoint: Checkpoint) -> int:
+    """A length in tokens that the model's context holds.
+
+    Raises:
+        UserError: it is longer.
+    """
     if length > checkpoint.context:
         raise UserError(f"{option}={length} is longer than the model's context of {checkpoint.context} tokens.")
     return length
