@@ -41,11 +41,16 @@ class BlockGradients:
     gradients: Mapping[Site, Tensor]
     squares: Mapping[Site, Tensor] = field(default_factory=dict)
 
-    def by_unit(self, part: Part, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Sums (units,) of values (O, I) over the rows or columns that each head or channel has of each matrix."""
+    def by_unit(self, part: Part, values: Mapping[Site, Tensor], *, absolute: bool = False) -> dict[Site, Tensor]:
+        """Sums (units,) of values (O, I) over the rows or columns that each head or channel has of each matrix.
+
+        Args:
+            absolute: add up the absolute values of the sums of single rows or columns.
+        """
         found = {}
         for site, (dim, owner) in _owners(self.decoder, self.index, part).items():
             sums = values[site].sum(dim=1 - dim)  # over what all units have in common
+            sums = sums.abs() if absolute else sums
             units = owner.to(sums.device)
             found[site] = sums.new_zeros(int(owner.max()) + 1).index_add(0, units, sums)
         return found

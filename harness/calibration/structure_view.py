@@ -17,6 +17,7 @@ from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Passage, Question
 from harness.core.structure import Cut, Part, Unit
 from harness.models.geometry import of_config
+from harness.models.units import WHOLE
 from harness.runtime.errors import Failure
 
 
@@ -57,6 +58,18 @@ class DecoderView(LiveModelView):
     def units(self, part: Part) -> tuple[Unit, ...]:
         """The units of a part in the blocks in scope, in the order in which the model runs them."""
         return tuple(Unit(part, index, unit) for index in self._scope for unit in range(self.geometry.count(part)))
+
+    def writers(self, part: Part) -> dict[int, str]:
+        """The matrices through which the heads or channels of the blocks in scope write to the residual stream."""
+        layout, cut = self._decoder.anatomy, self._decoder.cut
+        name = layout.attention_output if part == "head" else layout.mlp_output
+        having = (index for index in self._scope if not cut.gone(WHOLE[part], index))
+        return {index: self._decoder.site(index, name) for index in having}
+
+    @property
+    def biases(self) -> dict[str, Tensor]:
+        """Site → bias (O,), over the matrices of the blocks in scope that have one."""
+        return {site: linear.bias.data for site, linear in self._linears.items() if linear.bias is not None}
 
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]:
         """Hidden states in front of each block or sub-layer in scope and behind it, over the calibration windows."""

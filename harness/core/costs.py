@@ -154,6 +154,13 @@ def hessian_trace(windows: int, probes: int, geometry: Geometry, work: Work) -> 
     return Cost(traced=HESSIAN * windows * probes * work.length, working_bytes=_curvature(geometry, work))
 
 
+def gradient_sums(windows: int, geometry: Geometry, work: Work, *, squares: bool) -> Cost:
+    """The cost of a view's `gradients` of so many windows: the passes of a Fisher trace, and the sums of one block."""
+    passes = fisher_trace(windows, geometry, work)
+    sums = 4.0 * geometry.block_parameters * (2 if squares else 1)
+    return replace(passes, working_bytes=passes.working_bytes + sums)
+
+
 def _curvature(geometry: Geometry, work: Work) -> float:
     """The graph and gradients of a block, a window in front of every block, its logits and their gradient.
 

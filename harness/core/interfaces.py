@@ -238,8 +238,12 @@ class Gradients(Protocol):
     gradients: Mapping[Site, Tensor]
     squares: Mapping[Site, Tensor]
 
-    def by_unit(self, part: Part, values: Mapping[Site, Tensor]) -> Mapping[Site, Tensor]:
-        """Sums (units,) of values (O, I) over the rows or columns that each head or channel has of each matrix."""
+    def by_unit(self, part: Part, values: Mapping[Site, Tensor], *, absolute: bool = False) -> Mapping[Site, Tensor]:
+        """Sums (units,) of values (O, I) over the rows or columns that each head or channel has of each matrix.
+
+        Args:
+            absolute: add up the absolute values of the sums of single rows or columns.
+        """
         ...
 
 
@@ -258,8 +262,10 @@ class StructureView(ModelView, Protocol):
 
     `windows` (N, L) are the calibration windows; `draw` gives further ones of the same text, always the same, of their
     length or another, `packed` ones of its documents one after the other, as many as it has. `units` are those of the
-    blocks in scope. `hidden` passes over the calibration windows. Losses are those of each cut, or of
-    each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one another in a batch.
+    blocks in scope, `writers` the matrices of each through which heads or channels write to the residual stream, by
+    block; `biases` (O,) are those that matrices in scope have. `hidden` passes over the calibration windows. Losses are
+    those of each cut, or of each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one
+    another in a batch.
     `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
     (blocks, units) for heads and channels, (blocks,) for blocks and sub-layers.
     """
@@ -275,6 +281,11 @@ class StructureView(ModelView, Protocol):
     def packed(self, count: int, length: int) -> Tensor: ...
 
     def units(self, part: Part) -> tuple[Unit, ...]: ...
+
+    def writers(self, part: Part) -> Mapping[int, Site]: ...
+
+    @property
+    def biases(self) -> Mapping[Site, Tensor]: ...
 
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]: ...
 

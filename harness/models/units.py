@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.core.structure import SUBLAYERS, Cut, Unit
+from harness.core.structure import SUBLAYERS, Cut, Part, Unit
 from harness.models.decoder import Decoder
 from harness.runtime.errors import Refusal
 
-WHOLE = {"head": "attention", "channel": "mlp"}
+WHOLE: dict[str, Part] = {"head": "attention", "channel": "mlp"}
 """The sub-layer that goes with the last unit of a part."""
 
 
@@ -77,7 +77,7 @@ def settled(decoder: Decoder, cut: Cut) -> Cut:
         _check(decoder, unit)
     total = decoder.cut | cut
     emptied = {
-        Unit(sublayer, index)  # type: ignore[arg-type]
+        Unit(sublayer, index)
         for index in decoder.indices
         for part, sublayer in WHOLE.items()
         if (gone := total.gone(part, index)) and len(gone) == dense_count(decoder, part, index)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def _check(decoder: Decoder, unit: Unit) -> None:
     if unit.part not in WHOLE:
         return
     check_part(decoder, unit.part)
-    if unit.block in decoder.cut.blocks or decoder.cut.gone(WHOLE[unit.part], unit.block):  # type: ignore[arg-type]
+    if unit.block in decoder.cut.blocks or decoder.cut.gone(WHOLE[unit.part], unit.block):
         return
     count = dense_count(decoder, unit.part, unit.block)
     if not 0 <= unit.index < count:
