@@ -168,6 +168,12 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
             f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
             "weights would wait in host memory."
         )
+    for name, evaluator in cfg.evaluators.items():
+        if offload.blocks and evaluator.needs_resident:
+            raise UserError(
+                f"evaluation={name} needs a model that stays on its device; with offload its weights would wait in "
+                "host memory."
+            )
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)

@@ -125,6 +125,10 @@ class EvaluatorHooks(Component, Protocol):
     corpus: str | None = None
     """The text that it reads, of which it reads the `split`; None: its data are its own, see `data_hash`."""
     split: str = ""
+    measures_anew: bool = False
+    """True if its values are of the moment, as seconds are, so that no other point's are taken for them."""
+    needs_resident: bool = False
+    """True if the model has to lie on its device as a whole."""
 
     def data_hash(self) -> str:
         """The sha256 of the data of an evaluator that reads no corpus."""
