@@ -193,11 +193,12 @@ def continued(decoder: Decoder, tokens: Tensor, new: int, **options: Any) -> Ten
     end = config.eos_token_id
     fill = end[0] if isinstance(end, list) else end
     pad = config.pad_token_id if config.pad_token_id is not None else (fill or 0)
-    found = decoder.model.generate(
+    generate: Any = decoder.model.generate
+    found: Tensor = generate(
         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, do_sample=False, num_beams=1,
         use_cache=True, pad_token_id=pad, **options,
     )  # fmt: skip
-    return found[:, tokens.shape[1] :]  # type: ignore[no-any-return, index]
+    return found[:, tokens.shape[1] :]
 
 
 def _prompts(decoder: Decoder, batch: int, length: int, context: Context) -> Tensor:

@@ -15,7 +15,7 @@ from harness.core.costs import Cost, Work, block_bytes
 from harness.core.geometry import Geometry
 from harness.core.interfaces import StructureView
 from harness.core.learned import Learned, thinned
-from harness.core.policy import Policy, Rule, ascending, drawn, reaching, sigmap, updated
+from harness.core.policy import Rule, ascending, drawn, reaching, sigmap, updated
 from harness.core.rng import rng
 from harness.core.structure import Cut, Part, Plan, Unit
 from harness.core.width import INSIDE, Counts, Module, Of, Width, pruned_norms, told
@@ -233,5 +233,5 @@ def _whole(masks: Mapping[Part, Tensor], modules: Counts, geometry: Geometry) ->
 
 
 def _gone(units: list[Unit], stays: Tensor, blocks: list[int]) -> list[Unit]:
-    kept = {block: row for block, row in zip(blocks, stays.tolist(), strict=True)}
+    kept = dict(zip(blocks, stays.tolist(), strict=True))
     return [unit for unit in units if not kept[unit.block][unit.index]]

@@ -48,7 +48,9 @@ def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any
     axes = beyond(cells)
     rows = [row for cell in cells for row in _rows(study, scale, cell, axes, layout)]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *axes])
-    return frame.astype(dict.fromkeys(("value", "stderr", "achieved", "asked", "parameters", "of_dense", *SIZES), "float64"))
+    return frame.astype(
+        dict.fromkeys(("value", "stderr", "achieved", "asked", "parameters", "of_dense", *SIZES), "float64")
+    )
 
 
 def beyond(cells: Sequence[Cell]) -> list[str]:

@@ -49,9 +49,7 @@ def drawn(count: int, length: int | None = None) -> torch.Tensor:
 
 def view(family: str = "llama", seed: int = 0) -> DecoderView:
     decoder = decoder_of(tiny(family, num_hidden_layers=BLOCKS))
-    return DecoderView(
-        decoder, list(TOKENS.split(2)), decoder.indices, seed=seed, draw=drawn
-    )
+    return DecoderView(decoder, list(TOKENS.split(2)), decoder.indices, seed=seed, draw=drawn)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -48,7 +48,7 @@ def forwards(model: nn.Module) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_what_is_timed(family: str) -> None:
-    """A prefill of the window, then prompts that are read once and decoded one token a forward, each repeat the same."""
+    """A prefill of the window, then prompts that are read once and decoded one token a forward, in every repeat."""
     decoder = cut_model(family)
     seen = forwards(decoder.model)
     measures = list(SHORT(decoder, None, CONTEXT))
@@ -164,7 +164,7 @@ def test_both_on_the_embedded_model(typed: Callable[..., Any], tmp_path: Path) -
         assert 0 <= measures["generation", f"rep_{n}"]["value"] < 1
     assert measures["speed@2", "decode_tokens_per_s"]["samples"] == 2
     sizes = record["parameters"]
-    assert sizes["disk_bytes"] == 4 * sizes["model"] and 0 < sizes["macs"] and 0 < sizes["kv_bytes"]
+    assert sizes["disk_bytes"] == 4 * sizes["model"] and min(sizes["macs"], sizes["kv_bytes"]) > 0
     json.dumps(record, allow_nan=False)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from harness.core.policy import Policy, Rule, rate, reaching, updated
+from harness.core.structure import Part
 
-PARTS = {"head": "attn", "channel": "mlp"}
+PARTS: dict[Part, str] = {"head": "attn", "channel": "mlp"}
 
 
 def toys() -> list[dict[str, Any]]:
@@ -22,7 +23,7 @@ def toys() -> list[dict[str, Any]]:
     return [row["toy"] for row in map(json.loads, path.read_text().splitlines()) if row["model"] == "toy"]
 
 
-def by_part(step: dict[str, Any], prefix: str = "") -> dict[Any, Tensor]:
+def by_part(step: dict[str, Any], prefix: str = "") -> dict[Part, Tensor]:
     """Scores (B, U), or masks (B, K, U): the authors' blocks keep their own samples."""
     return {part: torch.tensor(step[prefix + name]) for part, name in PARTS.items()}
 
