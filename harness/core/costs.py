@@ -74,6 +74,7 @@ class Cost:
         statistic_bytes: of what is accumulated over the inputs of a block.
         factor_bytes: of what is made of that, for all matrices of a block.
         stored_bytes: of files below the cache folder.
+        drawn: tokens of windows that are drawn of the calibration text beside its own.
     """
 
     forwards: float = 0.0
@@ -89,6 +90,7 @@ class Cost:
     statistic_bytes: float = 0.0
     factor_bytes: float = 0.0
     stored_bytes: float = 0.0
+    drawn: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """This and then that: steps do not overlap, what is kept stays."""

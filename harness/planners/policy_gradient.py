@@ -38,7 +38,7 @@ class PolicyGradient:
     of their own. No gradient goes through the model. The paper's schedule is the default: 15,000 steps of 2 masks on
     1,024 tokens. As many masks and tokens in fewer and larger forwards: `samples=16 steps=1875 lr=0.016` (the gradient
     is a mean over masks, so that the rate grows as steps get fewer). A shorter schedule that small models take:
-    `steps=500 samples=4 batch=4 lr=0.02`. With `steps=0` the start is all there is.
+    `steps=400 samples=4 batch=4 lr=0.05`. With `steps=0` the start is all there is.
     """
 
     amount: float = 0.3
@@ -101,6 +101,7 @@ class PolicyGradient:
         return Cost(
             forwards=self.steps * rows + 2 * self.held_out * self.length + (2 * work.tokens if metric else 0),
             launches=self.steps * LAUNCHES,
+            drawn=self._windows * self.length,
             kept_bytes=block_bytes(geometry, work) if metric else 0,
             working_bytes=states + 4 * LOGITS * self.length * geometry.vocabulary + 8 * self._windows * self.length,
         )

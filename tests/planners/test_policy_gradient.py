@@ -16,13 +16,18 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny, windows
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness.calibration.cache import Cache
 from harness.calibration.structure_view import DecoderView
+from harness.core.allocation import Budget
 from harness.core.cost import removed
+from harness.core.costs import Work
 from harness.core.structure import Cut
+from harness.groups import CONF
 from harness.models.decoder import decoder_of
+from harness.models.geometry import of_facts
 from harness.planners.policy_gradient import PolicyGradient
 from harness.runtime.errors import Refusal, UserError
 
@@ -143,6 +148,19 @@ def steps_kept(records: Path) -> int:
         except (OSError, ValueError):
             return 0
     return 0
+
+
+def test_the_schedule_of_the_paper_is_foreseen() -> None:
+    """30.7 million tokens, and as many in fewer and larger forwards; the dense weights wait for the metric."""
+    geometry = of_facts(OmegaConf.load(CONF / "model/llama2-7b.yaml").geometry)
+    work = Work(32, 128, 1024, 16384, 2048, 2, True, True, Budget(0.5))
+    paper, larger = PolicyGradient(), PolicyGradient(samples=16, steps=1875, lr=0.016)
+    metric, judged = 2 * 128 * 1024, 2 * 32 * 128
+    for planner in (paper, larger):
+        assert planner.steps * planner.samples == 30_000
+        assert planner.cost(geometry, work).forwards == 15_000 * 2 * 8 * 128 + metric + judged
+        assert planner.cost(geometry, work).kept_bytes == 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert replace(paper, start="uniform").cost(geometry, work).kept_bytes == 0
 
 
 @pytest.mark.parametrize(
