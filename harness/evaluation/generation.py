@@ -30,7 +30,7 @@ AT_ONCE = 32
 """Prompts that are continued together; those of one length, so that none is padded."""
 
 
-@component("evaluator", "generation")
+@component("evaluator", "text_generation")
 @dataclass(frozen=True)
 class Generation:
     """Greedy decoding by the model's own `generate` and its cache.

@@ -52,9 +52,10 @@ class PolicyGradient:
     """Blocks at the beginning of the model that stay whole."""
     keep_last: int = 0
     """Blocks at its end that stay whole."""
-    start: Literal["wanda_sp", "random", "uniform"] = "wanda_sp"
-    """The first probabilities: Wanda's metric of each unit on the calibration windows, normal numbers, both as z-scores
-    within the block through a sigmoid, or the same for all."""
+    start: Literal["metric", "random", "even"] = "metric"
+    """The first probabilities. `metric`: Wanda's metric of each unit on the calibration windows, each block seeing the
+    narrowed ones in front, as Wanda-sp has it; `random`: normal numbers; both as z-scores within the block through a
+    sigmoid, shifted to the share that stays. `even`: the same for all."""
     steps: int = 15_000
     """Updates."""
     samples: int = 2
@@ -95,7 +96,7 @@ class PolicyGradient:
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
         """Every step its windows under every mask; before, each block twice over the calibration windows."""
-        metric = self.start == "wanda_sp"
+        metric = self.start == "metric"
         rows = self.samples * self.batch * self.length
         states = rows * (8 * geometry.hidden + 3 * geometry.wide) * work.itemsize
         return Cost(
@@ -166,7 +167,7 @@ class PolicyGradient:
         """The first probabilities (B, U) of each part, on the device of the windows."""
         counts = {part: [units for module, units in modules.items() if module.part == part] for part in INSIDE}
         device = view.windows.device
-        if self.start == "uniform":
+        if self.start == "even":
             return {part: torch.full((len(n), n[0]), keep, device=device) for part, n in counts.items()}
         if self.start == "random":
             draw = torch.Generator().manual_seed(rng(view.seed, "start of a policy").getrandbits(63))

@@ -50,7 +50,7 @@ def test_the_masks_get_better() -> None:
     matters = asked._decoder.block(2).self_attn.o_proj.weight
     with torch.no_grad():
         matters.mul_(30)
-    planner = PolicyGradient(amount=0.4, start="uniform", steps=60, samples=6, batch=2, length=16, lr=0.2, held_out=8)
+    planner = PolicyGradient(amount=0.4, start="even", steps=60, samples=6, batch=2, length=16, lr=0.2, held_out=8)
     edit = planner.plan(asked).edit
     facts = asked.diagnostics["policy"]
     assert facts["held_out"]["end"] < facts["held_out"]["start"]
@@ -68,7 +68,7 @@ def test_a_mask_that_is_drawn_is_the_cut_that_it_stands_for() -> None:
 
 def test_released_ties_stay() -> None:
     """All probabilities are equal, so all stay: the released threshold keeps what is equal to it."""
-    released = replace(SHORT, steps=0, start="uniform", variant="released")
+    released = replace(SHORT, steps=0, start="even", variant="released")
     assert released.plan(view()).edit == Cut()
     exact = replace(released, variant="default").plan(view()).edit
     assert removed(exact, view().geometry, "linears") >= 0.3
@@ -160,7 +160,7 @@ def test_the_schedule_of_the_paper_is_foreseen() -> None:
         assert planner.steps * planner.samples == 30_000
         assert planner.cost(geometry, work).forwards == 15_000 * 2 * 8 * 128 + metric + judged
         assert planner.cost(geometry, work).kept_bytes == 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert replace(paper, start="uniform").cost(geometry, work).kept_bytes == 0
+    assert replace(paper, start="even").cost(geometry, work).kept_bytes == 0
 
 
 @pytest.mark.parametrize(
