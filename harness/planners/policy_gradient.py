@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.catalogue import component, name_of, revision
+from harness.catalogue import component, describe, name_of, revision
 from harness.core.costs import Cost, Work, block_bytes
 from harness.core.geometry import Geometry
 from harness.core.interfaces import StructureView
@@ -125,6 +125,8 @@ class PolicyGradient:
 
     def _drawn_windows(self, view: StructureView) -> Tensor:
         """Windows (N, L): those that the masks are judged by, and those of the steps, or fewer where the text ends."""
+        if not self._windows:
+            return view.windows[:0]
         if self.variant == "default":
             return view.draw(self._windows, self.length)
         found = view.packed(self._windows, self.length)
@@ -134,7 +136,8 @@ class PolicyGradient:
     def _learned(self, view: StructureView, modules: Counts, keep: float, windows: Tensor) -> Learned:
         """The probabilities behind all steps, from those that an earlier attempt kept on."""
         rule = Rule(keep, self.steps, self.lr, self.samples, self.average)
-        entry = view.cached(name_of(self), {"seed": view.seed, "revision": revision(self)})
+        known_by = {"settings": describe(self), "seed": view.seed, "revision": revision(self)}
+        entry = view.cached(name_of(self), known_by)
         with entry.held():
             kept = entry.read()
             device = view.windows.device

@@ -66,6 +66,17 @@ def test_a_mask_that_is_drawn_is_the_cut_that_it_stands_for() -> None:
     assert asked.diagnostics["policy"]["trajectory"] == []
 
 
+def test_without_steps_and_windows_to_judge_by_no_text_is_read() -> None:
+    def none(*_: int) -> Tensor:
+        raise AssertionError
+
+    asked = view(pack=none)
+    asked._draw = none
+    for variant in ("default", "released"):
+        assert replace(SHORT, steps=0, held_out=0, variant=variant).plan(asked).edit
+    assert asked.diagnostics["policy"]["held_out"] == {}
+
+
 def test_released_ties_stay() -> None:
     """All probabilities are equal, so all stay: the released threshold keeps what is equal to it."""
     released = replace(SHORT, steps=0, start="even", variant="released")
