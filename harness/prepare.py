@@ -160,20 +160,8 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     need = _need(cfg, inputs, dtype, device)
     _check_database(cfg, inputs, dtype, device)
     offload = check_memory(need, cfg.offload, device)
-    if offload.blocks and cfg.inputs == "dense":
-        raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
-    if offload.blocks and (inputs.training or cfg.conversion is not None):
-        kind = "recovery" if inputs.training else "conversion"
-        raise UserError(
-            f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
-            "weights would wait in host memory."
-        )
-    for name, evaluator in cfg.evaluators.items():
-        if offload.blocks and evaluator.needs_resident:
-            raise UserError(
-                f"evaluation={name} needs a model that stays on its device; with offload its weights would wait in "
-                "host memory."
-            )
+    if offload.blocks:
+        _refuse_offload(cfg, inputs)
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)
@@ -198,6 +186,23 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     return Run(
         cfg, inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
     )  # fmt: skip
+
+
+def _refuse_offload(cfg: RunConfig, inputs: Inputs) -> None:
+    """Refuse what needs a model that stays on its device.
+
+    Raises:
+        UserError: the run has it.
+    """
+    if cfg.inputs == "dense":
+        raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
+    kinds = [kind for kind, wanted in (("recovery", inputs.training), ("conversion", cfg.conversion)) if wanted]
+    needing = [f"{kind}={catalogue.name_of(getattr(cfg, kind))}" for kind in kinds]
+    needing += [f"evaluation={name}" for name, evaluator in cfg.evaluators.items() if evaluator.needs_resident]
+    if needing:
+        raise UserError(
+            f"{needing[0]} needs a model that stays on its device; with offload its weights would wait in host memory."
+        )
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:

@@ -168,6 +168,13 @@ def test_both_on_the_embedded_model(typed: Callable[..., Any], tmp_path: Path) -
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.parametrize("name", ["speed", "generation"])
+def test_offload_is_refused_before_the_work(name: str, typed: Callable[..., Any], tmp_path: Path) -> None:
+    done = typed("method=none", f"evaluation=[{name}]", "offload=on", f"records={tmp_path}")
+    assert done.status == 2 and "record:" not in done.out
+    assert f"evaluation={name} needs a model that stays on its device; with offload its weights would wait" in done.err
+
+
 def test_a_task_without_open_answers_is_a_mistake() -> None:
     with pytest.raises(UserError, match="no open answers; there are embedded-cloze, embedded-facts"):
         Generation(task="hellaswag")
