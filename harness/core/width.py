@@ -217,15 +217,22 @@ def _span(blocks: Sequence[int]) -> str:
     return f"the blocks {blocks[0]}-{blocks[-1]}" if blocks else "no blocks"
 
 
-def picked(scores: Scores, counts: Counts) -> Cut:
-    """The units of lowest score of each module, so many as it is to lose."""
-    return Cut(
-        frozenset(
-            Unit(*module, index)
-            for module, count in counts.items()
-            for index in scores[module].argsort(stable=True)[:count].tolist()
-        )
-    )
+def picked(scores: Scores, counts: Counts, *, ties_stay: bool = False) -> Cut:
+    """The units of lowest score of each module, so many as it is to lose.
+
+    Args:
+        ties_stay: keep all that tie with the first that stays, as the released code of FLAP does: nothing goes from a
+            module of which more channels are dead than shall go.
+    """
+    units = set[Unit]()
+    for module, count in counts.items():
+        found = scores[module]
+        order = found.argsort(stable=True)
+        gone = order[:count]
+        if ties_stay and 0 < count < len(order):
+            gone = gone[found[gone] < found[order[count]]]
+        units |= {Unit(*module, index) for index in gone.tolist()}
+    return Cut(frozenset(units))
 
 
 def per_unit(values: Tensor, units: int) -> Tensor:

@@ -52,8 +52,8 @@ class Flap:
     `released` varies as the authors' code does: around the running mean of the windows so far, the first window leaves
     nothing, and squares are summed over the tokens of a window, so that the order of windows matters. There `amount` is
     the code's ratio: a head weighs as much as a whole number of channels, 170 in LLaMA-7B, the score whose cumulated
-    weight is nearest to what shall stay is the first that goes (AL-AM), or shares are rounded down (UL-UM). The code's
-    rounding of means to 16 bits is not done.
+    weight is nearest to what shall stay is the first that goes (AL-AM), or shares are rounded down and what ties with
+    the first that stays stays too (UL-UM). The code's rounding of means to 16 bits is not done.
     """
 
     metric: Metric = "WIFV"
@@ -96,8 +96,9 @@ class Flap:
         values, means = self._seen(view, modules)
         scores = finite(self._scores(values, modules))
         if self.structure == "UL-UM":
-            width = replace(self._width, of="units") if self.variant == "released" else self._width
-            edit = picked(scores, width.evenly(view))
+            released = self.variant == "released"
+            width = replace(self._width, of="units") if released else self._width
+            edit = picked(scores, width.evenly(view), ties_stay=released)
         elif self.variant == "released":
             edit = as_released(scores, self.amount, view.geometry)
         else:

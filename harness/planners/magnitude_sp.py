@@ -23,7 +23,7 @@ class MagnitudeSp:
     """The fraction that goes, of what `of` says; the fewest units reach it."""
     of: Of = "linears"
     """`linears`: the weights of the blocks' matrices; `parameters`: all parameters; `units`: the heads and the channels
-    of every block, rounded down, as in the authors' code."""
+    of every block, rounded down, as in the authors' code, which keeps units that tie with the first that stays."""
     round_to: int = 1
     """Blocks keep a multiple of so many channels."""
     keep_first: int = 0

@@ -30,9 +30,14 @@ def authors(method: str) -> dict[str, Any]:
 
 @lru_cache
 def view() -> DecoderView:
+    return view_of(32)
+
+
+def view_of(windows: int) -> DecoderView:
+    """The model over so many windows of 512 tokens."""
     path = Path(os.environ["HARNESS_ASSETS"]) / "models" / MODEL
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
-    tokens = calibration_windows(Calibration("c4-sample", 32, 512, 0), AutoTokenizer.from_pretrained(path), 512)
+    tokens = calibration_windows(Calibration("c4-sample", windows, 512, 0), AutoTokenizer.from_pretrained(path), 512)
     decoder = decoder_of(model)
     return DecoderView(decoder, list(tokens.split(2)), decoder.indices)
 
