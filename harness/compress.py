@@ -28,12 +28,14 @@ from harness.core.allocation import Allocation, Budget
 from harness.core.interfaces import Pruned, WrittenView, behind
 from harness.core.pattern import Pattern, misfit
 from harness.core.rng import rng
+from harness.data.corpora import read_text
+from harness.data.packed import training_windows
 from harness.data.windows import calibration_windows
 from harness.evaluation.parameters import count_parameters, sizes_of
 from harness.methods.each import as_block_method
 from harness.models.decoder import Decoder
 from harness.models.surgery import operate
-from harness.prepare import Run
+from harness.prepare import Run, within
 from harness.record.stages import Stages
 from harness.recovered import converted, recovered
 from harness.runtime.errors import Refusal
@@ -171,14 +173,23 @@ def _view(
     reuse: ReuseCache | None = None,
 ) -> DecoderView:  # fmt: skip
     """The view for planner and allocator. Further windows of the calibration text have a seed of their own."""
+    calibration, own = run.cfg.calibration, run.inputs.calibration_length
 
-    def draw(count: int) -> Tensor:
-        seed = rng(run.cfg.calibration.seed, "windows of a search").randrange(2**32)
-        further = replace(run.cfg.calibration, windows=count, seed=seed)
-        return calibration_windows(further, tokenizer, run.inputs.calibration_length).to(run.device)
+    def draw(count: int, length: int = own) -> Tensor:
+        seed = rng(calibration.seed, "windows of a search").randrange(2**32)
+        further = replace(calibration, windows=count, seed=seed)
+        within("the length of further windows", length, run.inputs.checkpoint)
+        return calibration_windows(further, tokenizer, length)[:, :length].to(run.device)
+
+    def pack(count: int, length: int) -> Tensor:
+        within("the length of packed windows", length, run.inputs.checkpoint)
+        where = (calibration.corpus, calibration.split)
+        if read_text(*where).windows is not None:  # tokens that were given have no documents
+            return draw(count, length)
+        return training_windows(*where, tokenizer, length, count * length, calibration.seed).to(run.device)
 
     return DecoderView(
-        decoder, batches, scope, method=run.cfg.method, seed=run.cfg.seed, draw=draw,
+        decoder, batches, scope, method=run.cfg.method, seed=run.cfg.seed, draw=draw, pack=pack,
         cache=Cache(run.cfg.cache, _belongs(run, decoder), run.cfg.cache_gib),
         weights_sha256=run.facts["weights_sha256"],
         devices=() if run.offload.blocks else run.others, exact=run.cfg.numerics == "exact", reuse=reuse,

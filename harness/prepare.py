@@ -121,8 +121,8 @@ def look_at(cfg: RunConfig, checkpoint: Checkpoint) -> Inputs:
     if checkpoint.blocks is not None:
         cfg.scope.blocks(checkpoint.blocks)
     window = checkpoint.context if cfg.window == "context" else int(cfg.window or min(2048, checkpoint.context))
-    length = _within("calibration.length", cfg.calibration.length or window, checkpoint)
-    evaluation_window = _within("evaluation_window", cfg.evaluation_window or window, checkpoint)
+    length = within("calibration.length", cfg.calibration.length or window, checkpoint)
+    evaluation_window = within("evaluation_window", cfg.evaluation_window or window, checkpoint)
     needed = uses_calibration(cfg)
     data = {name: _evaluator_facts(evaluator) for name, evaluator in cfg.evaluators.items()}
     pruning = (cfg.method, cfg.allocator) if cfg.method is not None else ()
@@ -154,7 +154,7 @@ def _training_text(cfg: RunConfig, length: int, checkpoint: Checkpoint) -> Train
         if evaluator.corpus is not None:
             evaluated = (evaluator.corpus, evaluator.split)
             refuse_overlap((str(corpus), split), evaluated, what="training", advice="train")
-    return TrainingText(str(corpus), split, _within("recovery.length", settings.length or length, checkpoint))
+    return TrainingText(str(corpus), split, within("recovery.length", settings.length or length, checkpoint))
 
 
 def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
@@ -172,14 +172,8 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     need = _need(cfg, inputs, dtype, device)
     _check_database(cfg, inputs, dtype, device)
     offload = check_memory(need, cfg.offload, device)
-    if offload.blocks and cfg.inputs == "dense":
-        raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
-    if offload.blocks and (inputs.training or cfg.conversion is not None):
-        kind = "recovery" if inputs.training else "conversion"
-        raise UserError(
-            f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
-            "weights would wait in host memory."
-        )
+    if offload.blocks:
+        _refuse_offload(cfg, inputs)
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
     context = _context(cfg, inputs, device)
@@ -204,6 +198,23 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     return Run(
         cfg, inputs, device, dtype, need, offload, others, facts, fingerprint(identity), cache_identity, resolved
     )  # fmt: skip
+
+
+def _refuse_offload(cfg: RunConfig, inputs: Inputs) -> None:
+    """Refuse what needs a model that stays on its device.
+
+    Raises:
+        UserError: the run has it.
+    """
+    if cfg.inputs == "dense":
+        raise UserError("inputs=dense needs a model that stays on its device; this one would be offloaded.")
+    kinds = [kind for kind, wanted in (("recovery", inputs.training), ("conversion", cfg.conversion)) if wanted]
+    needing = [f"{kind}={catalogue.name_of(getattr(cfg, kind))}" for kind in kinds]
+    needing += [f"evaluation={name}" for name, evaluator in cfg.evaluators.items() if evaluator.needs_resident]
+    if needing:
+        raise UserError(
+            f"{needing[0]} needs a model that stays on its device; with offload its weights would wait in host memory."
+        )
 
 
 def protocol_id(cfg: RunConfig, protocol: object) -> str:
@@ -245,7 +256,12 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _within(option: str, length: int, checkpoint: Checkpoint) -> int:
+def within(option: str, length: int, checkpoint: Checkpoint) -> int:
+    """A length in tokens that the model's context holds.
+
+    Raises:
+        UserError: it is longer.
+    """
     if length > checkpoint.context:
         raise UserError(f"{option}={length} is longer than the model's context of {checkpoint.context} tokens.")
     return length

@@ -151,8 +151,9 @@ class Session:
                 *(context.window, context.limit, context.seed, run.cfg.numerics),
             ]
             key = json.dumps(asked, sort_keys=True)
-            self.tally["measures"] += key in self._measures
-            if key not in self._measures:
+            known = key in self._measures and not evaluator.measures_anew
+            self.tally["measures"] += known
+            if not known:
                 self._measures[key] = measured(evaluator, decoder, tokenizer, context)
             found += [dict(measure) for measure in self._measures[key]]
         return found

@@ -35,7 +35,7 @@ def components(kind: str) -> dict[str, Any]:
 
 
 def quick(allocator: Any) -> Any:
-    """The allocator with settings under which four short windows are enough and a search ends soon."""
+    """The allocator, or planner, with settings under which short windows are enough and a search ends soon."""
     cheap = {
         "sensitivity_windows": 2,
         "generations": 1,
@@ -43,6 +43,7 @@ def quick(allocator: Any) -> Any:
         "offspring": 8,
         "stages": (1, 2, 3),
         "probes": 1,
+        "steps": 3,
     }
     own = {name: value for name, value in cheap.items() if hasattr(allocator, name)}
     own |= {"windows": 2} if "windows" in {f.name for f in fields(allocator)} else {}

@@ -88,6 +88,8 @@ class PlannerHooks(Component, Protocol):
 
     needs_calibration: bool = True
     """True if it looks at calibration windows."""
+    uses_cache: bool = False
+    """True if it keeps values in the cache folder (`ModelView.cached`)."""
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
         """One pass over the calibration windows, unless it looks at none."""
@@ -123,6 +125,10 @@ class EvaluatorHooks(Component, Protocol):
     corpus: str | None = None
     """The text that it reads, of which it reads the `split`; None: its data are its own, see `data_hash`."""
     split: str = ""
+    measures_anew: bool = False
+    """True if its values are of the moment, as seconds are, so that no other point's are taken for them."""
+    needs_resident: bool = False
+    """True if the model has to lie on its device as a whole."""
 
     def data_hash(self) -> str:
         """The sha256 of the data of an evaluator that reads no corpus."""

@@ -77,6 +77,7 @@ class Cost:
         statistic_bytes: of what is accumulated over the inputs of a block.
         factor_bytes: of what is made of that, for all matrices of a block.
         stored_bytes: of files below the cache folder.
+        drawn: tokens of windows that are drawn of the calibration text beside its own.
     """
 
     forwards: float = 0.0
@@ -95,6 +96,7 @@ class Cost:
     halves: float = 0.0
     factored: float = 0.0
     spectral: float = 0.0
+    drawn: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """This and then that: steps do not overlap, what is kept stays."""

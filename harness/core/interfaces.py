@@ -260,11 +260,12 @@ the dense distribution from its own, in nats per token, or the mean Euclidean di
 class StructureView(ModelView, Protocol):
     """What planners may ask, beside what allocators may; nothing is changed in the model.
 
-    `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
-    are those of the blocks in scope, `writers` the matrices of each through which heads or channels write to the
-    residual stream, by block; `biases` (O,) are those that matrices in scope have. `hidden` passes over the calibration
-    windows. Losses are those of each cut, or of each sample of masks, on each window (·, N), in float64 on the CPU;
-    masks stand beside one another in a batch.
+    `windows` (N, L) are the calibration windows; `draw` gives further ones of the same text, always the same, of their
+    length or another, `packed` ones of its documents one after the other, as many as it has. `units` are those of the
+    blocks in scope, `writers` the matrices of each through which heads or channels write to the residual stream, by
+    block; `biases` (O,) are those that matrices in scope have. `hidden` passes over the calibration windows. Losses are
+    those of each cut, or of each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one
+    another in a batch.
     `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
     (blocks, units) for heads and channels, (blocks,) for blocks and sub-layers.
     """
@@ -275,7 +276,9 @@ class StructureView(ModelView, Protocol):
     @property
     def windows(self) -> Tensor: ...
 
-    def draw(self, count: int) -> Tensor: ...
+    def draw(self, count: int, length: int | None = None) -> Tensor: ...
+
+    def packed(self, count: int, length: int) -> Tensor: ...
 
     def units(self, part: Part) -> tuple[Unit, ...]: ...
 

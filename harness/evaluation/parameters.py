@@ -13,10 +13,18 @@ def count_parameters(decoder: Decoder) -> int:
 
 
 def sizes_of(decoder: Decoder, dense: Geometry) -> dict[str, int]:
-    """The parameters of a model, and those of them that one token meets.
+    """The parameters of a model, and those of them that one token meets; the multiplications that it takes for 64
+    tokens, the bytes of its cache for each token and those of its weights on disk, in the dtype that it has.
 
     Args:
         dense: the geometry of the dense model.
     """
-    count, left = count_parameters(decoder), cost(decoder.cut, dense)
-    return {"model": count, "active": count - (left.parameters - left.active)}
+    itemsize = decoder.model.dtype.itemsize
+    count, left = count_parameters(decoder), cost(decoder.cut, dense, itemsize=itemsize)
+    return {
+        "model": count,
+        "active": count - (left.parameters - left.active),
+        "macs": left.macs,
+        "kv_bytes": left.kv_bytes,
+        "disk_bytes": count * itemsize,
+    }

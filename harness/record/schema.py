@@ -46,7 +46,9 @@ class Record:
     what the allocator told (scores, sensitivities, the trajectory of a search), `plan` the planner's edit and what it
     told (scores, an order), `recovery` what a recovery did (tokens, trained parameters, losses). `parameters` counts
     those of the `dense` model, of the `model` as it is now, those that one token meets (`active`) and those of a
-    `saved` folder. `edit` is what records from before `plan` have.
+    `saved` folder; beside them are the multiplications for 64 tokens (`macs`, see `core/cost.py`), the bytes that a
+    cache holds for each token (`kv_bytes`) and those of the weights in the run's dtype (`disk_bytes`). `edit` is what
+    records from before `plan` have.
     """
 
     status: Status

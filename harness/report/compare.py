@@ -21,7 +21,7 @@ from harness.report import presentation, tidy
 from harness.report.reported import ACCURACIES, Pair, flagged, pair_of
 
 Verdict = Literal["within tolerance", "off", "not comparable", "missing"]
-SIZES = ("parameters", "of_dense")
+SIZES = ("parameters", "of_dense", *tidy.SIZES)
 ABSENT = {"ours": math.nan, "sd": math.nan, "n": 0, "achieved": math.nan, "missed": 0.0}
 ABSENT |= dict.fromkeys(SIZES, math.nan)
 Values = Mapping[str, Any]
@@ -31,7 +31,7 @@ POINT = ("study", "scale", "model", "method", "variant", "allocator", "scope", "
 JOIN = ("model", "method", "allocator", "scope", "sparsity", "pattern")
 COLUMNS = (
     *POINT, "task", "metric", "protocol", "state", "achieved", "ours", "sd", "n", "reported", "paper", "table", "seeds",
-    "difference", "tolerance", "verdict", "why", "also", "missed", "parameters", "of_dense",
+    "difference", "tolerance", "verdict", "why", "also", "missed", *SIZES,
 )  # fmt: skip
 
 

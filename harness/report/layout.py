@@ -4,6 +4,8 @@
                              `fitness` the best of a search, `spearman` how well sensitivities rank losses
     mean: true               the mean over the tasks too
     parameters: true         a column with the parameters of the model; it is there, too, where a model was cut
+    macs: true               multiplications for 64 tokens; `kv_bytes: true`: bytes of the cache for each token;
+                             `disk_bytes: true`: bytes of the weights as they are stored
     block: last              whose loss: a block by number, or the last one that has any
     rows: [model, sparsity]  axes of the study (`method.alpha` too), `variant` and `task`
     columns: task            one of the same

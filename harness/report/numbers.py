@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from harness.record.schema import Record
+from harness.runtime.memory import GIB
 
 MOST = 12
 """Measures that a line shows."""
 
 
 def number(value: float, metric: str) -> str:
-    """A perplexity with two decimals, or none above a thousand; an accuracy in percent; others as they are."""
-    if metric == "seconds":
+    """A perplexity with two decimals, or none above a thousand; an accuracy in percent; others as they are.
+
+    Peaks of memory are in GiB.
+    """
+    if metric == "peak_bytes":
+        return f"{value / GIB:.3f}"
+    if metric == "decode_tokens_per_s":
+        return f"{value:.1f}"
+    if metric in ("seconds", "prefill_ms"):
         return f"{value:.2f}"
     if metric == "loss":
         return f"{value:.3g}"

@@ -14,12 +14,17 @@ from harness.record.dense import BESIDE, NONE, dense_rows, is_dense, name_of_row
 from harness.report.compare import further_axes
 from harness.report.layout import axis_text, column_of, heading, is_number, level, metric_of, varying
 from harness.report.numbers import number
+from harness.report.tidy import SIZES
 from harness.runtime import escape
 
 MARKS = {"within tolerance": "✓", "off": "✗", "not comparable": "n/c", "missing": ""}
 STALE = "†"
 MISSED = "‡"
-UNITS = {"seconds": " (s)", "fitness": " (nats)"}
+UNITS = {
+    "seconds": " (s)", "fitness": " (nats)", "prefill_ms": " (ms)", "decode_tokens_per_s": " (tokens/s)",
+    "peak_bytes": " (GiB)",
+}  # fmt: skip
+UNITS_OF_SIZES = {"macs": (1e9, "G"), "kv_bytes": (1, "B"), "disk_bytes": (1e6, "MB")}
 REPORTED_LEGEND = (
     "In brackets: the reported number and the verdict on ours (✓ within tolerance, ✗ off, n/c not comparable). "
     "No bracket: nothing is reported for the cell."
@@ -37,7 +42,8 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     """The wide table: the `rows` axes as index columns, the values of the `columns` axis as columns, cells as text.
 
     An axis that the layout does not name, and of which one method has several values, becomes an index column too. So
-    do the zeros that were counted, behind the sparsity, where any are known, and the parameters where a model was cut.
+    do the zeros that were counted, behind the sparsity, where any are known, and the parameters where a model was cut,
+    beside other sizes that the layout asks for.
     """
     metric = metric_of(layout)
     shown = compared[(compared["metric"] == metric) | compared["task"].isna()]
@@ -52,22 +58,20 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
     heads: dict[str, tuple[Any, ...]] = {}
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     zeros: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
-    sizes: dict[tuple[Any, ...], dict[str, tuple[Any, Any]]] = {}
+    sizes: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for row in _spread(shown, [*row_keys, column_key]):
         head, place = _head(row, column_key, rank)
         heads.setdefault(head, place)
         values = tuple(row.get(key, "") for key in row_keys)
         rows.setdefault(values, {}).setdefault(head, row["text"])
         zeros.setdefault(values, {}).setdefault(head, (row.get("achieved"), row.get("missed")))
-        sizes.setdefault(values, {}).setdefault(head, (row.get("parameters"), row.get("of_dense")))
+        sizes.setdefault(values, {}).setdefault(head, row)
     order = sorted(rows, key=lambda values: [rank(key, value) for key, value in zip(row_keys, values, strict=True)])
     columns = sorted(heads, key=lambda head: heads[head])
     lines = [[*map(axis_text, values), *(rows[values].get(head, "") for head in columns)] for values in order]
     table = pd.DataFrame(lines, columns=[*row_names, *(head + UNITS.get(metric, "") for head in columns)])
     behind = row_names.index("sparsity") + 1 if "sparsity" in row_names else len(row_names)
-    counted = (
-        {"parameters": [_parameters(sizes[values].values()) for values in order]} if _counts(shown, layout) else {}
-    )
+    counted = _sizes([sizes[values] for values in order], layout, parameters=_counts(shown, layout))
     counted["achieved"] = [_achieved(zeros[values].values()) for values in order]
     for name, texts in counted.items():
         if any(texts):
@@ -78,6 +82,27 @@ def lay_out(measured: pd.DataFrame, compared: pd.DataFrame, layout: Mapping[str,
 def _counts(shown: pd.DataFrame, layout: Mapping[str, Any]) -> bool:
     """Return whether the table counts parameters: if it is asked to, or if a model was cut."""
     return bool(layout.get("parameters") or (shown["parameters"] < shown["of_dense"]).any())
+
+
+def _sizes(
+    found: Sequence[Mapping[str, Mapping[str, Any]]], layout: Mapping[str, Any], *, parameters: bool
+) -> dict[str, list[str]]:  # fmt: skip
+    """The columns of sizes, by name, the last one to stand first; of each row the cells are given by their heads."""
+    asked = [name for name in reversed(SIZES) if layout.get(name)]
+    columns = {name: [_size(name, cells.values()) for cells in found] for name in asked}
+    if parameters:
+        columns["parameters"] = [
+            _parameters((row.get("parameters"), row.get("of_dense")) for row in cells.values()) for cells in found
+        ]
+    return columns
+
+
+def _size(name: str, cells: Iterable[Mapping[str, Any]]) -> str:
+    """A size of a row's models: a number, or the least and the most."""
+    known = [row[name] for row in cells if is_number(row.get(name)) and not pd.isna(row[name])]
+    divisor, unit = UNITS_OF_SIZES[name]
+    ends = {f"{end(known) / divisor:.2f}".removesuffix(".00"): None for end in (min, max)} if known else {}
+    return f"{'–'.join(ends)} {unit}" if ends else ""
 
 
 def _parameters(sizes: Iterable[tuple[Any, Any]]) -> str:

@@ -15,10 +15,12 @@ from harness.report.derived import derived
 from harness.report.layout import is_number
 from harness.report.presentation import BASELINE
 
+SIZES = ("macs", "kv_bytes", "disk_bytes")
+"""What a record counts of a model beside its parameters: see `Record`."""
 COLUMNS = [
     *("study", "scale", "model", "method", "variant", "allocator", "scope", "sparsity", "pattern", "seed"),
     *("task", "metric", "value", "stderr", "protocol", "samples", "status", "reason", "fingerprint"),
-    *("achieved", "asked", "parameters", "of_dense"),
+    *("achieved", "asked", "parameters", "of_dense", *SIZES),
 ]
 AXES = ("model", "method", "allocator", "scope", "sparsity", "seed")
 """Axes with a column among `COLUMNS`; every other axis of a study becomes a column of its own name."""
@@ -46,7 +48,9 @@ def tidy(study: str, scale: str, cells: Sequence[Cell], layout: Mapping[str, Any
     axes = beyond(cells)
     rows = [row for cell in cells for row in _rows(study, scale, cell, axes, layout)]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *axes])
-    return frame.astype(dict.fromkeys(("value", "stderr", "achieved", "asked", "parameters", "of_dense"), "float64"))
+    return frame.astype(
+        dict.fromkeys(("value", "stderr", "achieved", "asked", "parameters", "of_dense", *SIZES), "float64")
+    )
 
 
 def beyond(cells: Sequence[Cell]) -> list[str]:
@@ -75,6 +79,7 @@ def _rows(study: str, scale: str, cell: Cell, axes: Sequence[str], layout: Mappi
     head["fingerprint"] = record.fingerprint
     head |= {key: record.sparsity.get(key) for key in ("achieved", "asked")}
     head |= {"parameters": record.parameters.get("model"), "of_dense": record.parameters.get("dense")}
+    head |= {name: record.parameters.get(name) for name in SIZES}
     return [
         head | {key: measure[key] for key in ("task", "metric", "value", "stderr", "protocol", "samples")}
         for measure in measures

@@ -124,6 +124,7 @@ def estimate(cfg: RunConfig, device: str) -> Estimate | None:
     if calibrated:
         drawn = cfg.calibration.corpus.startswith("c4")
         seconds += TOKEN * (DRAWN * work.tokens if drawn else max(work.tokens, TRAINING))
+        seconds += TOKEN * (DRAWN if drawn else 1) * cfg.planner.cost(geometry, work).drawn
     if cfg.method is not None:
         seconds += _walk(cfg.method, in_scope, work, speed)
     for part in (cfg.planner, *((cfg.allocator, cfg.method) if cfg.method is not None else ())):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import components, tiny, windows
+from helpers import components, quick, tiny, windows
 
 from harness.calibration.views.structure import DecoderView
 from harness.core import checked
@@ -19,7 +19,7 @@ from harness.models.gates import gated
 from harness.models.surgery import operate
 from harness.session import _form
 
-PLANNERS = components("planner")
+PLANNERS = {name: quick(planner) for name, planner in components("planner").items()}
 BLOCKS = 4
 TOKENS = windows(4)
 FAMILIES = ("llama", "opt", "gpt_neox")
@@ -43,11 +43,13 @@ def variants(name: str) -> dict[str, Any]:
 VARIANTS = {label: one for name in PLANNERS for label, one in variants(name).items()}
 
 
+def drawn(count: int, length: int | None = None) -> torch.Tensor:
+    return windows(count, seed=1)[:, :length]
+
+
 def view(family: str = "llama", seed: int = 0) -> DecoderView:
     decoder = decoder_of(tiny(family, num_hidden_layers=BLOCKS))
-    return DecoderView(
-        decoder, list(TOKENS.split(2)), decoder.indices, seed=seed, draw=lambda count: windows(count, seed=1)
-    )
+    return DecoderView(decoder, list(TOKENS.split(2)), decoder.indices, seed=seed, draw=drawn)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ LAYOUT = {"rows": ["method", "sparsity"], "columns": "task"}
 DENSE = 10_000_000
 
 
-def cell(value: float, model: int = DENSE, **axes: Any) -> Cell:
+def cell(value: float, model: int = DENSE, sizes: Mapping[str, int | None] | None = None, **axes: Any) -> Cell:
     chosen = {"model": "tiny-7b", "method": "none", "sparsity": 0.5} | {
         k.replace("_", ".", 1): v for k, v in axes.items()
     }
@@ -27,9 +28,9 @@ def cell(value: float, model: int = DENSE, **axes: Any) -> Cell:
         "task": "wikitext2", "metric": "perplexity", "value": value, "stderr": None, "samples": 9, "protocol": "p",
     }  # fmt: skip
     config = {kind: {"name": chosen.get(kind, "none")} for kind in ("model", "method", "planner", "recovery")}
-    sizes = {"dense": DENSE, "model": model, "active": model, "saved": None}
+    counted = {"dense": DENSE, "model": model, "active": model, "saved": None, **(sizes or {})}
     record = Record(
-        "ok", "", "f", config, measures=(measure,), parameters=sizes, provenance={"hardware": {"threads": 2}}
+        "ok", "", "f", config, measures=(measure,), parameters=counted, provenance={"hardware": {"threads": 2}}
     )
     return Cell(chosen, record, "done", "")
 
@@ -89,3 +90,13 @@ def test_only_the_dense_model_is_drawn_as_one(tmp_path: Path) -> None:
 def test_a_plan_that_changes_nothing_is_dense(planner: str) -> None:
     measured = tidy("s", "paper", [cell(5.0, planner=planner or "none"), CELLS[1]], LAYOUT)
     assert list(measured["pattern"]) == ["dense", "dense"] and list(measured["planner"]) == ["", "block_influence"]
+
+
+def test_other_sizes_are_columns_where_they_are_asked_for() -> None:
+    """In their units; a range where cells of a row differ, nothing where a record is from before they were counted."""
+    small = {"macs": 1_500_000_000, "kv_bytes": 768, "disk_bytes": 18_000_000}
+    cells = [cell(5.0), cell(7.0, 9_000_000, small, planner="block_influence")]
+    found = table(cells, macs=True, kv_bytes=True, disk_bytes=True)
+    assert list(found.columns)[2:6] == ["parameters", "macs", "kv_bytes", "disk_bytes"]
+    assert found[["macs", "kv_bytes", "disk_bytes"]].to_numpy().tolist() == [["", "", ""], ["1.50 G", "768 B", "18 MB"]]
+    assert not {"macs", "kv_bytes", "disk_bytes"} & set(table(cells).columns)

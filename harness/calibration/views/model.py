@@ -41,7 +41,9 @@ class LiveModelView:
 
     Args:
         batches: the calibration windows (B, L).
-        draw: further windows (count, L) of the calibration text, from a seed of their own; None takes `batches`.
+        draw: further windows (count, L) of the calibration text, from a seed of their own, of another L if asked; None
+            takes `batches`.
+        pack: windows (count, L) of its packed documents.
         devices: further GPUs, for traces.
         exact: sum statistics in the order of the released codes.
         sharing: what points of this model share; None asks the model anew.
@@ -55,7 +57,8 @@ class LiveModelView:
         *,
         method: Any = None,
         seed: int = 0,
-        draw: Callable[[int], Tensor] | None = None,
+        draw: Callable[..., Tensor] | None = None,
+        pack: Callable[[int, int], Tensor] | None = None,
         cache: Cache | None = None,
         weights_sha256: str | None = None,
         devices: Sequence[torch.device] = (),
@@ -63,7 +66,7 @@ class LiveModelView:
         reuse: ReuseCache | None = None,
     ) -> None:
         self._decoder, self._batches, self._scope = decoder, batches, scope
-        self._draw, self._cache, self._devices = draw, cache or Cache(), devices
+        self._draw, self._pack, self._cache, self._devices = draw, pack, cache or Cache(), devices
         self._walk, self._exact = partial(reuse.walk if reuse else stream, exact=exact), exact
         self._prefix: PrefixCache | None = None
         self.method, self.seed, self.weights_sha256 = method, seed, weights_sha256

@@ -41,9 +41,20 @@ class DecoderView(LiveModelView):
             raise Failure("a planner asks for calibration windows, and the run has none.")
         return torch.cat(list(self._batches))
 
-    def draw(self, count: int) -> Tensor:
-        """Further windows (count, L) of the calibration text, always the same; without a text the calibration's own."""
-        return self._draw(count) if self._draw else self.windows[:count]
+    def draw(self, count: int, length: int | None = None) -> Tensor:
+        """Further windows (count, L) of the calibration text, always the same; without a text the calibration's own.
+
+        Args:
+            length: their L, where it is not that of the calibration windows.
+        """
+        if self._draw is None:
+            return self.windows[:count, :length]
+        return self._draw(count) if length is None else self._draw(count, length)
+
+    def packed(self, count: int, length: int) -> Tensor:
+        """Windows (count, L) of the documents of the calibration text, each with its own beginning of text, one after
+        the other; fewer where the text ends. Without a text they are those of `draw`."""
+        return self._pack(count, length) if self._pack else self.draw(count, length)
 
     def units(self, part: Part) -> tuple[Unit, ...]:
         """The units of a part in the blocks in scope, in the order in which the model runs them."""
