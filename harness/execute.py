@@ -101,7 +101,7 @@ def _check_apart(save: Path, cfg: RunConfig) -> None:
 
 def _check_folders(cfg: RunConfig, made: list[Path]) -> None:
     """See that the folders of a run can be written; those that had to be made are put in front of `made`."""
-    uses_cache = cfg.method is not None and cfg.allocator.uses_cache
+    uses_cache = cfg.planner.uses_cache or (cfg.method is not None and cfg.allocator.uses_cache)
     folders = {"records": cfg.records, "cache": cfg.cache if uses_cache else None, "save": cfg.save}
     for option, folder in folders.items():
         if folder is not None:

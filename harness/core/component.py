@@ -88,6 +88,8 @@ class PlannerHooks(Component, Protocol):
 
     needs_calibration: bool = True
     """True if it looks at calibration windows."""
+    uses_cache: bool = False
+    """True if it keeps values in the cache folder (`StructureView.cached`)."""
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
         """One pass over the calibration windows, unless it looks at none."""

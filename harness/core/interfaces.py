@@ -257,7 +257,8 @@ class StructureView(ModelView, Protocol):
     """What planners may ask, beside what allocators may; nothing is changed in the model.
 
     `windows` (N, L) are the calibration windows, `draw` gives further ones of the same text, always the same. `units`
-    are those of the blocks in scope. `hidden` passes over the calibration windows. Losses are those of each cut, or of
+    are those of the blocks in scope; `sites_of` a block or a sub-layer are its matrices and norms, whose weights are
+    `weights` (O, I) and `norms` (D,). `hidden` passes over the calibration windows. Losses are those of each cut, or of
     each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one another in a batch.
     `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
     (blocks, units) for heads and channels, (blocks,) for blocks and sub-layers.
@@ -272,6 +273,11 @@ class StructureView(ModelView, Protocol):
     def draw(self, count: int) -> Tensor: ...
 
     def units(self, part: Part) -> tuple[Unit, ...]: ...
+
+    @property
+    def norms(self) -> Mapping[Site, Tensor]: ...
+
+    def sites_of(self, unit: Unit) -> tuple[Site, ...]: ...
 
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]: ...
 

@@ -26,8 +26,14 @@ class Skipped(nn.Module):
         child: Any = self._modules.get(self.last)
         return added if child is None else added + child.bias
 
+    @property
+    def constant(self) -> Tensor | None:
+        """The constant (D,) that the sub-layer adds, if it adds one."""
+        child: Any = self._modules.get(self.last)
+        return None if child is None else child.bias
+
     def add(self, bias: Tensor) -> None:
-        """Let the sub-layer add a constant (D,)."""
+        """Let the sub-layer add a constant (D,), in place of what it added."""
         child = nn.Module()
         child.bias = nn.Parameter(bias, requires_grad=False)
         self.add_module(self.last, child)
@@ -65,6 +71,11 @@ class SkippedLinear(Skipped):
         added = nothing(hidden_states)
         return added if self.bias is None else added + self.bias
 
+    @property
+    def constant(self) -> Tensor | None:
+        """The constant (D,) that the part adds, if it adds one."""
+        return self.bias
+
     def add(self, bias: Tensor) -> None:
-        """Let the part add a constant (D,)."""
+        """Let the part add a constant (D,), in place of what it added."""
         self.bias = nn.Parameter(bias, requires_grad=False)
