@@ -168,6 +168,11 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
             f"{kind}={catalogue.name_of(getattr(cfg, kind))} needs a model that stays on its device; with offload its "
             "weights would wait in host memory."
         )
+    if cfg.save is not None and cfg.save_form == "padded" and not cfg.recovery.leaves_plain:
+        raise UserError(
+            f"recovery={catalogue.name_of(cfg.recovery)} leaves maps in the model that no plain checkpoint holds; take "
+            "save_form=sliced."
+        )
     alone = cfg.numerics == "exact" or cfg.inputs == "dense"
     others = () if alone else tuple(other_gpus(cfg.device, device))
     context = Context(inputs.evaluation_window, cfg.evaluation_limit, cfg.seed, device)

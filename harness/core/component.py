@@ -114,6 +114,9 @@ class RecoveryHooks(Component, Protocol):
     vectors: bool = False
     """True if it adapts norms and biases (n,) of the blocks in scope too."""
 
+    leaves_plain: bool = True
+    """True if a plain checkpoint of the family holds what it leaves."""
+
     def trials(self, steps: int) -> int:
         """Windows that it sends forward to choose what trains, over so many steps."""
         return 0

@@ -14,6 +14,7 @@ from harness.core.interfaces import FeedForward
 from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
 from harness.models.conv1d import to_linears
+from harness.models.skipped import LowRank
 from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ def decoder_of(model: nn.Module) -> Decoder:
         to_linears(model)
     for index in decoder.indices:
         matrices = sum(p.numel() for p in decoder.block(index).parameters() if p.dim() >= 2)
+        matrices -= sum(
+            p.numel() for one in decoder.block(index).modules() if isinstance(one, LowRank) for p in one.parameters()
+        )
         try:
             named = sum(linear.weight.numel() for linear in decoder.linears(index).values())
         except AttributeError as error:

@@ -25,7 +25,7 @@ def add_shift(decoder: Decoder, unit: Unit, shift: Tensor) -> None:
     Raises:
         Refusal: the unit is there, or nothing that is left can hold the constant.
     """
-    index, sublayer = _place(decoder, unit)
+    index, sublayer = place_of(decoder, unit)
     part = decoder.anatomy.parts[SUBLAYERS.index(sublayer)]
     last = decoder.anatomy.attention_output if sublayer == "attention" else decoder.anatomy.mlp_output
     block, like = decoder.block(index), next(decoder.model.parameters())
@@ -45,7 +45,7 @@ def add_shift(decoder: Decoder, unit: Unit, shift: Tensor) -> None:
     linear.bias = nn.Parameter(_sum(linear.bias, shift, like), requires_grad=False)
 
 
-def _place(decoder: Decoder, unit: Unit) -> tuple[int, Part]:
+def place_of(decoder: Decoder, unit: Unit) -> tuple[int, Part]:
     """The block and the sub-layer through which a constant reaches the place of a unit."""
     if unit.part in SUBLAYERS and decoder.cut.gone(unit.part, unit.block):
         return unit.block, unit.part

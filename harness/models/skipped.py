@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+UPDATE = "update"
+"""The name of a low-rank map in the module that it belongs to."""
 
 
 def nothing(hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -13,8 +17,24 @@ def nothing(hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
     return torch.zeros_like(hidden_states) if residual is None else residual
 
 
+class LowRank(nn.Module):
+    """A linear map of low rank, which adds B A h to hidden states h (B, L, D): A (r, D), B (D, r)."""
+
+    def __init__(self, rank: int, width: int, like: Tensor) -> None:
+        super().__init__()
+        self.A = nn.Parameter(like.new_empty(rank, width), requires_grad=False)
+        self.B = nn.Parameter(like.new_zeros(width, rank), requires_grad=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The term (B, L, D) that is added."""
+        return functional.linear(functional.linear(hidden_states, self.A), self.B)
+
+
 class Skipped(nn.Module):
-    """A sub-layer that adds nothing, or a constant: the bias (D,) of a child that has the name of its last linear."""
+    """A sub-layer that adds nothing, or a constant: the bias (D,) of a child that has the name of its last linear.
+
+    With a child `update` it adds that map of what it is given, too.
+    """
 
     def __init__(self, last: str) -> None:
         super().__init__()
@@ -24,7 +44,9 @@ class Skipped(nn.Module):
         """Take what the sub-layer is called with, and give what it would give."""
         added = nothing(hidden_states, residual)
         child: Any = self._modules.get(self.last)
-        return added if child is None else added + child.bias
+        added = added if child is None else added + child.bias
+        update = self._modules.get(UPDATE)
+        return added if update is None else added + update(hidden_states)
 
     @property
     def constant(self) -> Tensor | None:
