@@ -89,17 +89,23 @@ def scanning(
             scan.write()
 
 
-def judging(forwards: float, candidates: int, geometry: Geometry, work: Work) -> Cost:
-    """The cost of losses that take so many tokens forward: states of all candidates, and pieces of their logits."""
+def judging(tokens: int, passes: float, heads: float, candidates: int, geometry: Geometry, work: Work) -> Cost:
+    """The cost of losses on windows of so many tokens: states of all candidates, and pieces of their logits.
+
+    Args:
+        passes: how often each token goes through all blocks in scope, and `heads` through the head.
+    """
+    head, blocks = geometry.vocabulary * geometry.hidden, work.blocks * geometry.block_parameters
     states = candidates * max(PIECE, work.length) * geometry.hidden * work.itemsize
     logits = min(CANDIDATE_LOGIT_BYTES[work.device], 4 * work.length * geometry.vocabulary)
+    forwards = tokens * (passes * blocks + heads * head) / (blocks + head)
     return Cost(forwards=forwards, working_bytes=states + LOGIT_PIECES * logits)
 
 
 def one_by_one(candidates: int) -> float:
-    """Forwards that each of so many candidates costs in the mean, where each lacks another unit of the same model.
+    """Passes through all blocks that so many candidates take together, where each lacks another unit of one model.
 
-    They share what is in front of that unit: candidate i runs what is behind it, about half a forward.
+    They share what is in front of that unit, so each runs what is behind it, half the blocks in the mean.
     """
     return (candidates + 1) / 2
 

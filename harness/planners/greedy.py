@@ -32,8 +32,9 @@ class Greedy(DepthPlanner):
         """In every round, the model that is left without each of its units."""
         units, going = self.counts(geometry, work)
         tokens = work.length * min(self.windows or work.windows, work.windows)
-        passes = sum((units - gone) / units * one_by_one(units - gone) for gone in range(going))
-        return judging(passes * tokens, units, geometry, work) + self.standing_in(geometry, work)
+        left = range(units, units - going, -1)
+        passes = sum(count / units * one_by_one(count) for count in left)
+        return judging(tokens, passes, sum(left), units, geometry, work) + self.standing_in(geometry, work)
 
     def plan(self, view: StructureView) -> Plan:
         windows = view.windows[: self.windows]

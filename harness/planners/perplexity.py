@@ -42,7 +42,7 @@ class Perplexity(DepthPlanner):
         """The model without each unit on every window; what is in front of the unit runs once."""
         units, _ = self.counts(geometry, work)
         tokens = work.length * min(self.windows or work.windows, work.windows)
-        return judging(one_by_one(units) * tokens, units, geometry, work) + self.standing_in(geometry, work)
+        return judging(tokens, one_by_one(units), units, units, geometry, work) + self.standing_in(geometry, work)
 
     def plan(self, view: StructureView) -> Plan:
         units, windows = self.candidates(view), view.windows[: self.windows]

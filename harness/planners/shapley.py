@@ -60,7 +60,8 @@ class Shapley(DepthPlanner):
         networks, passes = units, one_by_one(units)
         if self.networks == "halves":
             networks, passes = self.halves, 0.5 * self.halves + (self.metric == "logits")
-        return judging(passes * tokens, networks, geometry, work) + self.standing_in(geometry, work)
+        heads = networks * (2 if self.metric == "logits" else 1)  # the full model's logits are made again for each
+        return judging(tokens, passes, heads, networks, geometry, work) + self.standing_in(geometry, work)
 
     def plan(self, view: StructureView) -> Plan:
         units = self.candidates(view)

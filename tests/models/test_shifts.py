@@ -17,6 +17,7 @@ from harness.core.structure import Cut, Plan, Unit
 from harness.models.decoder import Decoder, decoder_of
 from harness.models.gates import gated
 from harness.models.geometry import of_config
+from harness.models.placement import Where, place
 from harness.models.sliced import SLICED, self_slicing, slice_config, unsliced
 from harness.models.surgery import operate
 from harness.models.written import check_plain, plain
@@ -107,6 +108,15 @@ def test_shifts_are_written_and_read(name: str, tmp_path: Path) -> None:
     plain_config = AutoConfig.for_model(**{k: v for k, v in unsliced(config, tmp_path).items() if k != SLICED})
     again = kind.from_pretrained(tmp_path / "sliced", config=plain_config).eval()  # type: ignore[attr-defined]
     torch.testing.assert_close(again(tokens, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+@torch.no_grad()
+def test_blocks_that_wait_in_host_memory_are_shifted_too(name: str) -> None:
+    decoder, waiting, tokens = dense(name), dense(name), windows(2)
+    place(waiting, Where(torch.device("cpu"), offload=True))
+    decoder, waiting = (operate(one, Plan(CUT, shifts=SHIFTS)) for one in (decoder, waiting))
+    assert torch.equal(logits(waiting, tokens), logits(decoder, tokens))
 
 
 @torch.no_grad()
