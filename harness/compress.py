@@ -96,7 +96,7 @@ def compress(run: Run, session: Session, stages: Stages, decoder: Decoder, token
     with stages.time("calibrate"):
         batches = _calibrated(run, tokenizer)
     with stages.time("plan"):
-        view = _view(run, decoder, tokenizer, batches, scope)
+        view = _view(run, decoder, tokenizer, batches, scope, planning=True)
         decoder, plan, parameters = _planned(cfg, view, decoder)
         scope = [index for index in scope if index in decoder.indices] if decoder.cut else scope
     if cfg.conversion is not None:
@@ -139,7 +139,7 @@ def _planned(cfg: RunConfig, view: DecoderView, decoder: Decoder) -> tuple[Decod
     plan = checked.plan(name_of(cfg.planner), cfg.planner.plan(view), view.geometry)
     logged = {"edit": plan.edit.json(), **view.diagnostics} if plan.edit or plan.tensors or view.diagnostics else {}
     dense = count_parameters(decoder)
-    if plan.edit or plan.tensors:
+    if plan.edit or plan.tensors or plan.shifts:
         decoder = operate(decoder, plan)
         if cfg.save is not None:
             check_form(decoder, cfg.save_form)
@@ -170,9 +170,13 @@ def _method_and_walk(
 
 def _view(
     run: Run, decoder: Decoder, tokenizer: Any, batches: list[Tensor], scope: Sequence[int],
-    reuse: ReuseCache | None = None,
+    reuse: ReuseCache | None = None, *, planning: bool = False,
 ) -> DecoderView:  # fmt: skip
-    """The view for planner and allocator. Further windows of the calibration text have a seed of their own."""
+    """The view for planner and allocator. Further windows of the calibration text have a seed of their own.
+
+    Args:
+        planning: values that it keeps belong to the dense model, whatever the planner makes of them.
+    """
     calibration, own = run.cfg.calibration, run.inputs.calibration_length
 
     def draw(count: int, length: int = own) -> Tensor:
@@ -190,14 +194,16 @@ def _view(
 
     return DecoderView(
         decoder, batches, scope, method=run.cfg.method, seed=run.cfg.seed, draw=draw, pack=pack,
-        cache=Cache(run.cfg.cache, _belongs(run, decoder), run.cfg.cache_gib),
+        cache=Cache(run.cfg.cache, _belongs(run, decoder, planning=planning), run.cfg.cache_gib),
         weights_sha256=run.facts["weights_sha256"],
         devices=() if run.offload.blocks else run.others, exact=run.cfg.numerics == "exact", reuse=reuse,
     )  # fmt: skip
 
 
-def _belongs(run: Run, decoder: Decoder) -> Mapping[str, Any]:
-    """The key of cached values: behind a plan, also what is cut, and who gave it tensors."""
+def _belongs(run: Run, decoder: Decoder, *, planning: bool = False) -> Mapping[str, Any]:
+    """The key of cached values: behind a plan, also what is cut, and who gave it tensors; in front of it, neither."""
+    if planning:
+        return {key: value for key, value in run.cache_identity.items() if key not in ("planner", "conversion")}
     if not decoder.cut:
         return run.cache_identity
     return {**run.cache_identity, "cut": decoder.cut.json(), "planner": catalogue.describe(run.cfg.planner)}

@@ -166,6 +166,7 @@ def prepare(cfg: RunConfig, inputs: Inputs | None = None) -> Run:
     Raises:
         UserError: as `look_up`; or the device is not there, or memory is short.
     """
+    _check_form(cfg)
     inputs = inputs or look_up(cfg)
     device = resolve_device(cfg.device)
     dtype = resolve_dtype(cfg.dtype, inputs.checkpoint, device)
@@ -290,6 +291,19 @@ def _need(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.devi
         itemsize=dtype.itemsize, weights=inputs.checkpoint.size * dtype.itemsize / stored,
         calibrated=inputs.needs_calibration, cuda=device.type == "cuda",
     )  # fmt: skip
+
+
+def _check_form(cfg: RunConfig) -> None:
+    """Refuse to save as a plain checkpoint what none holds.
+
+    Raises:
+        UserError: the recovery leaves such a model.
+    """
+    if cfg.save is not None and cfg.save_form == "padded" and not cfg.recovery.leaves_plain:
+        raise UserError(
+            f"recovery={catalogue.name_of(cfg.recovery)} leaves maps in the model that no plain checkpoint holds; take "
+            "save_form=sliced."
+        )
 
 
 def _check_database(cfg: RunConfig, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.calibration.cache.resume import CheckpointPolicy, folder_of, source
 from harness.catalogue import name_of
 from harness.config import RunConfig
 from harness.core import checked
-from harness.core.recoveries import WholeRecovery
+from harness.core.recoveries import Adapter, WholeRecovery
 from harness.core.rng import rng
 from harness.data.packed import held_out_windows, training_windows
 from harness.evaluation.zeros import check_healed
@@ -23,7 +24,7 @@ from harness.models.decoder import Decoder
 from harness.prepare import Run
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Text
-from harness.training.recover import View, nonzeros, trained
+from harness.training.recover import View, nonzeros, train_adapters, trained
 
 CODE = ("core", "models", "data", "recovery", "training")
 """The packages whose code decides what is trained."""
@@ -59,19 +60,29 @@ def recovered(
         return {}
     kept = kept or nonzeros(decoder, scope)
     view = View(decoder, tokenizer, kept, batches, scope, rng(run.cfg.seed, "recovery"))
-    if isinstance(recovery, WholeRecovery):
-        recovery.heal(view)
-    else:
-        assert run.inputs.training
+    text = None
+    if run.inputs.training:
         corpus, split, length = run.inputs.training
         text = Text(
             training_windows(corpus, split, tokenizer, length, recovery.tokens, run.cfg.seed),
             held_out_windows(corpus, split, tokenizer, length),
         )
-        facts = trained(name, recovery, view, text, run.cfg.seed, partial(_checkpoints, run))
-        view.log(text=corpus, split=split, sha256=run.facts["data"]["recovery"]["sha256"], length=length, **facts)
+        view.log(text=corpus, split=split, sha256=run.facts["data"]["recovery"]["sha256"], length=length)
+    if isinstance(recovery, WholeRecovery):
+        trains = partial(_train, run, decoder, text) if text else None
+        recovery.heal(replace(view, trains=trains))
+    else:
+        assert text
+        view.log(**trained(name, recovery, view, text, run.cfg.seed, partial(_checkpoints, run)))
     check_healed(name, decoder, scope, kept if recovery.keeps_zeros else {})
     return view.logged
+
+
+def _train(run: Run, decoder: Decoder, text: Text, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """Train adapters that a recovery made itself, as the shared loop does."""
+    checkpoints = _checkpoints(run, [[site, sorted(one.parts)] for site, one in adapters.items()])
+    cfg = run.cfg
+    return train_adapters(name_of(cfg.recovery), cfg.recovery, decoder, adapters, text, cfg.seed, checkpoints)
 
 
 def _checkpoints(run: Run, begins: Sequence[Any]) -> Checkpoints:

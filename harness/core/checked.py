@@ -14,7 +14,7 @@ from harness.core.cost import check
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Pruned
 from harness.core.pattern import NofM, Unstructured
-from harness.core.structure import Cut, Part, Plan, Unit
+from harness.core.structure import SUBLAYERS, Cut, Part, Plan, Unit
 from harness.runtime.errors import Failure
 
 T = TypeVar("T")
@@ -134,6 +134,13 @@ def plan(planner: str, answer: Any, geometry: Geometry) -> Plan:
     for name, tensor in answer.tensors.items():
         if not isinstance(tensor, Tensor):
             raise Failure(f"{who} gave {_what(tensor)} as {name}, where a tensor is due.")
+    for unit, shift in answer.shifts.items():
+        if not isinstance(shift, Tensor) or list(shift.shape) != [geometry.hidden]:
+            raise Failure(
+                f"{who} gave {_shape(shift)} in place of {unit!r}, where a tensor [{geometry.hidden}] is due."
+            )
+        if unit.part not in ("block", *SUBLAYERS) or not Cut(frozenset({unit})) | answer.edit == answer.edit:
+            raise Failure(f"{who} gave a constant in place of {unit!r}, which stays.")
     check(answer.edit, geometry)
     return answer
 

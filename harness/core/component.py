@@ -89,7 +89,7 @@ class PlannerHooks(Component, Protocol):
     needs_calibration: bool = True
     """True if it looks at calibration windows."""
     uses_cache: bool = False
-    """True if it keeps values in the cache folder (`ModelView.cached`)."""
+    """True if it keeps values in the cache folder (`StructureView.cached`)."""
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
         """One pass over the calibration windows, unless it looks at none."""
@@ -113,6 +113,9 @@ class RecoveryHooks(Component, Protocol):
 
     vectors: bool = False
     """True if it adapts norms and biases (n,) of the blocks in scope too."""
+
+    leaves_plain: bool = True
+    """True if a plain checkpoint of the family holds what it leaves."""
 
     def trials(self, steps: int) -> int:
         """Windows that it sends forward to choose what trains, over so many steps."""

@@ -263,7 +263,8 @@ class StructureView(ModelView, Protocol):
     `windows` (N, L) are the calibration windows; `draw` gives further ones of the same text, always the same, of their
     length or another, `packed` ones of its documents one after the other, as many as it has. `units` are those of the
     blocks in scope, `writers` the matrices of each through which heads or channels write to the residual stream, by
-    block; `biases` (O,) are those that matrices in scope have. `hidden` passes over the calibration windows. Losses are
+    block; `sites_of` a block or a sub-layer are its matrices and norms, whose weights are `weights` (O, I) and `norms`
+    (D,); `biases` (O,) are those that matrices in scope have. `hidden` passes over the calibration windows. Losses are
     those of each cut, or of each sample of masks, on each window (·, N), in float64 on the CPU; masks stand beside one
     another in a batch.
     `gradients` of the mean loss of windows come block by block, last block first; those of gates, `gate_gradients`, are
@@ -286,6 +287,10 @@ class StructureView(ModelView, Protocol):
 
     @property
     def biases(self) -> Mapping[Site, Tensor]: ...
+    @property
+    def norms(self) -> Mapping[Site, Tensor]: ...
+
+    def sites_of(self, unit: Unit) -> tuple[Site, ...]: ...
 
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]: ...
 

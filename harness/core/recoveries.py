@@ -101,7 +101,9 @@ class RecoveryView(Protocol):
     """The pruned model, for a recovery that has it to itself: a decoder (`models/decoder.py`), its masks and inputs.
 
     `kept` holds the mask (O, I) of every matrix in scope, False where a weight is gone; `windows` are the calibration
-    windows, batches (B, L). `log` puts facts into the record.
+    windows, batches (B, L). `updates` puts low-rank maps in place of blocks and sub-layers that are gone and gives
+    their tensors by name; `train` trains adapters of such tensors on the text of a recovery that has `Training`'s
+    settings, and merges them. `log` puts facts into the record.
     """
 
     @property
@@ -119,6 +121,10 @@ class RecoveryView(Protocol):
     @property
     def generator(self) -> Random: ...
 
+    def updates(self, rank: int) -> Mapping[str, Tensor]: ...
+
+    def train(self, adapters: Mapping[str, Adapter]) -> None: ...
+
     def log(self, **facts: Any) -> None: ...
 
 
@@ -127,8 +133,8 @@ class WholeRecovery(Protocol):
     """A recovery with another loop than the harness's: it changes the decoder's model in place.
 
     It leaves the zeros outside `kept` alone unless it says `keeps_zeros = False`, and the model as plain as it came: no
-    hooks, no modules of its own, `requires_grad` as before. One that looks at calibration windows says
-    `needs_calibration = True`.
+    hooks, no modules of its own but those of `updates`, `requires_grad` as before. One that looks at calibration
+    windows says `needs_calibration = True`.
     """
 
     def heal(self, view: RecoveryView) -> None: ...

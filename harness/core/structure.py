@@ -109,8 +109,10 @@ UNCUT = Cut()
 class Plan(NamedTuple):
     """A planner's answer: what goes, and tensors by their dense names that come in or change (a bias in return, say).
 
-    The tensors are in the model and not in the record.
+    `shifts` are constants (D,) that are added to the residual stream in place of blocks and sub-layers that go. Tensors
+    and shifts are in the model and not in the record.
     """
 
     edit: Cut = UNCUT
     tensors: Mapping[str, Tensor] = {}
+    shifts: Mapping[Unit, Tensor] = {}

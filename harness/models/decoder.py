@@ -15,6 +15,7 @@ from harness.core.structure import UNCUT, Cut
 from harness.models.anatomy import COVERAGE, FAMILIES, Anatomy, no_layout
 from harness.models.conv1d import to_linears
 from harness.models.fitting import check_layout, check_linears, check_lists
+from harness.models.skipped import LowRank
 from harness.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,6 +142,9 @@ def decoder_of(model: nn.Module) -> Decoder:
     check_linears(decoder, family)
     for index in decoder.indices:
         matrices = sum(p.numel() for p in decoder.block(index).parameters() if p.dim() >= 2)
+        matrices -= sum(
+            p.numel() for one in decoder.block(index).modules() if isinstance(one, LowRank) for p in one.parameters()
+        )
         named = sum(linear.weight.numel() for linear in decoder.linears(index).values())
         if named < COVERAGE * matrices:
             raise UserError(

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+UPDATE = "update"
+"""The name of a low-rank map in the module that it belongs to."""
 
 
 def nothing(hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -13,8 +17,24 @@ def nothing(hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
     return torch.zeros_like(hidden_states) if residual is None else residual
 
 
+class LowRank(nn.Module):
+    """A linear map of low rank, which adds B A h to hidden states h (B, L, D): A (r, D), B (D, r)."""
+
+    def __init__(self, rank: int, width: int, like: Tensor) -> None:
+        super().__init__()
+        self.A = nn.Parameter(like.new_empty(rank, width), requires_grad=False)
+        self.B = nn.Parameter(like.new_zeros(width, rank), requires_grad=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The term (B, L, D) that is added."""
+        return functional.linear(functional.linear(hidden_states, self.A), self.B)
+
+
 class Skipped(nn.Module):
-    """A sub-layer that adds nothing, or a constant: the bias (D,) of a child that has the name of its last linear."""
+    """A sub-layer that adds nothing, or a constant: the bias (D,) of a child that has the name of its last linear.
+
+    With a child `update` it adds that map of what it is given, too.
+    """
 
     def __init__(self, last: str) -> None:
         super().__init__()
@@ -24,10 +44,18 @@ class Skipped(nn.Module):
         """Take what the sub-layer is called with, and give what it would give."""
         added = nothing(hidden_states, residual)
         child: Any = self._modules.get(self.last)
-        return added if child is None else added + child.bias
+        added = added if child is None else added + child.bias
+        update = self._modules.get(UPDATE)
+        return added if update is None else added + update(hidden_states)
+
+    @property
+    def constant(self) -> Tensor | None:
+        """The constant (D,) that the sub-layer adds, if it adds one."""
+        child: Any = self._modules.get(self.last)
+        return None if child is None else child.bias
 
     def add(self, bias: Tensor) -> None:
-        """Let the sub-layer add a constant (D,)."""
+        """Let the sub-layer add a constant (D,), in place of what it added."""
         child = nn.Module()
         child.bias = nn.Parameter(bias, requires_grad=False)
         self.add_module(self.last, child)
@@ -65,6 +93,11 @@ class SkippedLinear(Skipped):
         added = nothing(hidden_states)
         return added if self.bias is None else added + self.bias
 
+    @property
+    def constant(self) -> Tensor | None:
+        """The constant (D,) that the part adds, if it adds one."""
+        return self.bias
+
     def add(self, bias: Tensor) -> None:
-        """Let the part add a constant (D,)."""
+        """Let the part add a constant (D,), in place of what it added."""
         self.bias = nn.Parameter(bias, requires_grad=False)

@@ -1,8 +1,8 @@
 """A cut model on disk in its true widths, which the harness reads and no other program does.
 
 Its `config.json` is that of the blocks that are left, as wide as the dense model's, with the entry `sliced`: the
-family, what else is gone, by the numbers of these blocks, and the biases that came in. Its `model_type` is one that
-transformers does not know, so that nobody fills what is gone with random numbers.
+family, what else is gone, by the numbers of these blocks, and the biases and low-rank maps that came in. Its
+`model_type` is one that transformers does not know, so that nobody fills what is gone with random numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harness.models.anatomy import FAMILIES
 from harness.models.conv1d import to_linears
 from harness.models.decoder import Decoder
 from harness.models.surgery import operate
+from harness.models.updates import put_again, ranks_of
 from harness.models.written import dense_sizes
 from harness.runtime.errors import UserError
 
@@ -36,6 +37,8 @@ def slice_config(decoder: Decoder, path: Path) -> None:
         Unit(unit.part, decoder.position(unit.block), unit.index) for unit in decoder.cut.units if unit.part != "block"
     )
     about = {"model_type": family, "cut": Cut(left).json(), "biases": _new_biases(decoder)}
+    if ranks := ranks_of(decoder.model):
+        about["updates"] = ranks
     config |= {**sizes, "model_type": f"{SLICED}_{family}", SLICED: about}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -74,7 +77,7 @@ def self_slicing(kind: Any, about: Mapping[str, Any]) -> type:
             to_linears(self)
         width = config.get_text_config().hidden_size
         biases = {name: torch.zeros(width) for name in about["biases"]}
-        operate(Decoder(self, layout), Plan(Cut.from_json(about["cut"]), biases))
+        put_again(operate(Decoder(self, layout), Plan(Cut.from_json(about["cut"]), biases)), about.get("updates", {}))
 
     made = {"__init__": make, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "cuts_itself": True}
     return type(kind.__name__, (kind,), made)

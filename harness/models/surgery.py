@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.core.structure import SUBLAYERS, Cut, Plan
 from harness.models.decoder import Decoder, remember_cut
 from harness.models.placement import placement_of
+from harness.models.shifts import add_shift
 from harness.models.skipped import Skipped, SkippedAttention, SkippedLinear
 from harness.models.units import Lines, changed, channel_lines, channels, head_lines, heads, norms_of, settled
 from harness.runtime.errors import Refusal
@@ -26,7 +27,7 @@ def operate(decoder: Decoder, plan: Plan) -> Decoder:
 
     The model is changed; the decoder that is given says nothing true of it any more. A skipped sub-layer is the
     identity of the residual stream and its norm goes with it; a tensor that is the bias of its last linear is added to
-    the stream in its place.
+    the stream in its place, and so is a shift.
 
     Raises:
         Refusal: the model cannot take the cut (`units.settled`), or has no place for a tensor.
@@ -42,6 +43,8 @@ def operate(decoder: Decoder, plan: Plan) -> Decoder:
     result = Decoder(decoder.model, decoder.anatomy, total)
     for name, tensor in plan.tensors.items():
         _put(result, name, tensor)
+    for unit, shift in plan.shifts.items():
+        add_shift(result, unit, shift)
     describe(result)
     remember_cut(result)
     placement.restructured()

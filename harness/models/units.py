@@ -166,6 +166,16 @@ def norms_of(decoder: Decoder, index: int, sublayer: str) -> list[str]:
     return mine if other else []
 
 
+def sublayer_of(decoder: Decoder, index: int, name: str) -> str | None:
+    """The sub-layer with which a matrix or norm of a block goes, by its name there; None: with the block alone."""
+    layout = decoder.anatomy
+    for sublayer, groups, part in zip(SUBLAYERS, (layout.attention, layout.mlp), layout.parts, strict=True):
+        own = {one for group in groups for one in group} | set(norms_of(decoder, index, sublayer))
+        if name in own or (part and name.startswith(f"{part}.")):
+            return sublayer
+    return None
+
+
 def _runs(starts: Iterable[int] | Tensor, size: int) -> Tensor:
     """The numbers of all lines of units that have so many each."""
     return (torch.as_tensor(starts, device="cpu")[:, None] * size + torch.arange(size, device="cpu")).flatten()

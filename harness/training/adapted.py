@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.core.recoveries import Adapter
 from harness.models.decoder import Decoder
 from harness.models.pieces import patched
+from harness.models.updates import low_rank
 
 Parts = dict[str, Tensor]
 """Trained tensors, by `<site>/<name of the part>`."""
@@ -35,10 +36,12 @@ def merged(weight: Tensor, adapter: Adapter, parts: Mapping[str, Tensor], streng
 
 
 def tensors_of(decoder: Decoder, index: int) -> dict[str, Tensor]:
-    """Adaptable tensors of a block: matrices (O, I) by site, norms and biases (n,) by their full names."""
+    """Adaptable tensors of a block: matrices (O, I) by site, norms, biases (n,) and low-rank maps by full names."""
     matrices = {site: linear.weight for site, linear in decoder.linears(index).items()}
-    others = decoder.block(index).named_parameters()
-    return matrices | {decoder.site(index, name): one for name, one in others if one.dim() == 1}
+    others = {name: one for name, one in decoder.block(index).named_parameters() if one.dim() == 1}
+    for name, update in low_rank(decoder.block(index)):
+        others |= {f"{name}.{part}": one for part, one in update.named_parameters()}
+    return matrices | {decoder.site(index, name): one for name, one in others.items()}
 
 
 @dataclass

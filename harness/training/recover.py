@@ -17,6 +17,7 @@ from harness.core.recoveries import Adapter, Scored
 from harness.core.rng import rng
 from harness.models.decoder import Decoder
 from harness.models.placement import placement_of
+from harness.models.updates import add_updates
 from harness.runtime.errors import Failure, Refusal
 from harness.runtime.plain import plain
 from harness.training.adapted import Adapted, start, tensors_of
@@ -37,6 +38,23 @@ class View:
     scope: Sequence[int]
     generator: Random
     logged: dict[str, Any] = field(default_factory=dict)
+    trains: Callable[[Mapping[str, Adapter]], Mapping[str, Any]] | None = None
+
+    def updates(self, rank: int) -> dict[str, Tensor]:
+        """Put a low-rank map, zero as yet, in every place where something is gone; its tensors by name.
+
+        Raises:
+            Refusal: there is no such place.
+        """
+        generator = torch.Generator().manual_seed(self.generator.randrange(2**63))
+        found = add_updates(self.decoder, rank, generator)
+        placement_of(self.decoder).restructured()
+        return found
+
+    def train(self, adapters: Mapping[str, Adapter]) -> None:
+        """Train adapters of tensors of the model, by their names, and merge them; what came of it is logged."""
+        assert self.trains is not None, "the recovery has no text to train on"
+        self.log(**self.trains(adapters))
 
     def log(self, **facts: Any) -> None:
         """Facts for the record."""
@@ -80,20 +98,38 @@ def trained(
         masks = {**masks, **{site: torch.ones_like(one, dtype=torch.bool) for site, one in others.items()}}
     found = ((site, _adapter(recovery, site, tensors[site], mask, seed)) for site, mask in masks.items())
     adapters = {site: adapter for site, adapter in found if adapter is not None}
-    parts = {part: tensor.to(device) for part, tensor in start(adapters).items()}
-    adapted = Adapted(view.decoder, adapters, parts, recompute)
-    _check_start(name, tensors, adapted)
     begins = [[site, _digest(tensors[site]), int(mask.sum())] for site, mask in masks.items()]
-    facts = train(name, recovery, adapted, text, seed, checkpoints(begins))
-    total, moved = adapted.merge()
-    placement_of(view.decoder).outdated()
+    facts = train_adapters(name, recovery, view.decoder, adapters, text, seed, checkpoints(begins))
     gone = sum(int((~mask).sum()) for mask in kept.values())
     filled = sum(int(((weights[site] != 0) & ~mask).sum()) for site, mask in kept.items())
+    return {**facts, "filled": filled / gone if gone else 0.0}
+
+
+def train_adapters(
+    name: str, recovery: Any, decoder: Decoder, adapters: Mapping[str, Adapter], text: Text, seed: int,
+    checkpoints: Checkpoints,
+) -> dict[str, Any]:  # fmt: skip
+    """Train adapters of some tensors of a decoder and merge them.
+
+    Returns:
+        For the record: trained parameters, tokens, losses, the share of adapted weights that moved.
+
+    Raises:
+        Failure: as `trained`.
+    """
+    found = (tensors_of(decoder, index) for index in decoder.indices)
+    tensors = {site: one.data for here in found for site, one in here.items() if site in adapters}
+    device = next(iter(tensors.values())).device
+    parts = {part: tensor.to(device) for part, tensor in start(adapters).items()}
+    adapted = Adapted(decoder, adapters, parts, recomputes(recovery, cuda=device.type == "cuda"))
+    _check_start(name, tensors, adapted)
+    facts = train(name, recovery, adapted, text, seed, checkpoints)
+    total, moved = adapted.merge()
+    placement_of(decoder).outdated()
     return {
         "trained": sum(part.numel() for part in parts.values()),
         **facts,
         "moved": moved / total if total else 0.0,
-        "filled": filled / gone if gone else 0.0,
     }
 
 

@@ -19,8 +19,8 @@ from helpers import tiny, windows
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from harness.calibration.cache import Cache
-from harness.calibration.structure_view import DecoderView
+from harness.calibration.cache.values import Cache
+from harness.calibration.views.structure import DecoderView
 from harness.core.allocation import Budget
 from harness.core.cost import removed
 from harness.core.costs import Work

@@ -15,9 +15,9 @@ from harness.calibration.views.passages import passages
 from harness.calibration.views.trials import losses, masked_losses
 from harness.core.geometry import Geometry
 from harness.core.interfaces import Masks, Passage, Question
-from harness.core.structure import Cut, Part, Unit
+from harness.core.structure import SUBLAYERS, Cut, Part, Unit
 from harness.models.geometry import of_config
-from harness.models.units import WHOLE
+from harness.models.units import WHOLE, sublayer_of
 from harness.models.written import dense_config
 from harness.runtime.errors import Failure
 
@@ -71,6 +71,25 @@ class DecoderView(LiveModelView):
     def biases(self) -> dict[str, Tensor]:
         """Site → bias (O,), over the matrices of the blocks in scope that have one."""
         return {site: linear.bias.data for site, linear in self._linears.items() if linear.bias is not None}
+
+    @property
+    def norms(self) -> dict[str, Tensor]:
+        """The weights (D,) of the norms of the blocks in scope."""
+        return {
+            self._decoder.site(index, name): weight for index in self._scope for name, weight in self._norms_of(index)
+        }
+
+    def _norms_of(self, index: int) -> list[tuple[str, Tensor]]:
+        named = self._decoder.block(index).named_parameters()
+        return [(name.removesuffix(".weight"), p) for name, p in named if p.dim() == 1 and name.endswith(".weight")]
+
+    def sites_of(self, unit: Unit) -> tuple[str, ...]:
+        """The matrices and norms that a block has, or that go with a sub-layer."""
+        decoder, index = self._decoder, unit.block
+        names = [*decoder.anatomy.linears_left(decoder.cut, index), *(name for name, _ in self._norms_of(index))]
+        if unit.part in SUBLAYERS:
+            names = [name for name in names if sublayer_of(decoder, index, name) == unit.part]
+        return tuple(decoder.site(index, name) for name in names)
 
     def hidden(self, part: Literal["block", "sublayer"]) -> Iterator[Passage]:
         """Hidden states in front of each block or sub-layer in scope and behind it, over the calibration windows."""
