@@ -5,8 +5,8 @@
     python -m benchmarks.speed.zeroshot --folder <checkpoint> --tasks piqa arc_easy --limit 200 --theirs 1 16
 
 Every task of HARNESS_ASSETS is scored by the harness twice, the first time with its requests and tokens to be made, and
-by lm-eval's HFLM in batches of the sizes asked for, the steps of the model fused alike. The smallest batches are what the
-others are held against: the largest relative difference of a log-likelihood, accuracies, and items whose choice
+by lm-eval's HFLM in batches of the sizes asked for, the steps of the model fused alike. The smallest batches are what
+the others are held against: the largest relative difference of a log-likelihood, accuracies, and items whose choice
 differs (flips). An 8192³ product in the model's dtype stands beside. Prints a Markdown table and writes it to
 `results/bench/zeroshot_<name>.md`, its numbers beside it as JSON.
 """

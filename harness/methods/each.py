@@ -46,8 +46,44 @@ class EachLinear:
         """The method that is lifted."""
         return self.method
 
-    def prune_block(self, block: BlockView, patterns: Mapping[str, Pattern]) -> dict[str, Pruned]:
-        return prune_seen(self.method_for(block), block.weights, self._stats(block, patterns), patterns)
+    def prune_block(
+        self,
+        block: BlockView,
+        patterns: Mapping[str, Pattern],
+        seen: Mapping[str, ActivationStats] | None = None,
+    ) -> dict[str, Pruned]:
+        """Pruned matrices, those with the same inputs in one go where the method can.
+
+        Args:
+            seen: statistics of the inputs, where they are known already.
+
+        Raises:
+            UserError: inputs are not finite.
+        """
+        stats = self._stats(block, patterns) if seen is None else seen
+        weights, method_of = block.weights, self.method_for(block)
+        waits = any(weight.is_cuda for weight in weights.values())
+        if not waits:
+            _refuse_overflow(stats)
+        pruned: dict[str, Pruned] = {}
+        groups = _with_the_same(stats, patterns, method_of)
+        for sites in groups:
+            if isinstance(method := method_of(sites[0]), GroupedMethod):
+                method.prepare(stats[sites[0]])
+        for sites in groups:
+            state, method = stats.get(sites[0]), method_of(sites[0])
+            if isinstance(method, GroupedMethod):
+                pruned |= prune_group(method, sites, weights, state, patterns)
+            else:
+                for site in sites:
+                    made = method.prune(weights[site], state, patterns[site])
+                    pruned[site] = checked.pruned(name_of(method), site, made, weights[site])
+        if waits:
+            _refuse_overflow(stats)
+        for site in _not_ok(pruned):
+            pruned[site] = prune_one(method_of(site), site, weights[site], stats.get(site), patterns[site])
+        unseen = {site: never_seen(stats.get(site)) for site in patterns}
+        return {site: pruned[site]._replace(ok=None, unseen=unseen[site]) for site in patterns}
 
     def method_for(self, block: BlockView) -> Callable[[str], LinearMethod]:
         """The method of each matrix: the one that is lifted, unless it has another `for_part` of the block."""
@@ -64,35 +100,6 @@ class EachLinear:
         if self.method.weight_statistic is None or not isinstance(block, KnowingView):
             return {}
         return {site: block.weight_statistic(site, self.method.weight_statistic) for site in patterns}
-
-
-def prune_seen(
-    method_of: Callable[[Site], LinearMethod],
-    weights: Mapping[Site, Tensor],
-    stats: Mapping[Site, ActivationStats],
-    patterns: Mapping[Site, Pattern],
-) -> dict[Site, Pruned]:
-    """Matrices pruned from what their inputs showed, those with the same inputs in one go where the method can.
-
-    Raises:
-        UserError: inputs are not finite.
-    """
-    waits = any(weight.is_cuda for weight in weights.values())
-    if not waits:
-        _refuse_overflow(stats)
-    pruned: dict[Site, Pruned] = {}
-    groups = _with_the_same(stats, patterns, method_of)
-    for sites in groups:
-        if isinstance(method := method_of(sites[0]), GroupedMethod):
-            method.prepare(stats[sites[0]])
-    for sites in groups:
-        pruned |= prune_group(method_of(sites[0]), sites, weights, stats.get(sites[0]), patterns)
-    if waits:
-        _refuse_overflow(stats)
-    for site in _not_ok(pruned):
-        pruned[site] = prune_one(method_of(site), site, weights[site], stats.get(site), patterns[site])
-    unseen = {site: never_seen(stats.get(site)) for site in patterns}
-    return {site: pruned[site]._replace(ok=None, unseen=unseen[site]) for site in patterns}
 
 
 def prune_group(

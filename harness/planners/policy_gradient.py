@@ -23,6 +23,8 @@ from harness.runtime.errors import Failure, Refusal, UserError
 
 LOGITS = 5
 """Tensors as large as the logits of a window while it is judged."""
+LENGTH = 128
+"""Tokens of a window as the authors take them."""
 LAUNCHES = 40
 """Launches that a step takes beside its blocks (assumed): its windows are embedded, masks drawn, scores projected."""
 
@@ -62,8 +64,8 @@ class PolicyGradient:
     """Masks that a step draws; they go through the model in one batch."""
     batch: int = 8
     """Windows of a step."""
-    length: int = 128
-    """Tokens of such a window."""
+    length: int | None = None
+    """Tokens of such a window; None: 128 as the authors take, or those of calibration windows if they are fewer."""
     lr: float = 2e-3
     """The first learning rate; it falls to 0 by half a cosine. The authors take 0.006 for LLaMA-3-8B."""
     average: int = 5
@@ -82,7 +84,7 @@ class PolicyGradient:
         self._width.check()
         if self.samples < 2:
             raise UserError("planner.samples has to be at least 2: the gradient compares masks with one another.")
-        if self.steps < 0 or self.held_out < 0 or min(self.batch, self.average) < 1 or self.length < 2:
+        if self.steps < 0 or self.held_out < 0 or min(self.batch, self.average) < 1 or (self.length or 2) < 2:
             raise UserError(
                 "planner.batch and planner.average have to be at least 1, planner.length at least 2, planner.steps and "
                 "planner.held_out at least 0."
@@ -97,15 +99,20 @@ class PolicyGradient:
     def cost(self, geometry: Geometry, work: Work) -> Cost:
         """Every step its windows under every mask; before, each block twice over the calibration windows."""
         metric = self.start == "metric"
-        rows = self.samples * self.batch * self.length
+        length = self._length(work.length)
+        rows = self.samples * self.batch * length
         states = rows * (8 * geometry.hidden + 3 * geometry.wide) * work.itemsize
         return Cost(
-            forwards=self.steps * rows + 2 * self.held_out * self.length + (2 * work.tokens if metric else 0),
+            forwards=self.steps * rows + 2 * self.held_out * length + (2 * work.tokens if metric else 0),
             launches=self.steps * LAUNCHES,
-            drawn=self._windows * self.length,
+            drawn=self._windows * length,
             kept_bytes=block_bytes(geometry, work) if metric else 0,
-            working_bytes=states + 4 * LOGITS * self.length * geometry.vocabulary + 8 * self._windows * self.length,
+            working_bytes=states + 4 * LOGITS * length * geometry.vocabulary + 8 * self._windows * length,
         )
+
+    def _length(self, calibration: int) -> int:
+        """Tokens of a window of a step, those of calibration windows being so many."""
+        return self.length or min(LENGTH, calibration)
 
     @property
     def _windows(self) -> int:
@@ -127,9 +134,10 @@ class PolicyGradient:
         """Windows (N, L): those that the masks are judged by, and those of the steps, or fewer where the text ends."""
         if not self._windows:
             return view.windows[:0]
+        length = self._length(view.windows.shape[1])
         if self.variant == "default":
-            return view.draw(self._windows, self.length)
-        found = view.packed(self._windows, self.length)
+            return view.draw(self._windows, length)
+        found = view.packed(self._windows, length)
         order = rng(view.seed, "order of packed windows").sample(range(len(found)), len(found))
         return found[torch.tensor(order, device=found.device)]
 
@@ -205,7 +213,7 @@ class PolicyGradient:
             "keep": keep,
             "steps": self.steps,
             "masks": self.steps * self.samples,
-            "tokens": self.steps * self.samples * self.batch * self.length,
+            "tokens": self.steps * self.samples * self.batch * self._length(view.windows.shape[1]),
             "seconds": round(learned.seconds, 2),
             "trajectory": thinned(learned, self.steps, self.lr),
             "held_out": dict(zip(("start", "end"), judged, strict=False)),

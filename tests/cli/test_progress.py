@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.calibration import progress
 from harness.record.schema import Record
 from harness.report.numbers import MOST, duration, line
+from harness.runtime import progress
 from harness.study.progress import SweepProgress, varying
 from tests.commands import but
 

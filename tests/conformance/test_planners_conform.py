@@ -33,7 +33,7 @@ def variants(name: str) -> dict[str, Any]:
     """
     planner = PLANNERS[name]
     has = {field.name for field in fields(planner)}
-    planner = replace(planner, **{end: min(1, getattr(planner, end)) for end in ENDS & has})
+    planner = replace(planner, **{end: min(1, getattr(planner, end) or 0) for end in ENDS & has})
     found = {name: planner}
     if {"amount", "of"} <= has:
         for of, amount in (("linears", 0.3), ("parameters", 0.1)):

@@ -33,8 +33,8 @@ CHEAP = {
     "stages": "[1,2]", "probes": 1, "held_out": 0, "step": 0.1, "reach": 0.1,
 }  # fmt: skip
 """Settings under which a search ends soon, for the allocators that have them."""
-FEW_STEPS = {"tokens": 256, "batch": 4}
-"""Of a recovery that trains."""
+FEW_STEPS = {"tokens": 256, "batch": 4, "steps": 2, "held_out": 1}
+"""Of a recovery that trains, or a planner that learns."""
 DTYPES = ["float16", "bfloat16"]
 
 
@@ -113,6 +113,8 @@ def test_planners_and_recoveries(kind: str, name: str, dtype: str, typed: Callab
     known = catalogue.defaults(kind, name)
     few = [f"{kind}.{setting}={value}" for setting, value in FEW_STEPS.items() if setting in known]
     few += ["planner.amount=0.02"] if known.get("of") == "linears" else []  # of all blocks, which two can give
+    if kind == "recovery" and not catalogue.lookup(kind, name).leaves_plain:  # it is in place of what is gone
+        few += ["planner=block_influence", "planner.keep_first=1"]
     done = typed(*options, "method=wanda", f"{kind}={name}", *few, f"dtype={dtype}")
     assert done.status == 0, done.err
     record = done.record

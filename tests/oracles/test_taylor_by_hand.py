@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from helpers import TINY, tiny, windows
-from tests.calibration.test_structure_view import losses
 
 from harness.calibration.views.structure import DecoderView
 from harness.core.structure import Cut, Plan, Unit
 from harness.models.decoder import decoder_of
 from harness.models.surgery import operate
 from harness.planners.taylor import Taylor
+from tests.calibration.views.test_structure_view import losses
 
 TOKENS = windows(3)
 

@@ -29,6 +29,8 @@ from harness.runtime.errors import Refusal, UserError
 
 TOKENS = windows(4)
 WIDTH = {name: one for name, one in components("planner").items() if hasattr(one, "round_to")}
+WIDTH |= {name: replace(one, steps=0, held_out=0) for name, one in WIDTH.items() if hasattr(one, "held_out")}
+"""A planner that learns takes its first guess: there is no text to learn from."""
 BLOCKS = 4
 
 

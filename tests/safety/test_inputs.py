@@ -84,6 +84,8 @@ def _completed(one: Input, tiny: Path) -> list[str]:
     rest = [*CHEAP, f"model.path={tiny}"]
     if "model" in given:
         rest = ["model.window=32", f"model.path={tiny}", *SMALL, "method=none"]
+    if "planner=policy_gradient" in arguments and not any(text.startswith("planner.steps") for text in arguments):
+        arguments.append("planner.steps=2")
     return [*arguments, *(text for text in rest if text.partition("=")[0].partition(".")[0] not in given)]
 
 

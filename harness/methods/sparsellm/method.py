@@ -16,7 +16,7 @@ from harness.core.geometry import Geometry
 from harness.core.interfaces import BlockView, FeedForward, LinearMethod, Pruned, Site
 from harness.core.pattern import Pattern
 from harness.core.statistic import ActivationStats, Statistic, gram, together
-from harness.methods.each import as_block_method, prune_seen
+from harness.methods.each import EachLinear, as_block_method
 from harness.methods.sparsegpt import SparseGPT
 from harness.methods.sparsellm.alternating import alternate
 from harness.methods.sparsellm.chunks import windows_at_once
@@ -128,7 +128,7 @@ class SparseLLM:
         if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
         stats, state = self._observe(block, part)
-        first = prune_seen(lambda site: self.inner, block.weights, stats, patterns)
+        first = EachLinear(self.inner).prune_block(block, patterns, stats)
         penalties = self._penalties(part)
         dense = {site: block.weights[site] for site in part.sites}
         problem = Problem(
