@@ -7,44 +7,18 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
 from harness.core.structure import Cut
+from harness.models.facts import FACTS, KEYS, NO, NORMS, YES, Facts, Flag, Keys, Norms, Order
 from harness.runtime.errors import UserError
 
 COVERAGE = 0.99
 """The share of a block's matrix weights that a layout has to name."""
 
 
-Order = Literal["separate", "parts", "groups"]
-"""How the rows of queries, keys and values lie: in three matrices; in one, all queries, then all keys, then all values;
-in one, group by group, each the query heads that read a key and value head, then these two."""
-
-
-class Keys(NamedTuple):
-    """Names of sizes in a configuration; None where the class computes them from others, so that they cannot change."""
-
-    wide: str | None = "intermediate_size"
-    groups: str | None = "num_key_value_heads"
-    head: str | None = "head_dim"
-    attention_bias: str | None = None
-    mlp_bias: str | None = None
-
-
-class Norms(NamedTuple):
-    """The norms of a block by the sub-layer that they go with, in front of it or behind.
-
-    A block has those of them that its configuration asks for. Where one sub-layer has none of its own, both read the
-    other's, which then goes with neither.
-    """
-
-    attention: tuple[str, ...] = ("input_layernorm",)
-    mlp: tuple[str, ...] = ("post_attention_layernorm",)
-
-
-KEYS, NORMS = Keys(), Norms()
 Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -94,7 +68,8 @@ class Anatomy:
     itself. `conv1d` says that the linears are transposed on disk. `sdpa` says that transformers has fused
     attention for it, `sdpa_only_with` names an entry of the configuration with which its plain attention is wrong.
     `plain_activation` gives the activation as a function of which derivatives of any kind can be taken, where the
-    module is none. `standard` gives a `config.json` with the sizes by the names that most families have.
+    module is none. `standard` gives a `config.json` with the sizes by the names that most families have; `facts` are
+    those that sizes and costs follow from.
     """
 
     blocks: str
@@ -117,6 +92,7 @@ class Anatomy:
     sdpa_only_with: str | None = None
     plain_activation: Callable[[], Callable[[Tensor], Tensor]] | None = None
     standard: Reader = _AS_IT_IS
+    facts: Facts = FACTS
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -171,14 +147,40 @@ _FOUR_NORMS = Norms(
 _OF_BIGSCIENCE = (("self_attention.query_key_value",), ("self_attention.dense",))
 _MEGATRON = (("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",))
 
+_BIAS = Flag(False, "attention_bias")
+_LLAMA = Facts(biases=(_BIAS, _BIAS, Flag(False, "mlp_bias")))
+_GEMMA = Facts(biases=(_BIAS, _BIAS, NO))
+_ALL_BIASES = Facts(biases=(YES, YES, YES), layer_norm=True, rotated=0.0)
+
+
+def _norms_of_falcon(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """One that both parts read in the first decoder, where they run beside each other; else each its own."""
+    new = config.get("new_decoder_architecture", False)
+    own = config.get("num_ln_in_parallel_attn") != 1 if new else not config.get("parallel_attn", True)
+    return (1, 1, 0) if own else (0, 0, 1)
+
+
 _KNOWN = {
-    "llama": _like_llama(keys=Keys(attention_bias="attention_bias", mlp_bias="mlp_bias")),
+    "llama": _like_llama(keys=Keys(attention_bias="attention_bias", mlp_bias="mlp_bias"), facts=_LLAMA),
     "mistral": _like_llama(),
-    "qwen2": _like_llama(),
-    "qwen3": _like_llama(keys=_OF_ATTENTION),
-    "gemma": _like_llama(keys=_OF_ATTENTION, tied=True),
-    "gemma2": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True, sdpa=False),
-    "gemma3_text": _like_llama(keys=_OF_ATTENTION, tied=True, norms=_FOUR_NORMS, norms_behind=True),
+    "qwen2": _like_llama(facts=Facts(biases=(YES, NO, NO))),
+    "qwen3": _like_llama(keys=_OF_ATTENTION, facts=_GEMMA._replace(head_norms=YES)),
+    "gemma": _like_llama(keys=_OF_ATTENTION, tied=True, facts=_GEMMA),
+    "gemma2": _like_llama(
+        keys=_OF_ATTENTION,
+        tied=True,
+        norms=_FOUR_NORMS,
+        norms_behind=True,
+        sdpa=False,
+        facts=_GEMMA._replace(norms=(2, 2, 0)),
+    ),
+    "gemma3_text": _like_llama(
+        keys=_OF_ATTENTION,
+        tied=True,
+        norms=_FOUR_NORMS,
+        norms_behind=True,
+        facts=_GEMMA._replace(norms=(2, 2, 0), head_norms=YES),
+    ),
     "opt": Anatomy(
         "model.decoder.layers",
         (_QKV, ("self_attn.out_proj",)),
@@ -191,6 +193,7 @@ _KNOWN = {
         tied=True,
         norm_in_stream=("do_layer_norm_before", False),
         standard=_named(intermediate_size="ffn_dim"),
+        facts=Facts(biases=(Flag(True, "enable_bias"),) * 3, layer_norm=True, rotated=0.0, positions=2),
     ),
     "phi": Anatomy(
         "model.layers",
@@ -199,6 +202,15 @@ _KNOWN = {
         "mlp.activation_fn",
         gated=False,
         norms=Norms(mlp=()),
+        facts=Facts(
+            biases=(YES, YES, YES),
+            norms=(0, 0, 1),
+            layer_norm=True,
+            head_norms=Flag(False, "qk_layernorm"),
+            rotated=0.5,
+            head_bias=True,
+            parallel=YES,
+        ),
     ),
     "gpt_neox": Anatomy(
         "gpt_neox.layers",
@@ -209,6 +221,12 @@ _KNOWN = {
         parts=("attention", "mlp"),
         order="groups",
         keys=Keys(groups=None, head=None),
+        facts=Facts(
+            biases=(Flag(True, "attention_bias"), Flag(True, "attention_bias"), YES),
+            layer_norm=True,
+            rotated=0.25,
+            parallel=Flag(True, "use_parallel_residual"),
+        ),
     ),
     "phi3": Anatomy(
         "model.layers",
@@ -236,6 +254,7 @@ _KNOWN = {
             intermediate_size="n_inner",
             max_position_embeddings="n_positions",
         ),
+        facts=_ALL_BIASES._replace(positions=0),
     ),
     "bloom": Anatomy(
         "transformer.h",
@@ -258,6 +277,7 @@ _KNOWN = {
             num_attention_heads="n_head",
             max_position_embeddings="seq_length",
         ),
+        facts=_ALL_BIASES._replace(embedding_norm=True),
     ),
     "falcon": Anatomy(
         "transformer.h",
@@ -274,12 +294,19 @@ _KNOWN = {
         tied=True,
         sdpa_only_with="alibi",  # transformers 5.23 adds the slopes twice: to the scores, and in the mask
         standard=_falcon,
+        facts=Facts(
+            biases=(Flag(False, "bias"),) * 3,
+            norms=_norms_of_falcon,
+            layer_norm=True,
+            parallel=Flag(True, "parallel_attn"),
+        ),
     ),
     "olmo2": _like_llama(
         keys=_OF_ATTENTION,
         norms=Norms(("post_attention_layernorm",), ("post_feedforward_layernorm",)),
         heads_alone=False,
         norms_behind=True,
+        facts=Facts(biases=(_BIAS, _BIAS, NO), head_norms=YES, norms_span=True),
     ),
 }
 FAMILIES: Mapping[str, Anatomy] = MappingProxyType(_KNOWN)

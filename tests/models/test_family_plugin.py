@@ -16,14 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.core.structure import Cut, Plan, Unit
 from harness.models import anatomy
-from harness.models.anatomy import FAMILIES, Anatomy, Keys, Norms, family
+from harness.models.anatomy import FAMILIES, Anatomy, family
 from harness.models.decoder import decoder_of
+from harness.models.facts import Keys, Norms
 from harness.models.gates import gated
 from harness.models.surgery import operate
 from harness.runtime.errors import UserError
 
 STARCODER = """
-from harness.models.anatomy import Anatomy, Keys, Norms, family
+from harness.models.anatomy import Anatomy, family
+from harness.models.facts import Keys, Norms
 
 family(
     "starcoder2",
