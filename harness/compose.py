@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -196,12 +196,7 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
     Raises:
         UserError: an unknown option, or a value that cannot be.
     """
-    if extra := set() if frozen else set(composed) - set(groups.options()):
-        raise unknown("option", extra.pop(), groups.options())
-    integer(composed, "seed")
-    one_of(composed, "scale", SCALES)
-    if composed["save_form"] == "sliced" and composed["save"] is None:
-        raise UserError("save_form=sliced says how a model is saved, and none is: add save=<folder>, or leave it out.")
+    _check_options(composed, () if frozen else groups.options())
     made = made or partial(_made, composed)
     pattern = made(parse_pattern, "sparsity")
     allocator = made(_allocator, "allocator")
@@ -238,6 +233,23 @@ def typed(composed: dict[str, Any], made: Callable[..., Any] | None = None, *, f
         conversion=made(_conversion, "conversion") if "conversion" in composed else None,
         composed=composed,
     )
+
+
+def _check_options(composed: Mapping[str, Any], known: Collection[str]) -> None:
+    """Look at options that no component takes.
+
+    Args:
+        known: the options that there are; empty: they were looked at before.
+
+    Raises:
+        UserError: an unknown option, or a value that cannot be.
+    """
+    if extra := set(composed) - set(known) if known else set():
+        raise unknown("option", extra.pop(), known)
+    integer(composed, "seed")
+    one_of(composed, "scale", SCALES)
+    if composed["save_form"] == "sliced" and composed["save"] is None:
+        raise UserError("save_form=sliced says how a model is saved, and none is: add save=<folder>, or leave it out.")
 
 
 def typed_here(composed: dict[str, Any]) -> RunConfig:
