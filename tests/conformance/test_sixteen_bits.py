@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -110,15 +110,15 @@ def test_allocators(name: str, dtype: str, typed: Callable, options: list[str]) 
 )
 def test_planners_and_recoveries(kind: str, name: str, dtype: str, typed: Callable, options: list[str]) -> None:
     """With whatever their defaults ask for, but for what is trained; a planner may take the pruned blocks away."""
-    known = catalogue.defaults(kind, name)
+    known, component = catalogue.defaults(kind, name), cast("Any", catalogue.lookup(kind, name))
     few = [f"{kind}.{setting}={value}" for setting, value in FEW_STEPS.items() if setting in known]
     few += ["planner.amount=0.02"] if known.get("of") == "linears" else []  # of all blocks, which two can give
-    if kind == "recovery" and not catalogue.lookup(kind, name).leaves_plain:  # it is in place of what is gone
+    if kind == "recovery" and not component.leaves_plain:  # it is in place of what is gone
         few += ["planner=block_influence", "planner.keep_first=1"]
     done = typed(*options, "method=wanda", f"{kind}={name}", *few, f"dtype={dtype}")
     assert done.status == 0, done.err
     record = done.record
     assert record["status"] == "ok", record["reason"]
     assert all(math.isfinite(number) for number in numbers(record))
-    if kind == "recovery" and catalogue.lookup(kind, name).keeps_zeros and not record["plan"]:
+    if kind == "recovery" and component.keeps_zeros and not record["plan"]:
         check(record, 0.5)
