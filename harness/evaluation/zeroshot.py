@@ -14,6 +14,7 @@ from harness.core.geometry import Geometry
 from harness.data.corpora import Local, local_file, read_known
 from harness.data.vocabulary import TOLD, unknown_tokens
 from harness.data.zeroshot import TASKS, LocalTask, hub_rows
+from harness.evaluation.likelihoods import AT_ONCE, LOGIT_BYTES, SHORTEST
 from harness.evaluation.prepared import prepared
 from harness.evaluation.protocol import Context, Measure, Protocol
 from harness.evaluation.zeroshot_lm import (
@@ -39,21 +40,19 @@ from harness.runtime.errors import UserError, unknown
 from harness.runtime.hub import asking, why_nothing
 
 EMBEDDED_VERSION = 1
-LONGEST_PROMPT = 1024
-"""Tokens that the longest prompt (BoolQ's) may take."""
 TOKENS = {
-    "boolq": 3270 * 2 * 180,
-    "rte": 277 * 2 * 90,
-    "hellaswag": 10042 * 4 * 100,
-    "winogrande": 1267 * 2 * 30,
-    "arc_easy": 2376 * 4 * 35,
-    "arc_challenge": 1172 * 4 * 40,
-    "openbookqa": 500 * 4 * 20,
-    "piqa": 1838 * 2 * 45,
-    "embedded-cloze": 500 * 4 * 80,
-    "embedded-facts": 500 * 4 * 20,
+    "boolq": 508_000,
+    "rte": 25_000,
+    "hellaswag": 1_827_000,
+    "winogrande": 53_000,
+    "arc_easy": 114_000,
+    "arc_challenge": 69_000,
+    "openbookqa": 12_000,
+    "piqa": 127_000,
+    "embedded-cloze": 84_000,
+    "embedded-facts": 6_000,
 }
-"""Items, answers of each, and tokens of a prompt with one, about."""
+"""Tokens that run where a context runs once, counted with the tokenizers of the proxies and of the embedded models."""
 
 
 @component("evaluator", "zeroshot")
@@ -83,9 +82,10 @@ class ZeroShot:
             raise UserError(f"task '{self.task}': fewshot is at least 0 and batch_size at least 1.")
 
     def cost(self, geometry: Geometry, work: Work) -> Cost:
-        """Every prompt with every answer; the logits of a batch, in the model's dtype and in float32."""
-        logits = self.batch_size * LONGEST_PROMPT * geometry.vocabulary * (4 + work.itemsize)
-        return Cost(forwards=TOKENS.get(self.task, 256 * work.window), working_bytes=logits)
+        """Every context once, with all its answers; what a batch takes in a block, with its mask, or its logits."""
+        rows = AT_ONCE[work.device] * (6 * geometry.hidden + 3 * geometry.wide + SHORTEST[work.device]) * work.itemsize
+        logits = LOGIT_BYTES[work.device] * (2 + work.itemsize // 4)
+        return Cost(forwards=TOKENS.get(self.task, 256 * work.window), working_bytes=max(rows, logits))
 
     def protocol(self, context: Context) -> Protocol:
         """The protocol of the task where its data are now; a limit makes it another one."""
