@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.data import corpora
+from harness.evaluation import prepared
 from harness.evaluation.protocol import Context
 from harness.evaluation.zeroshot import ZeroShot
 from harness.models.decoder import decoder_of
@@ -117,6 +118,30 @@ def test_accuracy_is_the_likeliest_choice(facts: Path, model: LlamaForCausalLM, 
     assert measures["acc"].samples == 40 and measures["acc"].note == ""
     right = found["acc"] / 40
     assert measures["acc"].stderr == pytest.approx(math.sqrt(right * (1 - right) / 39))
+
+
+def test_a_task_is_made_once_and_its_answers_are_the_models_own(
+    facts: Path, model: LlamaForCausalLM, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Any] = []
+    own = ZeroShot.load
+
+    def counted(self: ZeroShot) -> Any:
+        loads.append(own(self))
+        return loads[-1]
+
+    monkeypatch.setattr(prepared, "_PREPARED", {})
+    monkeypatch.setattr(ZeroShot, "load", counted)
+    torch.manual_seed(7)
+    other = LlamaForCausalLM(model.config).eval()
+
+    def values(one: LlamaForCausalLM) -> list[float | None]:
+        return [m.value for m in ZeroShot("embedded-facts")(decoder_of(one), tokenizer, CONTEXT)]
+
+    first, between, again = values(model), values(other), values(model)
+    assert len(loads) == 1 and first == again != between
+    alone = list(ZeroShot("embedded-facts")(decoder_of(other), tokenizer, EXACT))
+    assert [m.value for m in alone] == between
 
 
 def random_states() -> tuple[Any, ...]:
