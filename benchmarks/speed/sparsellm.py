@@ -149,7 +149,7 @@ def run_ours(model: LlamaForCausalLM, ids: Tensor, how: Any, *, exact: bool = Fa
 
 STEPS: dict[str, list[tuple[Any, str]]] = {
     "observe (forward and Gram matrices)": [(StreamedBlock, "observe")],
-    "first epoch": [(method, "prune_seen")],
+    "first epoch": [(method, "first_epoch")],
     "forward behind the block": [(StreamedBlock, "advance")],
     "dense variables": [(chunks.Chunks, "__init__")],
     "passes: rest": [(chunks.Chunks, "sweep")],

@@ -128,7 +128,7 @@ class SparseLLM:
         if self.variant == "released" and not part.gated and not isinstance(part.activation, nn.ReLU):
             raise Refusal("method.variant=released knows gated feed-forward parts and those with ReLU only.")
         stats, state = self._observe(block, part)
-        first = EachLinear(self.inner).prune_block(block, patterns, stats)
+        first = first_epoch(self.inner, block, patterns, stats)
         penalties = self._penalties(part)
         dense = {site: block.weights[site] for site in part.sites}
         problem = Problem(
@@ -169,3 +169,10 @@ class SparseLLM:
         stats = dict(block.observe({site: statistic for site in block.weights if statistic} | mine))
         state = stats[part.readers[0]]
         return stats | dict.fromkeys(part.readers, state.get("inner", state["gram"])), state
+
+
+def first_epoch(
+    inner: Any, block: BlockView, patterns: Mapping[Site, Pattern], stats: Mapping[Site, ActivationStats]
+) -> dict[Site, Pruned]:
+    """Every matrix pruned by the inner method alone, from what was seen of its inputs."""
+    return EachLinear(inner).prune_block(block, patterns, stats)
